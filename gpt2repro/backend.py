@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'sync', 'end_step', 'to_device', 'autocast',
            'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
-           'matmul_peak']
+           'matmul_peak', 'problems']
 
 # %% ../nbs/01_backend.ipynb #7648bd97
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -185,3 +185,24 @@ def matmul_peak(
         sync(device)
         best = max(best, 2*n**3/(time.perf_counter()-t))
     return best
+
+# %% ../nbs/01_backend.ipynb #d574af38
+def _version(name):
+    from importlib.metadata import PackageNotFoundError,version
+    try: return version(name)
+    except PackageNotFoundError: return ''
+
+def problems()->list[tuple[str, str]]: # (what is wrong, how to mend it)
+    "What keeps this machine from its best device, or `torch_xla` from working"
+    out,xla = [],_version('torch_xla')
+    if sys.version_info<(3, 11): out.append((f'Python {platform.python_version()} is too old', 'install Python 3.11 or later'))
+    if xla and torch.__version__.split('.')[:2]!=xla.split('.')[:2]:
+        v = '.'.join(xla.split('.')[:2])
+        out.append((f'torch_xla {xla} needs torch {v}, and this is torch {torch.__version__}', f'pip install "torch=={v}.*"'))
+    if any(Path('/dev').glob('accel[0-9]*')) and not xla and not _version('torch_tpu'): out.append(('there is a TPU and nothing to drive it with', 'pip install "gpt2repro[xla]"'))
+    if xla and os.environ.get('PJRT_DEVICE', 'TPU')=='TPU' and any(Path('/dev').glob('accel[0-9]*')) and not has_package('libtpu'):
+        out.append(('libtpu is missing', 'pip install "torch_xla[tpu]"'))
+    if Path('/proc/driver/nvidia/version').exists() and not torch.cuda.is_available():
+        out.append((f'there is an NVIDIA driver, but torch {torch.__version__} does not see a GPU', 'pip install --force-reinstall torch (a CUDA build), then check `nvidia-smi`'))
+    if os.environ.get('COLAB_RELEASE_TAG') and available()==['cpu']: out.append(('this Colab runtime has no accelerator', 'choose Runtime → Change runtime type → v5e-1 TPU'))
+    return out

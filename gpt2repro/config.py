@@ -145,7 +145,7 @@ class OptimConfig(Config):
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
 
-# %% ../nbs/00_config.ipynb #d876b3e0
+# %% ../nbs/00_config.ipynb #27da6bbe
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     "Everything that decides a run. Raises `ValueError` for what does not fit together"
@@ -163,6 +163,7 @@ class RunConfig(Config):
     keep: int = 3                       # checkpoints kept
     dtype: str = 'float32'              # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
     seed: int = 0
+    start_from: str = ''                # begin with these weights: a folder or a hub name; '' for a fresh model
 
     def __post_init__(self):
         super().__post_init__()
