@@ -6,15 +6,19 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
-           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic']
+           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic', 'locked']
 
-# %% ../nbs/00_config.ipynb #421e4231
-import difflib,json,os,sys,tempfile,time
+# %% ../nbs/00_config.ipynb #b6e6064f
+import difflib,json,os,sys,tempfile
+from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field,fields,is_dataclass,replace
 from pathlib import Path
 from typing import get_type_hints
 
 from tqdm.auto import tqdm
+
+try: import fcntl
+except ImportError: fcntl = None         # Windows has no such lock
 
 # %% ../nbs/00_config.ipynb #50d5ceca
 def nearest(
@@ -295,3 +299,18 @@ def write_atomic(
         Path(tmp).unlink(missing_ok=True)
         raise
     return path
+
+# %% ../nbs/00_config.ipynb #34e0cb46
+@contextmanager
+def locked(
+    folder, # the folder to work in; made if it is not there
+):
+    "Nobody else works in `folder` meanwhile. Raises `RuntimeError` when somebody does"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    with open(Path(folder)/'.lock', 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except BlockingIOError: raise RuntimeError(f'another process is working in {folder}: wait for it, stop it, or take another folder') from None
+        yield
