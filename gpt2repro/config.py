@@ -6,19 +6,15 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
-           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic', 'locked']
+           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic']
 
-# %% ../nbs/00_config.ipynb #b6e6064f
+# %% ../nbs/00_config.ipynb #87c3dace
 import difflib,json,os,sys,tempfile
-from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field,fields,is_dataclass,replace
 from pathlib import Path
 from typing import get_type_hints
 
 from tqdm.auto import tqdm
-
-try: import fcntl
-except ImportError: fcntl = None         # Windows has no such lock
 
 # %% ../nbs/00_config.ipynb #50d5ceca
 def nearest(
@@ -251,7 +247,7 @@ def recipe(name:str)->RunConfig:
     if name not in _recipes: raise ValueError(f'unknown recipe {name!r}: {nearest(name, _recipes)}')
     return _recipes[name]()
 
-# %% ../nbs/00_config.ipynb #cc0cfffd
+# %% ../nbs/00_config.ipynb #1dd23c5b
 class _Lines:
     "A stream for tqdm that turns each refresh into a line of its own"
     def __init__(self, out): self.out = out
@@ -272,7 +268,9 @@ def progress(
 )->tqdm:
     "A tqdm bar in a terminal or a notebook, plain lines elsewhere, nothing with the environment's `GPT2REPRO_QUIET=1`"
     if os.environ.get('GPT2REPRO_QUIET')=='1': return tqdm(it, total=total, disable=True)
-    if not _interactive(): kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2*every, ascii=True, ncols=100, miniters=1)
+    if not _interactive():
+        kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2*every, miniters=1,
+                  bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}' if total or hasattr(it, '__len__') else None)
     return tqdm(it, desc=desc, total=total, unit=unit, unit_scale=True, dynamic_ncols=_interactive(), **kw)
 
 def warn(msg:str):
@@ -299,18 +297,3 @@ def write_atomic(
         Path(tmp).unlink(missing_ok=True)
         raise
     return path
-
-# %% ../nbs/00_config.ipynb #34e0cb46
-@contextmanager
-def locked(
-    folder, # the folder to work in; made if it is not there
-):
-    "Nobody else works in `folder` meanwhile. Raises `RuntimeError` when somebody does"
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with open(Path(folder)/'.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f'another process is working in {folder}: wait for it, stop it, or take another folder') from None
-        yield
