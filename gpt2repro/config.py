@@ -8,8 +8,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
            'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic']
 
-# %% ../nbs/00_config.ipynb #421e4231
-import difflib,json,os,sys,tempfile,time
+# %% ../nbs/00_config.ipynb #87c3dace
+import difflib,json,os,sys,tempfile
 from dataclasses import asdict,dataclass,field,fields,is_dataclass,replace
 from pathlib import Path
 from typing import get_type_hints
@@ -247,7 +247,7 @@ def recipe(name:str)->RunConfig:
     if name not in _recipes: raise ValueError(f'unknown recipe {name!r}: {nearest(name, _recipes)}')
     return _recipes[name]()
 
-# %% ../nbs/00_config.ipynb #cc0cfffd
+# %% ../nbs/00_config.ipynb #1dd23c5b
 class _Lines:
     "A stream for tqdm that turns each refresh into a line of its own"
     def __init__(self, out): self.out = out
@@ -268,7 +268,9 @@ def progress(
 )->tqdm:
     "A tqdm bar in a terminal or a notebook, plain lines elsewhere, nothing with the environment's `GPT2REPRO_QUIET=1`"
     if os.environ.get('GPT2REPRO_QUIET')=='1': return tqdm(it, total=total, disable=True)
-    if not _interactive(): kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2*every, ascii=True, ncols=100, miniters=1)
+    if not _interactive():
+        kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2*every, miniters=1,
+                  bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}' if total or hasattr(it, '__len__') else None)
     return tqdm(it, desc=desc, total=total, unit=unit, unit_scale=True, dynamic_ncols=_interactive(), **kw)
 
 def warn(msg:str):

@@ -1,0 +1,52 @@
+# gpt2repro: every daily act. `make help` lists them.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+WORKERS ?= 2
+ARGS    ?=
+PIP     := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+SOURCES := settings.ini pyproject.toml setup.py constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test test-slow docs export save prepare clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/python: # the environment itself
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 or later is needed: make PYTHON=python3.11 …") if v<(3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run: $(VENV)/python $(SOURCES) # the package and what it needs
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run # what tests and documentation need
+	$(PIP) -e '.[dev,docs]'
+	@touch $@
+
+reproduce: $(VENV)/run ## raw text to samples, scores and a report, in ten minutes (ARGS='--minutes 2' for less)
+	$(BIN)/gpt2repro reproduce $(ARGS)
+
+test: $(VENV)/dev ## export and cleanliness, every cell and every test that this machine can run
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-slow: $(VENV)/dev ## the long ones too
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
+
+node_modules: package-lock.json
+	npm ci --no-audit --no-fund --silent
+	@touch $@
+
+docs: $(VENV)/dev node_modules ## the documentation site, into _docs/, and README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py --readme
+
+export: $(VENV)/dev ## the package from the notebooks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export
+
+save: export ## run the notebooks, keep their outputs, clean them
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'nbdev-test --n-workers 0 --save && nbdev-clean'
+
+clean: ## remove what can be made again (not the runs)
+	rm -rf _docs _proc _mkdocs _mkdocs.yml build dist *.egg-info .pytest_cache .hypothesis
