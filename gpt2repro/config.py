@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
-           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'progress', 'warn', 'write_atomic']
+           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'from_json2019', 'progress', 'warn', 'write_atomic']
 
 # %% ../nbs/00_config.ipynb #87c3dace
 import difflib,json,os,sys,tempfile
@@ -246,6 +246,44 @@ def recipe(name:str)->RunConfig:
     "The recipe of that name. Raises `ValueError` with the nearest names"
     if name not in _recipes: raise ValueError(f'unknown recipe {name!r}: {nearest(name, _recipes)}')
     return _recipes[name]()
+
+# %% ../nbs/00_config.ipynb #ecd630a0
+_same2019 = dict(n_vocab='vocab_size', n_ctx='n_ctx', n_embd='n_embd', n_layer='n_layer', n_head='n_head', attn_dropout='attn_pdrop', res_dropout='resid_pdrop')
+
+def _notes2019(d, opt):
+    "(key, what to know about it) for what a RunConfig does not hold"
+    yield 'encoder_path',"GPT-2's own vocabulary: give the folder that holds it as data.tokenizer"
+    yield from ((k, 'a place of his; ignored') for k in ('data_path', 'model_path', 'predict_path'))
+    yield from ((k, 'how his program ran on a TPU or evaluated; ignored') for k in ('eval_steps', 'iterations', 'predict_batch_size', 'eval_batch_size'))
+    yield 'model','there is only GPT2 here; ignored'
+    yield 'train_steps','steps of one call of his program; max_steps counts here'
+    yield 'embed_dropout','on the embedding *tables*, not on their sum: model.tables = TableDropout(p); embd_pdrop is 0'
+    yield 'scale',"the init's, on both residual projections: init_connor_june(model, scale)"
+    yield from ((k, "the later init's: init_connor_july(model)") for k in ('scale_by_depth', 'scale_by_in'))
+    yield 'weight_decay','on *all* variables there, gains and biases too; here on matrices only'
+    yield 'epsilon',"AdamW's; torch's 1e-8 is used here"
+    if opt=='adafactor': yield from ((k, "Adafactor's own 1 - t^-0.8, as here; ignored") for k in ('decay_type', 'decay_exponent'))
+
+def from_json2019(
+    path,                         # a JSON file of the reproduction of 2019
+)->tuple['RunConfig', list[str]]: # the config, and a line for each setting that it cannot hold
+    "Read his settings. Raises `ValueError` for a file that is none of his"
+    try: d = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not JSON ({e})') from None
+    need = [*_same2019, 'opt_name', 'lr', 'warmup_steps', 'train_batch_size', 'max_steps']
+    if not isinstance(d, dict) or (lost := [k for k in need if k not in d]):
+        raise ValueError(f"{path}: not a settings file of 2019: {lost[0] if isinstance(d, dict) else 'an object'} is missing")
+    if d['opt_name'] not in ('adam', 'adafactor'): raise ValueError(f"{path}: opt_name={d['opt_name']!r}: only adam and adafactor were there")
+    ada = d['opt_name']=='adafactor'
+    opt = OptimConfig(name='adafactor' if ada else 'adamw', lr=d['lr'], schedule='cosine', final=0., warmup_steps=d['warmup_steps'], beta1=d.get('beta1', .9), clip=0.,
+                      weight_decay=d.get('weight_decay', 0.), **({} if ada else dict(beta2=d.get('beta2', .999))))
+    run = RunConfig(name=Path(path).stem, model=GPT2Config(embd_pdrop=0., **{v: d[k] for k,v in _same2019.items()}), data=DataConfig(source='openwebtext', tokenizer='gpt2'), optim=opt,
+                    batch_tokens=d['train_batch_size']*d['n_ctx'], micro_batch=1, max_steps=d['max_steps'], dtype=d.get('precision', 'float32'))
+    said = dict(_notes2019(d, d['opt_name']))
+    used = {*need, 'beta1', 'beta2', 'precision'}
+    notes = [f'{k}={d[k]!r}: {said[k]}' for k in d if k in said]
+    notes += [f"input={d['input']!r}: his mixture of documents; source='openwebtext' stands for it"] if 'input' in d else []
+    return run,notes+[f'{k}={v!r}: unknown; ignored' for k,v in d.items() if k not in said and k not in used and k!='input']
 
 # %% ../nbs/00_config.ipynb #1dd23c5b
 class _Lines:

@@ -7,63 +7,76 @@ Docs: https://gpt2repro.github.io/gpt2repro/loss.html.md"""
 # %% auto #0
 __all__ = ['chunked_ce', 'lm_loss', 'sequence_logprobs', 'token_logprobs', 'bits_per_byte']
 
-# %% ../nbs/07_loss.ipynb #569c1cbe
+# %% ../nbs/07_loss.ipynb #a62b5d44
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from .backend import prefers_blocks
+from .ops import spans
 
-# %% ../nbs/07_loss.ipynb #5e6a1625
+# %% ../nbs/07_loss.ipynb #74f06e8f
 def _compute_dtype(h):
     "The dtype of matrix products on `h`'s device: autocast's, if it is on"
     kind = h.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
 
 class _ChunkedCE(torch.autograd.Function):
-    "Sum of cross-entropies over all tokens, times `scale`; gradients are computed in the forward pass"
+    "Sum of the cross-entropies, times `scale`; the gradients are computed in the forward pass"
     @staticmethod
-    def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype):    # (N,C), (V,C), (N,)
+    def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype, rows, cols):    # (N,C), (V,C), (N,)
         want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        w,hd = table.to(dtype),h.to(dtype)
-        dh,dw = (torch.empty_like(h),torch.zeros_like(table)) if want else (None,None)
-        nll = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
-        for i in range(0, len(y), chunk):
-            hc,yc = hd[i:i+chunk],y[i:i+chunk,None]
-            real = yc!=ignore_index
-            yc = yc.where(real, 0)
-            z = (hc@w.T).to(nll.dtype)                                   # (chunk,V)
-            lse = z.logsumexp(1, keepdim=True)
-            nll += ((lse-z.gather(1, yc))*real).sum()
+        N,V = len(y),len(table)
+        w,hd,real,y = table.to(dtype),h.to(dtype),(y!=ignore_index)[:, None],y.where(y!=ignore_index, 0)[:, None]
+        wide = torch.promote_types(dtype, torch.float32)
+        dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table)) if want else (None,None)
+        nll = h.new_zeros((), dtype=wide)
+        p = h.new_empty(min(chunk, N), V, dtype=dtype)
+        for i,j in spans(N, chunk):
+            pc = p[:j-i]
+            for a,b in spans(j-i, rows):
+                z,yz = hd[i+a:i+b]@w.T,y[i+a:i+b]                                          # (rows,V)
+                torch.softmax(z, 1, out=pc[a:b])
+                lse = z.amax(1, keepdim=True).to(wide) - pc[a:b].amax(1, keepdim=True).to(wide).log()    # the largest p is exp(largest z - lse)
+                nll += ((lse-z.gather(1, yz))*real[i+a:i+b]).sum()
             if not want: continue
-            z = z.sub_(lse).exp_().scatter_add_(1, yc, z.new_full(yc.shape, -1.)).mul_(scale*real).to(dtype)    # p - onehot
-            dh[i:i+chunk] = z@w
-            dw += z.T@hc
-        ctx.save_for_backward(dh, dw)
+            pc.scatter_add_(1, y[i:j], pc.new_full((j-i, 1), -1.))                         # p - onehot: the gradient of the logits
+            hc = hd[i:j]*real[i:j]
+            for a,b in spans(V, cols):
+                dh[i:j] += pc[:, a:b]@w[a:b]
+                if i==0: dw[a:b] = pc[:, a:b].T@hc
+                else: dw[a:b] += pc[:, a:b].T@hc
+        if want: dh *= real
+        ctx.grads,ctx.scale,ctx.like = (dh,dw),scale,h.dtype
         return nll*scale
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
-        dh,dw = ctx.saved_tensors
-        return dh*g,dw*g,None,None,None,None,None
+        if ctx.grads is None: raise RuntimeError('a second backward pass through one loss: its gradients are gone; compute the loss again')
+        (dh,dw),ctx.grads = ctx.grads,None
+        return (dh*(g*ctx.scale)).to(ctx.like),dw.mul_(g*ctx.scale),None,None,None,None,None,None,None
 
-# %% ../nbs/07_loss.ipynb #3fb52cde
+# %% ../nbs/07_loss.ipynb #b73047ff
 def chunked_ce(
     h:Tensor,               # (N,C) hidden states
     table:Tensor,           # (V,C) token table
     y:Tensor,               # (N,) int64 targets
-    chunk:int=512,          # tokens whose logits are held at once
+    chunk:int=1024,         # tokens whose logits are held at once
     ignore_index:int=-100,  # targets that do not count
 )->Tensor:                  # scalar, nats per token
     "Mean of `F.cross_entropy(h@table.T, y)`, without its memory"
     scale = 1/(y!=ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
-    return _ChunkedCE.apply(h, table, y, scale, chunk, ignore_index, _compute_dtype(h))
+    rows,cols = (256, 4096) if prefers_blocks(h.device) else (chunk, len(table))
+    return _ChunkedCE.apply(h, table, y, scale, chunk, ignore_index, _compute_dtype(h), rows, cols)
 
 def lm_loss(
     model,                  # a `GPT2`
     x:Tensor,               # (B,T) int64 ids
     y:Tensor,               # (B,T) int64: the token after each
-    chunk:int=512,          # tokens whose logits are held at once
+    chunk:int=1024,         # tokens whose logits are held at once
     ignore_index:int=-100,  # targets that do not count, such as padding
     mask:Tensor=None,       # (B,T), true where `x` is a token and not padding
 )->Tensor:                  # scalar, nats per token

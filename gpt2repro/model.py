@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/model.html.md"""
 __all__ = ['MLP', 'Attention', 'Block', 'KVCache', 'Tables', 'GPT2', 'sees', 'init_openai', 'init_connor_june',
            'init_connor_july', 'TableDropout']
 
-# %% ../nbs/06_model.ipynb #28c4a914
+# %% ../nbs/06_model.ipynb #30ed1e6e
 import math
 from functools import partial
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor,nn
 from .backend import activation_checkpoint
 from .config import GPT2Config,nearest
+from .ops import causal_attention
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
@@ -28,7 +29,7 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(cfg.resid_pdrop)
     def forward(self, x): return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate='tanh')))
 
-# %% ../nbs/06_model.ipynb #c46f69df
+# %% ../nbs/06_model.ipynb #af36d68d
 class Attention(nn.Module):
     "Causal self-attention with H heads, (B,T,C) → (B,T,C)"
     def __init__(self, cfg:GPT2Config):
@@ -44,10 +45,12 @@ class Attention(nn.Module):
         remember=None,     # function (k, v) -> all keys and values so far, such as a cache's
     )->Tensor:             # (B,T,C)
         B,T,C = x.shape
-        q,k,v = (o.view(B, T, self.n_head, C//self.n_head).transpose(1, 2) for o in self.c_attn(x).split(C, 2))   # (B,H,T,D)
-        if remember is not None: k,v = remember(k, v)                                                             # (B,H,S,D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=self.p if self.training else 0., is_causal=see is None)
-        return self.drop(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))                                         # heads side by side again
+        qkv,p = self.c_attn(x),self.p if self.training else 0.
+        if see is None: return self.drop(self.c_proj(causal_attention(qkv, self.n_head, p)))
+        q,k,v = (o.view(B, T, self.n_head, C//self.n_head).transpose(1, 2) for o in qkv.split(C, 2))   # (B,H,T,D)
+        if remember is not None: k,v = remember(k, v)                                                  # (B,H,S,D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=p)
+        return self.drop(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))                              # heads side by side again
 
 # %% ../nbs/06_model.ipynb #549006a4
 class Block(nn.Module):
