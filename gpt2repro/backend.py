@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'sync', 'end_step', 'to_device',
            'autocast', 'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state',
-           'set_rng_state', 'matmul_peak', 'problems']
+           'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -192,6 +192,11 @@ def matmul_peak(
         sync(device)
         best = max(best, 2*n**3/(time.perf_counter()-t))
     return best
+
+# %% ../nbs/01_backend.ipynb #9f5907d3
+def fast_dtype(device:torch.device)->str: # `float32` or `bfloat16`
+    "The precision in which this machine multiplies matrices fastest; bfloat16 only if it gains at least a third"
+    return 'bfloat16' if matmul_peak(device, torch.bfloat16)>4/3*matmul_peak(device, torch.float32) else 'float32'
 
 # %% ../nbs/01_backend.ipynb #d574af38
 def _version(name):

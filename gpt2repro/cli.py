@@ -9,7 +9,7 @@ __all__ = ['Some', 'Maybe', 'One', 'verbs', 'find_model', 'load_model', 'step_se
            'write_scores', 'reproduce_run', 'reproduce', 'prepare', 'run_config', 'train', 'sample', 'evaluate',
            'report', 'doctor', 'error_line', 'main']
 
-# %% ../nbs/17_cli.ipynb #2e200c10
+# %% ../nbs/17_cli.ipynb #5d5f6d87
 import os,re,shutil,sys,time,traceback
 from errno import ENOSPC
 from importlib.metadata import PackageNotFoundError,requires,version
@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 from fastcore.script import anno_parser,call_parse
-from .backend import available,describe,get_device,problems,sync
+from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import from_pretrained,latest_checkpoint
 from .config import RunConfig,nearest,override,progress,recipe as named_recipe,sizes,warn,write_atomic
@@ -120,7 +120,7 @@ def write_scores(
     write_atomic(Path(folder)/'scores.json', dumps(scores, indent=1))
     return scores
 
-# %% ../nbs/17_cli.ipynb #1ff18e3b
+# %% ../nbs/17_cli.ipynb #47897f79
 def reproduce_run(
     cfg:RunConfig,       # its `max_steps` is replaced by what fits into the time
     folder,              # the run
@@ -132,6 +132,7 @@ def reproduce_run(
     t0,folder,dev = time.perf_counter(),Path(folder),get_device(device)
     if not (folder/'config.json').exists():
         prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)
+        cfg = cfg.replace(dtype=fast_dtype(dev))
         step = step_seconds(cfg, dev)
         left = minutes*60*.97 - (time.perf_counter()-t0) - _reserve
         n = max(20, int(left/(step*1.06)))      # 6 % for evaluation, logging and checkpoints

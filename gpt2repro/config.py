@@ -226,10 +226,10 @@ def override(
         d[last] = _read(k, v, known[hits[0]])
     return from_dict(type(cfg), new)
 
-# %% ../nbs/00_config.ipynb #1677a63c
+# %% ../nbs/00_config.ipynb #cea793c5
 def tiny()->RunConfig:
     "`gpt2repro reproduce`: a small GPT-2 on the embedded corpus, made for two laptop cores and ten minutes"
-    return RunConfig(name='tiny')
+    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
 
 def gpt2_124m()->RunConfig:
     "`gpt2repro train RUN --recipe 124M --data FOLDER`: GPT-2's smallest model at its published batch of 512 × 1024 tokens, for one modern GPU or TPU chip and days"
