@@ -18,6 +18,7 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import load_file,save_file
 from .config import GPT2Config,nearest,warn
 from .model import GPT2
+from .tokenizer import save_hf
 
 # %% ../nbs/10_checkpoint.ipynb #cf38ffc4
 _hf_names = dict(n_ctx='n_positions')     # all other names are the same
@@ -119,7 +120,6 @@ def save_pretrained(
     (folder/'config.json').write_text(json.dumps(hf_config(model.cfg, getattr(tok, 'eot', None)), indent=2)+'\n')
     _save_tensors(to_hf(model.state_dict()), folder/'model.safetensors')
     if tok is not None:
-        from gpt2repro.tokenizer import save_hf
         save_hf(tok, folder)
     return folder
 

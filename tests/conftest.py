@@ -1,0 +1,10 @@
+"`--slow` runs what takes minutes; without it such tests are skipped and counted"
+import pytest
+
+def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the tests and cells that take minutes')
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--slow'): return
+    for o in items:
+        if 'slow' in o.keywords: o.add_marker(pytest.mark.skip(reason='slow: run with --slow (make test-slow)'))
