@@ -139,7 +139,8 @@ def activation_checkpoint(
     "`fn(*args)`, keeping nothing inside for the backward pass (Chen et al. 2016, arXiv 1604.06174)"
     if any(isinstance(a, torch.Tensor) and a.device.type=='xla' for a in args):
         from torch_xla.utils.checkpoint import checkpoint
-    else: from torch.utils.checkpoint import checkpoint
+        return checkpoint(fn, *args)                # has only the re-entrant kind: an argument must need a gradient
+    from torch.utils.checkpoint import checkpoint
     return checkpoint(fn, *args, use_reentrant=False)
 
 # %% ../nbs/01_backend.ipynb #746c3eb6
