@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import adamw_options,autocast,compile_model,describe,end_step,free_memory,get_device,matmul_peak,peak_memory,prefers_blocks,seed_all,to_device
+from .backend import OneProgram,adamw_options,autocast,compile_model,describe,end_step,free_memory,get_device,matmul_peak,peak_memory,prefers_blocks,seed_all,to_device
 from .batches import Batches,key
 from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
@@ -143,7 +143,7 @@ class Health:
     def read(self, *more)->tuple[int,dict,list]: # steps skipped since the last time; of the first: step, parameter, group; `more` as numbers
         "Bring everything to the host, `more` scalars with it, in one transfer"
         n,step,i,bad,*more = torch.cat([self.seen, *(o.float().reshape(1) for o in more)]).tolist()
-        self.seen = torch.zeros_like(self.seen)
+        self.seen = torch.zeros(4).to(self.seen.device)     # sent there: made there it would be another program
         name,group,_ = self.named[int(i)-1] if i else ('','','')
         return int(n),dict(step=int(step), parameter=name, group=group, loss='not finite' if bad else 'finite') if n else {},more
 
@@ -205,7 +205,9 @@ def fit(
     t = torch.tensor(float(start)).to(device)
     end_step(device)
     model.train()
+    program = OneProgram(device)
     for step in range(start, cfg.max_steps):
+        program.begin()
         seed_all(step_seed(cfg.seed, step), device)
         x,y = (to_device(o, device) for o in batches(step))
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
@@ -217,6 +219,7 @@ def fit(
         opt.step()
         opt.zero_grad()
         end_step(device)
+        program.end(x=x, y=y)
         yield step+1,loss,norm
 
 # %% ../nbs/15_train.ipynb #52a38e19
@@ -231,13 +234,13 @@ def valid_loss(
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
-    total = 0.
+    total = to_device(torch.zeros(()), device)
     for i in range(n):
         x,y = (to_device(o, device) for o in batches(i))
-        with autocast(device, dtype): total = total+lm_loss(model, x, y)
+        with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total/n
+    return total
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
@@ -445,10 +448,11 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
         raise Diverged(f'{said}: more than max_skips={cfg.max_skips}. The weights are those before; lower optim.lr, look at that batch, or raise max_skips')
 
     with noting_signals() as got, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
+        opt.track = True
         steps = fit(model, opt, batches, cfg, dev, step, health, lambda: got)
         t,since = time.perf_counter(),step
         while step<N:
-            opt.track = logging = _due(step+1, cfg.log_every, N)
+            logging = _due(step+1, cfg.log_every, N)
             step,loss,norm = next(steps, (step, None, None))
             if loss is None: break                                               # given up within a step
             bar.update(cfg.batch_tokens)
