@@ -67,7 +67,12 @@ def make_optimizer(
     if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
     if o.name=='adafactor': return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
     dev = groups[0]['params'][0].device
-    return torch.optim.AdamW(groups, lr=torch.tensor(o.lr, device=dev), betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    for g in opt.param_groups:
+        g['lr'] = torch.tensor(o.lr).to(dev)
+        for p in g['params'] if g['capturable'] else ():       # made and sent there before the first step, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
+            opt.state[p] = dict(step=torch.zeros(1).to(dev), exp_avg=torch.zeros(p.shape).to(dev), exp_avg_sq=torch.zeros(p.shape).to(dev))
+    return opt
 
 # %% ../nbs/15_train.ipynb #1d7d0398
 def accumulate(
@@ -134,9 +139,9 @@ class Health:
     )->tuple[torch.Tensor,torch.Tensor]: # global norm; is all finite?
         "Take the norms of the gradients as they are now"
         self.norms = torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named]))
-        norm = torch.linalg.vector_norm(self.norms)
+        norm = self.norms.square().sum().sqrt()
         ok = norm.isfinite() & loss.isfinite()
-        first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).amax(), (~loss.isfinite()).float()])
+        first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).max(), (~loss.isfinite()).float()])
         self.seen = torch.cat([(self.seen[0]+(~ok))[None], torch.where(ok | (self.seen[1]>0), self.seen[1:], first)])
         return norm,ok
 
@@ -202,7 +207,7 @@ def fit(
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
     rate,params,health = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters()),health or Health(model, opt)
-    t = torch.tensor(float(start)).to(device)
+    t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
     program = OneProgram(device)
@@ -213,9 +218,9 @@ def fit(
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
         if loss is None: return opt.zero_grad()
         t += 1
-        norm,ok = health.look(t, loss)
+        norm,ok = health.look(t.squeeze(), loss)
         clip(params, norm, cfg.optim.clip)
-        allow(opt, ok, rate(t))
+        allow(opt, ok, rate(t.squeeze()))
         opt.step()
         opt.zero_grad()
         end_step(device)
@@ -234,13 +239,13 @@ def valid_loss(
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
-    total = to_device(torch.zeros(()), device)
+    total = to_device(torch.zeros(1), device)       # not a scalar: XLA makes a constant of the number 0
     for i in range(n):
         x,y = (to_device(o, device) for o in batches(i))
         with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total
+    return total.squeeze()
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
@@ -272,7 +277,8 @@ class Log:
     def sync(self):
         "What was logged is on the disk when this returns"
         os.fsync(self.fd)
-    def close(self): os.close(self.fd)
+    def __enter__(self): return self
+    def __exit__(self, *args): os.close(self.fd)
 
 # %% ../nbs/15_train.ipynb #e521f672
 class Stopped(KeyboardInterrupt):
@@ -428,10 +434,8 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
     batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
-    rate,log = lr_schedule(cfg.optim, N),Log(folder/'log.jsonl', step, watch)
+    rate = lr_schedule(cfg.optim, N)
     note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
-    note('event', what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1), flops_per_token=flops, optimizer=repr(opt).split('\n')[0])
-
     def save():
         state = dict(step=step, seconds=seconds, skipped=skipped, data=fingerprint)
         saver(step, model, opt, state, score[1] if score[0]==step else None)
@@ -447,7 +451,8 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
         note('event', what='diverged')
         raise Diverged(f'{said}: more than max_skips={cfg.max_skips}. The weights are those before; lower optim.lr, look at that batch, or raise max_skips')
 
-    with noting_signals() as got, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
+    with noting_signals() as got, Log(folder/'log.jsonl', step, watch) as log, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
+        note('event', what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1), flops_per_token=flops, optimizer=repr(opt).split('\n')[0])
         opt.track = True
         steps = fit(model, opt, batches, cfg, dev, step, health, lambda: got)
         t,since = time.perf_counter(),step
@@ -480,7 +485,5 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
             note('event', what='stop', why=got[0])
             if saved<step: save()
             saver.wait()
-            log.close()
             raise Stopped(f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`')
-    log.close()
     return folder
