@@ -11,19 +11,20 @@ __all__ = ['stage_names', 'executors', 'CrawlConfig', 'CleanConfig', 'DedupConfi
            'practice_page', 'PracticeSite', 'warc_record', 'FetchPages', 'decode', 'charset', 'ReadPages',
            'ExtractText', 'FixText', 'Language', 'LongEnough', 'Words', 'NotRepetitive', 'content_hash', 'NoteContent',
            'FindCopies', 'DropCopies', 'word_grams', 'minhash_config', 'Sign', 'passages', 'IndexEvaluation',
-           'Decontaminate', 'Describe', 'Stage', 'stages', 'ReadText', 'DropNear', 'counts', 'funnel', 'funnel_figure',
-           'card', 'WriteCard', 'Local', 'OnRay', 'OnSlurm', 'run_stages', 'check_inputs', 'webtext', 'practice_dump']
+           'Decontaminate', 'ToJsonl', 'ToParquet', 'ListRemoved', 'Describe', 'Stage', 'stages', 'ReadText', 'Bands',
+           'Clusters', 'DropNear', 'counts', 'funnel', 'funnel_figure', 'card', 'WriteCard', 'Local', 'OnRay',
+           'OnSlurm', 'run_stages', 'check_inputs', 'webtext', 'practice_dump']
 
 # %% ../nbs/02a_webtext.ipynb #6ea21f49
 import heapq,html,io,ipaddress,json,logging,lzma,gzip,bz2,os,re,signal,socket,ssl,sys,threading,time,zlib
 import http.client
-import multiprocessing as mp
 from collections import Counter,OrderedDict,deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager,redirect_stderr
 from dataclasses import dataclass,field
 from datetime import datetime,timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import groupby,islice
 from pathlib import Path
 from urllib.parse import quote,urljoin,urlsplit
@@ -32,9 +33,9 @@ import numpy as np
 from .config import Config,from_dict,nearest,to_dict,warn,write_atomic
 from .corpus import read_file,kinds as text_kinds
 
-# %% ../nbs/02a_webtext.ipynb #6750f30d
+# %% ../nbs/02a_webtext.ipynb #89a4656f
 try:
-    import orjson,py3langid,zstandard
+    import multiprocess,orjson,py3langid,zstandard
     from datatrove.data import Document
     from datatrove.executor.local import LocalPipelineExecutor
     from datatrove.executor.ray import RayPipelineExecutor
@@ -56,7 +57,9 @@ try:
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
     from xxhash import xxh64_intdigest
-except ImportError as e: raise ImportError(f"webtext needs the package {e.name}: pip install 'gpt2repro[webtext]'") from None
+    for p in ('trafilatura', 'lxml_html_clean'):
+        if not find_spec(p): raise ModuleNotFoundError(name=p)
+except ImportError as e: raise ImportError(f"webtext needs the package {(e.name or str(e)).partition('.')[0]}: pip install 'gpt2repro[webtext]'") from None
 
 # %% ../nbs/02a_webtext.ipynb #57397539
 @dataclass(frozen=True, kw_only=True)
@@ -591,7 +594,7 @@ def practice_page(
     if kind==11: return 200,utf8,_page(f'Private {i}', text).encode()                                                                                                    # robots.txt forbids it
     if kind==12: return 200,utf8,_page(f'Menu {i}', text, nav=400).encode()
     if kind==13: return 200,utf8,_page(f'Page {i-13}', _prose(random.Random(i-13), 4+(i-13)%5)[:-1]+['One paragraph is new.']).encode()                                  # nearly page i - 13
-    if kind==14: return 200,utf8,_page(f'Copy {i}', _prose(random.Random(14), 7)).encode()                                                                             # all of this kind alike
+    if kind==14: return 200,utf8,_page('Copy', _prose(random.Random(14), 7)).encode()                                                                             # all of this kind alike
     if kind in (15, 16, 17): return 200,utf8,_page(f'Seite {i}', [_foreign[l := ('de', 'fr', 'ru')[kind-15]]+f' ({i})']*2, lang=l).encode()
     if kind==18: return 200,utf8,_page(f'Malformed {i}', text).replace('</p>', '').replace('</li>', '').replace('</html>', '<div><table><td><b>').encode()
     if kind==19: return 302,{'Location': ('http://10.0.0.1/secret', 'http://169.254.169.254/latest/meta-data/', 'file:///etc/passwd', 'http://192.168.0.1/')[i//25%4]},b''
@@ -1114,13 +1117,33 @@ class Decontaminate(BaseFilter):
 def _row(self, doc): return dict(text=doc.text, url=doc.metadata.get('url', ''), score=doc.metadata.get('score'), date=doc.metadata.get('date', ''))
 def _reason(self, doc): return dict(url=doc.metadata.get('url', ''), reason=doc.metadata.get('filter_reason', 'near copy'), **doc.metadata.get('evidence', {}), begins=doc.text[:120])
 
-def _writer(folder, fmt):
-    import pyarrow as pa
-    if fmt=='jsonl.zst': return JsonlWriter(str(folder), '${rank}.jsonl', compression='zstd', adapter=_row)
-    schema = pa.schema([('text', pa.string()), ('url', pa.string()), ('score', pa.int32()), ('date', pa.string())])
-    return ParquetWriter(str(folder), '${rank}.parquet', compression='zstd', adapter=_row, schema=schema, max_file_size=-1, batch_size=200)
+def _whole(self, doc): return dict(text=doc.text, id=doc.id, metadata=doc.metadata)
 
-def _listing(folder, what): return JsonlWriter(str(folder), f'{what}-${{rank}}.jsonl', compression=None, adapter=_reason)
+class ToJsonl(JsonlWriter):
+    "Documents to `00000.jsonl.zst`"
+    type,name = 'out','write'
+    def __init__(self,
+        folder,       # gets a file for each task
+        adapter=_row, # what to write of a document
+    ): super().__init__(str(folder), '${rank}.jsonl', compression='zstd', adapter=adapter)
+
+class ToParquet(ParquetWriter):
+    "Documents to `00000.parquet`"
+    type,name = 'out','write'
+    def __init__(self,
+        folder,       # gets a file for each task
+    ):
+        import pyarrow as pa
+        schema = pa.schema([('text', pa.string()), ('url', pa.string()), ('score', pa.int32()), ('date', pa.string())])
+        super().__init__(str(folder), '${rank}.parquet', compression='zstd', adapter=_row, schema=schema, max_file_size=-1, batch_size=200)
+
+class ListRemoved(JsonlWriter):
+    "What was dropped, and why, to `WHAT-00000.jsonl`"
+    type,name = 'out','removed'
+    def __init__(self,
+        folder,       # gets a file for each task
+        what:str,     # begins its name
+    ): super().__init__(str(folder), f'{what}-${{rank}}.jsonl', compression=None, adapter=_reason)
 
 class Describe(PipelineStep):
     "Lengths and sites of the documents that pass, into a file for each task"
@@ -1176,23 +1199,22 @@ def stages(
     if clean.language: text.append(Language(clean.language))
     if clean.min_chars: text.append(LongEnough(clean.min_chars))
     if clean.repetition: text.append(NotRepetitive())
-    out.append(Stage(name='text', of='text', tasks=T, steps=[*text, NoteContent(work/'content'), JsonlWriter(str(f/'text'), '${rank}.jsonl', compression='zstd')]))
+    out.append(Stage(name='text', of='text', tasks=T, steps=[*text, NoteContent(work/'content'), ToJsonl(f/'text', _whole)]))
     def read(listed=None):
         steps = [ReadText(f/'text')]
-        return steps+([DropCopies(work/'copies', _listing(removed, 'exact') if listed else None)] if dd.exact else [])
+        return steps+([DropCopies(work/'copies', ListRemoved(removed, 'exact') if listed else None)] if dd.exact else [])
     if dd.exact: out.append(Stage(name='dedup-copies', of='dedup', tasks=T, steps=[FindCopies(work/'content', work/'copies')]))
     if dd.near:
-        m = minhash_config(dd)
         out += [Stage(name='dedup-sign', of='dedup', tasks=T, steps=[*read(), Sign(work/'signatures', dd)]),
-                Stage(name='dedup-bands', of='dedup', tasks=dd.bands, steps=[MinhashDedupBuckets(str(work/'signatures'), str(work/'pairs'), config=m, lines_to_buffer=200)]),
-                Stage(name='dedup-clusters', of='dedup', tasks=1, steps=[MinhashDedupCluster(str(work/'pairs'), str(work/'clusters'), config=m, lines_to_buffer=1000)])]
+                Stage(name='dedup-bands', of='dedup', tasks=T, steps=[Bands(work/'signatures', work/'pairs', dd)]),
+                Stage(name='dedup-clusters', of='dedup', tasks=1, steps=[Clusters(work/'pairs', work/'clusters', dd)])]
     last = read(listed=True)
-    if dd.near: last.append(DropNear(work/'clusters', _listing(removed, 'near')))
+    if dd.near: last.append(DropNear(work/'clusters', ListRemoved(removed, 'near')))
     if dd.evaluation:
         files = [o.strip() for o in dd.evaluation.split(',') if o.strip()]
         out.append(Stage(name='dedup-index', of='dedup', tasks=1, steps=[IndexEvaluation(files, work/'evaluation')]))
-        last.append(Decontaminate(work/'evaluation', dd.overlap, _listing(removed, 'contaminated')))
-    out.append(Stage(name='dedup-write', of='dedup', tasks=T, steps=[*last, Describe(work/'described'), _writer(f/'documents', cfg.format)]))
+        last.append(Decontaminate(work/'evaluation', dd.overlap, ListRemoved(removed, 'contaminated')))
+    out.append(Stage(name='dedup-write', of='dedup', tasks=T, steps=[*last, Describe(work/'described'), (ToParquet if cfg.format=='parquet' else ToJsonl)(f/'documents')]))
     out.append(Stage(name='dedup-card', of='dedup', tasks=1, steps=[WriteCard(f)]))
     return out
 
@@ -1215,6 +1237,30 @@ class ReadText(PipelineStep):
                 self.stat_update('documents')
                 yield Document(text=d['text'], id=d['id'], metadata=d['metadata'])
 
+class Bands(MinhashDedupBuckets):
+    "Pairs of documents that agree on a band"
+    type,name = 'dedup','bands'
+    def __init__(self,
+        signatures,       # folder of `Sign`
+        pairs,            # gets the pairs
+        cfg:DedupConfig,
+    ): super().__init__(str(signatures), str(pairs), config=minhash_config(cfg), lines_to_buffer=200)
+
+    def run(self, data=None, rank=0, world_size=1):
+        for band in range(rank, self.config.num_buckets, world_size): super().run(None, band, self.config.num_buckets)
+
+class Clusters(MinhashDedupCluster):
+    "What hangs together through pairs; all but one of each are to be dropped"
+    type,name = 'dedup','clusters'
+    def __init__(self,
+        pairs,            # folder of `Bands`
+        clusters,         # gets the numbers of the documents to drop
+        cfg:DedupConfig,
+    ): super().__init__(str(pairs), str(clusters), config=minhash_config(cfg), lines_to_buffer=1000)
+
+    def run(self, data=None, rank=0, world_size=1):
+        with redirect_stderr(io.StringIO()): super().run(data, rank, world_size)          # its progress bar
+
 class DropNear(MinhashDedupFilter):
     "One document of each cluster"
     type,name = 'dedup','near'
@@ -1233,7 +1279,8 @@ def counts(
         stage = out.setdefault(f.parts[-3], {})
         for step in json.loads(f.read_text()):
             c = stage.setdefault(step['name'].partition(': ')[2], Counter())
-            for k,v in step['stats'].items(): c[k] += int(v['total'] if isinstance(v, dict) else v)
+            for k,v in step['stats'].items():
+                if k!='doc_len' and not k.startswith('XXXXX'): c[k] += int(v['total'] if isinstance(v, dict) else v)
     return {k: {s: dict(c) for s,c in v.items()} for k,v in out.items()}
 
 def funnel(
@@ -1285,7 +1332,7 @@ def card(
     top = lambda c: dict(sorted(c.items(), key=lambda o: (-o[1], o[0]))[:50])
     langs = {k.partition(' ')[2]: v for k,v in n.get('text', {}).get('language', {}).items() if k.startswith('language ')}
     have = {p: version(p) for p in ('datatrove', 'trafilatura', 'py3langid', 'warcio', 'protego', 'lxml', 'numpy', 'pyarrow')}
-    return dict(total, funnel=funnel(n), removed={k: sum(n.get('dedup-write', {}).get(k, {}).get('dropped', 0) for _ in (0,)) for k in ('exact', 'near', 'decontaminate')},
+    return dict(total, funnel=funnel(n), removed={k: n.get('dedup-write', {}).get(k, {}).get('dropped', 0) for k in ('exact', 'near', 'decontaminate')},
                 languages=top(langs), lengths={str(k): lengths[k] for k in sorted(lengths)}, sites=top(sites), linked_sites=top(linked), inputs=made['inputs'], settings=made['settings'], counts=n, versions=dict(python=sys.version.split()[0], **have))
 
 def _card_html(c):
@@ -1321,7 +1368,7 @@ class WriteCard(PipelineStep):
 class _Careful:
     "Mixed into an executor"
     def _run_for_rank(self, rank, local_rank=0, node_rank=-1):
-        if mp.parent_process() is not None or self.alone:
+        if multiprocess.parent_process() is not None or self.alone:
             signal.signal(signal.SIGINT, signal.SIG_IGN)               # Ctrl-C is the parent's business
             _leave_with_parent()
         locks = Path(self.logging_dir.resolve_paths('locks'))
@@ -1370,11 +1417,12 @@ def run_stages(
     if workers<1: raise ValueError(f'workers={workers}: give a number above 0')
     logs,last = Path(folder)/'.work'/'logs',None
     logger.disable('datatrove')
+    multiprocess.set_forkserver_preload(['gpt2repro.webtext'])           # imported once, not by each task
     try:
         for s in todo:
             kw = dict(pipeline=s.steps, tasks=s.tasks, workers=min(workers, s.tasks), logging_dir=str(logs/s.name))
             if executor=='local': e = Local(**kw)
-            elif executor=='ray': e = OnRay(**kw, mem_per_cpu_gb=.5, tasks_per_job=-(-s.tasks//workers) if s.name=='dedup-bands' else 1)
+            elif executor=='ray': e = OnRay(**kw, mem_per_cpu_gb=.5)
             else:
                 active = Path(sys.prefix)/'bin'/'activate'
                 e = OnSlurm(**kw, time=f'{hours}:00:00', partition=partition, job_name=f'webtext-{s.name}', depends=last, venv_path=str(active) if active.exists() else None, qos='')
@@ -1444,6 +1492,6 @@ def practice_dump(
     "A dump of submissions that link to the practice site, every tenth with too low a score, two in a hundred to the media and Wikipedia"
     with open(path, 'w') as f:
         for i,u in enumerate(urls):
-            d = dict(id=f'{i:x}', url=u, score=1 if i%10==9 else 3+i%40, created_utc=1119552233+3600*i, is_self=False, title=f'Page {i}', selftext='')
+            d = dict(id=f'{i:x}', url=u, score=1 if i%10==6 else 3+i%40, created_utc=1119552233+3600*i, is_self=False, title=f'Page {i}', selftext='')
             f.write(json.dumps(d)+'\n')
             if i%50==0: f.writelines(json.dumps({**d, 'id': f'{i:x}{k}', 'url': v, 'score': 9})+'\n' for k,v in enumerate(('https://i.imgur.com/x.png', 'https://en.wikipedia.org/wiki/Reddit', u.replace('/page', '/page', 1)+'#again')))
