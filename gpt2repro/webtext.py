@@ -15,17 +15,20 @@ __all__ = ['stage_names', 'executors', 'CrawlConfig', 'CleanConfig', 'DedupConfi
            'Clusters', 'DropNear', 'counts', 'funnel', 'funnel_figure', 'card', 'WriteCard', 'Local', 'OnRay',
            'OnSlurm', 'run_stages', 'check_inputs', 'webtext', 'practice_dump']
 
-# %% ../nbs/02a_webtext.ipynb #6ea21f49
-import heapq,html,io,ipaddress,json,logging,lzma,gzip,bz2,os,re,signal,socket,ssl,sys,threading,time,zlib
+# %% ../nbs/02a_webtext.ipynb #9c6113c4
+import bz2,gzip,heapq,html,io,ipaddress,json,logging,lzma,os,re,signal,socket,ssl,sys,threading,time,traceback,zlib
 import http.client
+import multiprocessing as mp
 from collections import Counter,OrderedDict,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager,redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass,field
 from datetime import datetime,timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby,islice
+from multiprocessing.connection import wait
 from pathlib import Path
 from urllib.parse import quote,urljoin,urlsplit
 
@@ -33,9 +36,9 @@ import numpy as np
 from .config import Config,from_dict,nearest,to_dict,warn,write_atomic
 from .corpus import read_file,kinds as text_kinds
 
-# %% ../nbs/02a_webtext.ipynb #89a4656f
+# %% ../nbs/02a_webtext.ipynb #3e3d602f
 try:
-    import multiprocess,orjson,py3langid,zstandard
+    import dill,orjson,py3langid,zstandard
     from datatrove.data import Document
     from datatrove.executor.local import LocalPipelineExecutor
     from datatrove.executor.ray import RayPipelineExecutor
@@ -1368,9 +1371,6 @@ class WriteCard(PipelineStep):
 class _Careful:
     "Mixed into an executor"
     def _run_for_rank(self, rank, local_rank=0, node_rank=-1):
-        if multiprocess.parent_process() is not None or self.alone:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)               # Ctrl-C is the parent's business
-            _leave_with_parent()
         locks = Path(self.logging_dir.resolve_paths('locks'))
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(str(locks/f'{rank:05d}')): return super()._run_for_rank(rank, max(1, local_rank), node_rank)
@@ -1381,15 +1381,56 @@ class _Careful:
             raise RuntimeError(f"{name}: {len(left)} of {self.world_size} tasks failed: {self.logging_dir.resolve_paths('logs')} says why; run the same command again, it goes on")
 
 class Local(_Careful, LocalPipelineExecutor):
-    "Processes of this machine"
-    alone = False
+    "A process of this machine for each task, `workers` at a time; with one worker, this process"
     def _run_for_rank(self, rank, local_rank=0, node_rank=-1):
         logger.disable('datatrove')
         return super()._run_for_rank(rank, local_rank, node_rank)
 
+    def run(self):
+        todo,live = deque(self.get_incomplete_ranks()),{}
+        self.save_executor_as_json()
+        if self.workers==1:
+            pipeline = self.pipeline
+            for rank in todo:
+                self.pipeline = deepcopy(pipeline)
+                self._run_for_rank(rank)
+            return
+        ctx,blob = mp.get_context('forkserver'),dill.dumps(self)
+        ctx.set_forkserver_preload(['gpt2repro.webtext'])               # imported once, not by each task
+        try:
+            while todo or live:
+                while todo and len(live)<self.workers:
+                    hear,say = ctx.Pipe(False)
+                    p = ctx.Process(target=_task, args=(blob, todo.popleft(), say))
+                    p.start()
+                    say.close()
+                    live[p.sentinel] = p,hear
+                for o in wait(list(live)):
+                    p,hear = live.pop(o)
+                    p.join()
+                    try: error = hear.recv()
+                    except EOFError: error = None                       # it said nothing
+                    if error: raise error
+                    if p.exitcode: raise RuntimeError(f'a task ended with status {p.exitcode}: is there enough memory? Run the same command again, it goes on')
+                    hear.close()
+        finally:
+            for p,_ in live.values(): p.terminate()
+            for p,_ in live.values(): p.join()
+
+def _task(blob, rank, say):
+    "Life of a process: one task, and what went wrong with it"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                        # Ctrl-C is the parent's business
+    _leave_with_parent()
+    try: dill.loads(blob)._run_for_rank(rank)
+    except Exception as e:
+        e.add_note(traceback.format_exc())
+        try: say.send(e)
+        except (TypeError, AttributeError): say.send(RuntimeError(f'{type(e).__name__}: {e}'))
+        if not isinstance(e, (ValueError, OSError, RuntimeError, ImportError)): raise
+    finally: say.close()
+
 class OnRay(_Careful, RayPipelineExecutor):
     "Actors of a Ray cluster, or of this machine"
-    alone = True
 
 class OnSlurm(SlurmPipelineExecutor):
     "Jobs of a Slurm cluster"
@@ -1417,7 +1458,6 @@ def run_stages(
     if workers<1: raise ValueError(f'workers={workers}: give a number above 0')
     logs,last = Path(folder)/'.work'/'logs',None
     logger.disable('datatrove')
-    multiprocess.set_forkserver_preload(['gpt2repro.webtext'])           # imported once, not by each task
     try:
         for s in todo:
             kw = dict(pipeline=s.steps, tasks=s.tasks, workers=min(workers, s.tasks), logging_dir=str(logs/s.name))
