@@ -8,23 +8,28 @@ timing = {'tokens_per_s', 'peak_share', 'seconds', 'left_s', 'memory', 'peak_mem
 
 def kill_runs(home, kills, seed):
     "Run `home/killed` to its end with `kills` SIGKILLs on the way, half of them while a checkpoint is written. PyTorch is imported once: each go is a fork. Prints what each kill met"
-    import signal
+    import signal, filelock, torch._dynamo, torch.distributed.fsdp
     from gpt2repro.backend import matmul_peak
-    from gpt2repro.train import train
+    from gpt2repro.config import GPT2Config, OptimConfig
+    from gpt2repro.model import GPT2
+    from gpt2repro.train import make_optimizer, train
     torch.set_num_threads(1)
     matmul_peak(torch.device('cpu'), torch.float32)
+    make_optimizer(GPT2(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=9)), OptimConfig(), 9)      # all that is imported late is there
     run, rng = home/'killed', random.Random(seed)
     parts = lambda: list((run/'checkpoints').glob('.part-*'))
+    logged = lambda: (run/'log.jsonl').stat().st_mtime_ns if (run/'log.jsonl').exists() else 0
     def go():
         if pid := os.fork(): return pid
         try: train(None, run, device='cpu', watch=[])
         except BaseException as e: print(repr(e), file=sys.stderr, flush=True); os._exit(1)
         os._exit(0)
     for i in range(kills):
-        pid, end = go(), time.time()+rng.uniform(.05, .5)
-        while time.time()<end: time.sleep(.002)
-        if i%2:
-            while not parts() and time.time()<end+5: pass
+        before, pid, end = logged(), go(), time.time()+20
+        while logged()==before and time.time()<end: time.sleep(.002)       # it has begun
+        time.sleep(rng.uniform(0, .3))
+        end = time.time()+20
+        while i%2 and not parts() and time.time()<end: time.sleep(.0005)
         torn, n = len(parts()), len(list((run/'checkpoints').glob('step-*')))
         done, status = os.waitpid(pid, os.WNOHANG)
         if done: print(json.dumps(dict(ended=status)), flush=True); return
@@ -70,7 +75,7 @@ def losses(name):
     from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
     from gpt2repro.model import GPT2
     from gpt2repro.train import fit, make_optimizer
-    optim = dict(adafactor=OptimConfig(lr=1e-2, warmup_steps=3), adamw=OptimConfig(name='adamw', lr=1e-3, weight_decay=.1, warmup_steps=3))[name]
+    optim = dict(adafactor=OptimConfig(lr=3e-2, warmup_steps=3), adamw=OptimConfig(name='adamw', lr=3e-3, weight_decay=.1, warmup_steps=3))[name]
     cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=8*16, micro_batch=4, max_steps=20, optim=optim)
     torch.manual_seed(0)
     model = GPT2(cfg.model).double()
