@@ -12,6 +12,7 @@ __all__ = ['eot_text', 'gpt2_pattern', 'model_types', 'Tokenizer', 'byte_alphabe
 import codecs,hashlib,heapq,io,json,os,re,struct
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Iterable
 
@@ -76,6 +77,16 @@ def byte_alphabet()->dict[str,int]: # 256 characters -> the bytes they stand for
 # %% ../nbs/03_tokenizer.ipynb #af3e16df
 gpt2_pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
+_long_white = re.compile(r'[^\S\x1c-\x1f]{10000,}')          # white space as Unicode has it
+
+def _cut_white(text):
+    "`text` in parts that the pattern divides in the same way: around long runs of white space, whose last character belongs to what follows"
+    start = 0
+    for m in _long_white.finditer(text):
+        yield from filter(None, (text[start:m.start()], text[m.start():m.end()-(m.end()<len(text))]))
+        start = m.end()-(m.end()<len(text))
+    if start<len(text): yield text[start:]
+
 class GPT2BPE(Tokenizer):
     "GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) from its published vocabulary. Raises `ValueError` if encoder and merges don't belong together"
     kind = 'gpt2-bpe'
@@ -93,12 +104,15 @@ class GPT2BPE(Tokenizer):
             raise ValueError(f'encoder ({len(encoder)} pieces) and merges ({len(merges)}) are not of one vocabulary: give both files of the same release')
         self.eot = encoder[eot_text]
         self.token_bytes = [bytes(code[c] for c in p) for p in ranks] + [eot_text.encode()]
-        self._core = tiktoken.Encoding('gpt2', pat_str=gpt2_pattern, mergeable_ranks={b: i for i,b in enumerate(self.token_bytes[:-1])}, special_tokens={})._core_bpe
+        self._core = tiktoken.Encoding('gpt2', pat_str=gpt2_pattern, mergeable_ranks={b: i for i,b in enumerate(self.token_bytes[:-1])}, special_tokens={eot_text: self.eot})._core_bpe
 
     def encode_np(self, text)->np.ndarray: # (n,) uint32
         "`encode` without the list"
         try: return np.frombuffer(self._core.encode_to_tiktoken_buffer(text, set()), np.uint32)
         except UnicodeEncodeError as e: raise _surrogate(text, e) from None
+        except ValueError:                                # the regular expression's stack is full
+            if len(parts := list(_cut_white(text)))<2: raise
+            return np.concatenate([self.encode_np(p) for p in parts])
 
     def files(self):
         return {'vocab.json': json.dumps(self.encoder, ensure_ascii=False).encode(), 'merges.txt': '\n'.join(['#version: 0.2', *(f'{a} {b}' for a,b in self.merges), '']).encode()}
@@ -135,6 +149,16 @@ def _escape(s):
     for a,b in _escapes:
         if a in s: s = s.replace(a, b)
     return s
+
+def _chunks(s, n=1024):
+    "`s` cut in front of spaces, where words begin, into parts of `n` characters or a little more"
+    start = 0
+    while (cut := s.find(' ', start+n))>0:
+        while s[cut-1]==' ' and cut>0: cut = s.find(' ', cut+1)
+        if cut<0: break
+        yield s[start:cut]
+        start = cut
+    yield s[start:]
 
 def _unescape(s):
     if _esc in s:
@@ -220,6 +244,7 @@ class SentencePiece(Tokenizer):
         eot = [i for i,(p,_,t) in enumerate(self.pieces) if p==eot_text and t==3]
         if not eot: raise ValueError(f'the SentencePiece model has no control symbol {eot_text}: train one with SentencePiece.train')
         self.eot = eot[0]
+        self._cuts = not any(re.search(f'[^{_mark}]{_mark}', p) for p,_,t in self.pieces if t==1)      # words do not interact
         self.token_bytes = [bytes([int(p[3:5], 16)]) if t==6 else p.replace(_mark, ' ').encode() for p,_,t in self.pieces]
 
     @classmethod
@@ -246,8 +271,11 @@ class SentencePiece(Tokenizer):
         return self._ids(text)
 
     def _ids(self, text):
-        try: return self._sp.encode(_escape(text).encode())
+        try: text.encode()
         except UnicodeEncodeError as e: raise _surrogate(text, e) from None
+        text = _escape(text)
+        if len(text)<2048 or not self._cuts: return self._sp.encode(text)
+        return list(chain.from_iterable(map(self._sp.encode, _chunks(text))))
 
     def unescape(self, s): return _unescape(s)
     def files(self): return {'tokenizer.model': self.model}
