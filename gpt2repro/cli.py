@@ -178,7 +178,12 @@ def prepare(
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
     workers:int=2,              # processes
-    errors:str='strict',        # what to do with invalid UTF-8: strict, replace or skip
+    field:str='text',           # where JSON, CSV, parquet and data sets hold the text
+    separator:str='',           # what divides text files into documents; each file is one if nothing does
+    errors:str='strict',        # what to do with what can't be read, such as invalid UTF-8: strict, replace or skip
+    fix_text:bool=False,        # mend mis-decoded characters with ftfy
+    min_chars:int=0,            # leave shorter documents out
+    dedup:bool=False,           # leave exact repetitions out
     verify:str='',              # check the prepared folder of this name and do nothing else
     json:bool=False,            # print one JSON object
 ):
@@ -188,7 +193,8 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, errors=errors)
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction,
+                      field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
 

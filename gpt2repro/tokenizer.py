@@ -252,7 +252,7 @@ class SentencePiece(Tokenizer):
         docs:Iterable[str],          # read once
         vocab_size:int=4096,         # with 256 bytes, `<unk>` and `<|endoftext|>`
         model_type:str='bpe',        # `bpe` or `unigram`
-        sample_bytes:int=100<<20,    # train on a sample of at most this much, by hash
+        sample_bytes:int=16<<20,     # train on a sample of at most this much, by hash
     ):
         "Learn a vocabulary from documents. Raises `ValueError` for one that the text does not support"
         if model_type not in model_types: raise ValueError(f'model_type={model_type!r}: {nearest(model_type, model_types)}')
