@@ -11,7 +11,6 @@ __all__ = ['eot_text', 'gpt2_pattern', 'model_types', 'Tokenizer', 'byte_alphabe
 # %% ../nbs/03_tokenizer.ipynb #00924539
 import codecs,hashlib,heapq,io,json,os,re,struct
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Iterable

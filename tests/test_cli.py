@@ -5,7 +5,7 @@ import pytest
 from gpt2repro.cli import main
 
 env = {**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
-small = ['model.vocab_size=320', 'n_ctx=32', 'n_embd=32', 'n_layer=2', 'n_head=2', 'batch_tokens=256', 'micro_batch=4', 'log_every=5', 'eval_every=20', 'eval_batches=2', 'save_every=10']
+small = ['model.vocab_size=320', 'n_ctx=32', 'n_embd=32', 'n_layer=2', 'n_head=2', 'batch_tokens=256', 'micro_batch=4', 'log_every=5', 'eval_every=20', 'eval_batches=2', 'save_every=10', 'warmup_steps=5']
 
 def command(*argv):
     "Exit status, standard output, standard error; in this process"
@@ -102,6 +102,11 @@ def test_wrong_words(words, argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(words, *argv)
     assert not list(tmp_path.iterdir())              # a mistake leaves nothing behind
+
+def test_a_short_run_gets_a_short_warm_up(data, tmp_path):
+    s, out, err = command('train', tmp_path/'r', '--data', data, '--max-steps', 20, '--device', 'cpu', *[o for o in small if 'warmup' not in o])
+    assert s == 0 and 'warm-up shortened from 50 to 2 steps' in err
+    assert json.loads((tmp_path/'r/config.json').read_text())['optim']['warmup_steps'] == 2
 
 def test_debug_shows_the_traceback():
     s, _, err = command('train', 'nothing', '--debug')
