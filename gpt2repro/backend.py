@@ -6,12 +6,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'to_device', 'autocast', 'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all',
-           'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'autocast', 'can_compile',
+           'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'matmul_peak',
+           'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
-from contextlib import nullcontext
+from contextlib import contextmanager,nullcontext
 from pathlib import Path
 
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')     # large CPU tensors in pages of 2 MiB (Linux): new memory costs a tenth; read by PyTorch at its first allocation
@@ -100,7 +101,21 @@ def end_step(device:torch.device):
     "End of a step: XLA compiles and starts what was recorded; elsewhere nothing"
     if device.type=='xla':
         import torch_xla
-        torch_xla.sync()
+        if _programs is None: torch_xla.sync()
+        else:
+            from torch_xla.core import xla_model as xm
+            _programs.append(xm.get_stablehlo_bytecode())       # of everything that waits to be computed
+
+_programs = None
+
+@contextmanager
+def recorded_steps():
+    "Yields a list that gets the program (StableHLO, portable bytes) of each step that ends; the device does not run it"
+    global _programs
+    if _programs is not None: raise RuntimeError('steps are being recorded already')
+    _programs = []
+    try: yield _programs
+    finally: _programs = None
 
 def to_device(
     x:torch.Tensor,      # on the CPU
@@ -109,6 +124,34 @@ def to_device(
     "`x` on `device`, without waiting for the copy where that is possible"
     if device.type=='cuda': return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+# %% ../nbs/01_backend.ipynb #2bab1efe
+def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
+    "What XLA has done behind the program's back; zeros on other devices"
+    if device.type!='xla': return dict(compilations=0, reads=0, fallbacks=0)
+    from torch_xla.debug import metrics
+    n = lambda name: (metrics.metric_data(name) or (0,))[0]
+    return dict(compilations=n('CompileTime'), reads=n('TransferFromDeviceTime'),
+                fallbacks=sum(metrics.counter_value(c) for c in metrics.counter_names() if c.startswith('aten::')))
+
+class OneProgram:
+    "Watches that a loop's step stays one program. `RuntimeError` when it was compiled again after `warmup` steps"
+    def __init__(self,
+        device:torch.device,
+        warmup:int=2, # steps that may compile
+    ): self.device,self.left,self.seen = device,warmup,None
+
+    def begin(self):
+        "Before a step"
+        self.n = device_counts(self.device)['compilations']
+
+    def end(self, **inputs): # name -> tensor or number
+        "After it: `inputs` are what may have changed"
+        new,old = {k: f'{tuple(v.shape)} {v.dtype}' if isinstance(v, torch.Tensor) else repr(v) for k,v in inputs.items()},self.seen
+        self.seen,self.left = new,self.left-1
+        if self.left>=0 or device_counts(self.device)['compilations']==self.n: return
+        what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k,v in new.items() if old.get(k)!=v)
+        raise RuntimeError('the step was compiled again: ' + (what or 'its inputs have the shapes they had, so a Python number or branch in it changed: make it a tensor on the device'))
 
 # %% ../nbs/01_backend.ipynb #4ef5e380
 def autocast(
@@ -143,7 +186,9 @@ def activation_checkpoint(
     "`fn(*args)`, keeping nothing inside for the backward pass (Chen et al. 2016, arXiv 1604.06174)"
     if any(isinstance(a, torch.Tensor) and a.device.type=='xla' for a in args):
         from torch_xla.utils.checkpoint import checkpoint
-    else: from torch.utils.checkpoint import checkpoint
+        if torch.is_autocast_enabled('xla'): args = [a.to(torch.get_autocast_dtype('xla')) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        return checkpoint(fn, *args)                # has only the re-entrant kind: an argument must need a gradient
+    from torch.utils.checkpoint import checkpoint
     return checkpoint(fn, *args, use_reentrant=False)
 
 # %% ../nbs/01_backend.ipynb #746c3eb6
