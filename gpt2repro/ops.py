@@ -23,7 +23,7 @@ def _blocks(q): return spans(q.shape[1], 256//q.element_size())
 
 def _probs(q, k, a, b): # (N,T,D), (N,T,D) -> (N,b-a,b)
     "Attention weights of the queries a…b-1, which see the keys before b"
-    s = torch.bmm(q[:, a:b], k[:, :b].mT)
+    s = torch.baddbmm(q.new_empty(()), q[:, a:b], k[:, :b].mT, beta=0, alpha=q.shape[2]**-.5)
     s[:, :, a:].masked_fill_(torch.ones(b-a, b-a, dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
     return s.softmax(-1)
 
@@ -41,7 +41,6 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, H):                               # (B,T,3C) -> (B,T,C)
         q,k,v = _heads(qkv, 3, H)                           # (B·H,T,D)
-        q = q*q.shape[2]**-.5
         y = torch.empty_like(q)
         for a,b in _blocks(q): torch.bmm(_probs(q, k, a, b), v[:, :b], out=y[:, a:b])
         ctx.save_for_backward(q, k, v)
@@ -57,10 +56,9 @@ class _BlockAttention(torch.autograd.Function):
         for a,b in _blocks(q):
             p,gb = _probs(q, k, a, b),g[:, a:b]
             d[2, :, :b] += torch.bmm(p.mT, gb)
-            ds = torch._softmax_backward_data(torch.bmm(gb, v[:, :b].mT), p, -1, p.dtype)
+            ds = torch._softmax_backward_data(torch.bmm(gb, v[:, :b].mT), p, -1, p.dtype).mul_(D**-.5)
             d[0, :, a:b] = torch.bmm(ds, k[:, :b])
             d[1, :, :b] += torch.bmm(ds.mT, q[:, a:b])
-        d[0] *= D**-.5
         return _merge(d.to(g.dtype), B),None
 
 # %% ../nbs/05a_ops.ipynb #32265dc1
