@@ -120,7 +120,8 @@ class GPT2(nn.Module):
         if pos is None: pos = torch.arange(T, device=ids.device).expand(B, T)
         see = cache.see(pos) if cache is not None else None if mask is None else sees(mask)
         wte,wpe = self.tables(self.wte.weight, self.wpe.weight)
-        x = self.drop(lookup(ids, wte) + F.embedding(pos, wpe))
+        x,wte = lookup(ids, wte)
+        x = self.drop(x + F.embedding(pos, wpe))
         for i,block in enumerate(self.h):
             if cache is not None: x = block(x, see, partial(cache.update, i, pos))
             elif self.remat=='block' and torch.is_grad_enabled(): x = activation_checkpoint(block, x, see)

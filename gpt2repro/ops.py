@@ -77,9 +77,21 @@ def causal_attention(
     return _sdpa(qkv, n_head, dropout)
 
 # %% ../nbs/05a_ops.ipynb #bd14d1e1
+class _Tie(torch.autograd.Function):
+    "One table for two uses: the sparse gradient of the lookup goes into the dense one of the head"
+    @staticmethod
+    def forward(ctx, table):
+        ctx.set_materialize_grads(False)
+        return table.view_as(table),table.view_as(table)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, rows, dense): return rows.to_dense() if dense is None else dense if rows is None else dense.add_(rows)
+
 def lookup(
-    ids:Tensor,   # (B,T) int64
-    table:Tensor, # (V,C), whose other use gives a dense gradient
-)->Tensor:        # (B,T,C)
-    "Rows of the table; on a CPU with a sparse gradient, which autograd adds to the dense one in place"
-    return F.embedding(ids, table, sparse=prefers_blocks(table.device) and not torch.compiler.is_compiling())
+    ids:Tensor,            # (B,T) int64
+    table:Tensor,          # (V,C)
+)->tuple[Tensor,Tensor]:   # (B,T,C) rows of the table, and the table for the head, (V,C)
+    "Rows of the table; on a CPU with a sparse gradient"
+    if not (prefers_blocks(table.device) and table.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling(): return F.embedding(ids, table),table
+    rows,head = _Tie.apply(table)
+    return F.embedding(ids, rows, sparse=True),head
