@@ -148,22 +148,27 @@ class Decoder:
         if self.table.scale is not None: e = e*self.table.scale[ids][..., None]
         return e+self.wpe[at]
 
+    def hidden(self,
+        ids:Tensor,      # (B,T)
+        cache:list=None, # slots 0…T-1 are filled
+    )->Tensor: # (B,T,C)
+        "Read texts from position 0"
+        B,T = ids.shape
+        H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
+        for i,l in enumerate(self.layers):
+            qkv = product(_apply_norm(x, l.ln_1), l.c_attn)                                # (B,T,3C)
+            if cache is not None:
+                for mem,new in zip(cache[i], qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)[1:]): mem[:, :, :T] = new     # (B,H,T,D)
+            x = _mlp(x+product(causal_attention(qkv, H), l.c_proj), l, product)
+        return x
+
     def read(self,
         ids:Tensor,    # (B,T), padded on the right
         n:Tensor,      # (B,) tokens of each row
         cache:list,    # slots 0…T-1 are filled
-        rows:Tensor=None, # (B,) rows of the cache; all in order if not given
     )->Tensor: # (B,C) hidden state of each row's last token
-        "Read texts from position 0"
-        B,T = ids.shape
-        H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
-        for l,(k,v) in zip(self.layers, cache):
-            qkv = product(_apply_norm(x, l.ln_1), l.c_attn)                                # (B,T,3C)
-            _,k_new,v_new = qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)                # (B,H,T,D)
-            if rows is None: k[:, :, :T],v[:, :, :T] = k_new,v_new
-            else: k[rows, :, :T],v[rows, :, :T] = k_new.to(k.dtype),v_new.to(v.dtype)
-            x = _mlp(x+product(causal_attention(qkv, H), l.c_proj), l, product)
-        return x[torch.arange(B, device=self.device), n-1]
+        "Read prompts from position 0"
+        return self.hidden(ids, cache)[torch.arange(len(ids), device=self.device), n-1]
 
     def step(self,
         tok:Tensor,   # (B,) the next token of each row
@@ -184,7 +189,7 @@ class Decoder:
             x = layer(x, l, k, v, rows, at, see)
         return x
 
-    def logits(self, x)->Tensor: # (B,C) -> (B,V)
+    def logits(self, x)->Tensor: # (B,C) -> (B,V); any shape (…,C) uncompiled
         "Scores of the next token"
         return self._fast(head_fused, head_by_library, len(x))(x, self.ln_f, self.table)
 
