@@ -7,16 +7,18 @@ Docs: https://gpt2repro.github.io/gpt2repro/sample.html.md"""
 # %% auto #0
 __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'occurrences', 'repetition_penalty', 'count_penalty', 'no_repeat_ngram',
            'ban', 'logit_bias', 'word_ids', 'draw', 'row_uniforms', 'Sampling', 'distinct', 'Sample', 'samples',
-           'generate', 'stream']
+           'generate', 'stream', 'beam_search', 'token_view', 'surprise_figure', 'Shown', 'sample']
 
 # %% ../nbs/13_sample.ipynb #2d912cbe
-import hashlib,math,secrets
+import hashlib,html,math,secrets
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass,fields
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
+from plotly.colors import sample_colorscale
 from torch import Tensor
 from .config import nearest,progress,warn
 from .backend import end_step,fixed_shapes,to_device
@@ -236,6 +238,14 @@ def distinct(
     return len(set(grams))/len(grams) if grams else 1.
 
 # %% ../nbs/13_sample.ipynb #a51cbc8a
+@contextmanager
+def _evaluating(model):
+    "No dropout while inside"
+    was = model.training
+    model.eval()
+    try: yield
+    finally: model.train(was)
+
 def _bucket(n): return max(16, 1<<(n-1).bit_length())      # few shapes for many lengths
 
 def _matrix(rows, width): # lists of ids -> (B,width), zeros on the right
@@ -265,7 +275,7 @@ class _Rows:
         uniq = texts if self.fixed else list(dict.fromkeys(texts))
         n,back = [len(t) for t in uniq],range(len(texts)) if self.fixed else [uniq.index(t) for t in texts]
         W = min(self.T, _bucket(max(n))) if self.fixed else max(n)
-        whole = len(uniq)==self.B
+        whole = len(uniq)==self.B and at==list(range(self.B))
         cache = self.cache if whole else self.dec.cache(len(uniq), W)
         h = self.dec.read(to_device(_matrix(uniq, W), self.device), to_device(torch.tensor(n), self.device), cache)
         if whole: return h
@@ -491,3 +501,129 @@ def stream(
             sent = end
         if len(x.text)>sent: yield x.text[sent:]
     return pieces()
+
+# %% ../nbs/13_sample.ipynb #2b4a0f2b
+@torch.inference_mode()
+def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, logprobs, ended)], best first
+    batch,score,done = _Rows(dec, [ids]*K, steps),torch.full((K,), -1e9, device=dec.device),[]
+    score[0],n0 = 0.,len(ids)                                                   # at first all beams are the same: one counts
+    for t in range(1, steps+1):
+        lp = batch.logits().float().log_softmax(-1)
+        _need(bool(lp.amax().isfinite()), _trouble[1])
+        x = lp if t>min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
+        V,total = x.shape[1],(score[:, None]+rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
+        best = total.topk(min(2*K, len(total)))
+        vals,flat = best.values.tolist(),best.indices.tolist()
+        going = []
+        for rank,(s,i) in enumerate(zip(vals, flat)):
+            row,tok = divmod(i, V)
+            if tok==eot or t==steps:
+                if rank<K and s>-1e8: done.append((s/t**power, row, tok))
+            elif len(going)<K: going.append((s, row, tok))
+        for j,d in enumerate(done):
+            if len(d)==3:
+                s,row,tok = d
+                new = [] if tok==eot else [(tok, lp[row, tok].item())]
+                done[j] = s,[*batch.ids[row, n0:n0+t-1].tolist(), *(o for o,_ in new)],[*batch.logprobs[row, n0:n0+t-1].tolist(), *(o for _,o in new)],'eot' if tok==eot else 'length'
+        done = sorted(done, key=lambda d: -d[0])[:K]
+        if t==steps or not going or (len(done)==K and going[0][0]/t**power<=done[-1][0]): break
+        _need(len(going)==K and going[0][0]>-1e8, _trouble[2])
+        vals,rows,toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
+        batch.reorder(rows)
+        score = vals
+        batch.put(toks, lp[rows, toks])
+        batch.advance(toks)
+    return done
+
+def beam_search(
+    model,                     # a `GPT2`, or a `Decoder` made of one
+    tok,                       # the tokenizer it was trained with
+    prompts,                   # a string or several
+    max_new_tokens:int=100,
+    *,
+    beams:int=4,               # beginnings that are kept
+    n:int=1,                   # best texts for each prompt, at most `beams`
+    length_penalty:float=1.,   # the power of the length by which a text's log-probability is divided; above 0 favours long texts
+    stop:list=(),              # strings at which a text is cut
+    min_new_tokens:int=0,      # no `<|endoftext|>` before
+    weights:str=None,          # float32, bfloat16 or int8; the model's own if not given
+    **rules,                   # the fields of `Sampling`
+)->list[Sample]: # `n` for each prompt, the best first
+    "The most probable continuations that beam search finds. Raises what `samples` raises"
+    prompts,stop,rules = _several(prompts),_several(stop),_rules(rules)
+    _check(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
+    _need(_whole(beams) and 1<=beams<=model.cfg.vocab_size//2, f'beams={beams!r}: give a whole number from 1 to half the vocabulary')
+    _need(n<=beams, f'n={n} texts of {beams} beams: give as many beams as texts, or more')
+    _need(_number(length_penalty), f'length_penalty={length_penalty!r}: give a number')
+    dec,out = _decoder(model, weights, len(prompts)*max_new_tokens),[]
+    for p,ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
+        for _,new,lps,ended in _beams(dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty)[:n]:
+            text,cut = _cut(tok.decode(new), stop)
+            out.append(Sample(p, text, new, lps, 'stop' if cut else ended))
+    return out
+
+# %% ../nbs/13_sample.ipynb #71af3561
+@torch.inference_mode()
+def token_view(
+    model,           # a `GPT2`, or a `Decoder` made of one
+    tok,             # the tokenizer it was trained with
+    prompt:str,      # what comes before
+    ids:list,        # the tokens to look at
+    best:int=5,      # alternatives to list
+)->list[dict]: # `text`, `bits`, `rank` (from 1) and `best`, pairs of text and probability, for each token
+    "What the model thought at each of `ids`. Of a text longer than the context only the last part is looked at"
+    dec,before = _decoder(model, None, 0),tok.encode(prompt) or [tok.eot]
+    T = dec.cfg.n_ctx
+    ids = list(ids)[-(T-1):]
+    seq = [*before, *ids][-T:]
+    if not ids: return []
+    lp = dec.logits(dec.hidden(torch.tensor([seq], device=dec.device))[0, len(seq)-len(ids)-1:-1]).float().log_softmax(-1).cpu()     # (N,V)
+    at = lp.gather(1, torch.tensor(ids)[:, None])
+    top,rank = lp.topk(min(best, lp.shape[1])),(lp>at).sum(1)+1
+    return [dict(text=tok.decode([i]), bits=-p/math.log(2), rank=r, best=[(tok.decode([j]), math.exp(q)) for j,q in zip(js, qs)])
+            for i,p,r,js,qs in zip(ids, at[:, 0].tolist(), rank.tolist(), top.indices.tolist(), top.values.tolist())]
+
+def surprise_figure(
+    view:list[dict], # from `token_view`
+    width:int=78,    # characters in a line
+)->go.Figure:
+    "Tokens as coloured text: the redder, the less expected; alternatives on hover"
+    x,y,col,line,most = [],[],0,0,10.
+    for o in view:
+        if col and col+len(o['text'])>width: col,line = 0,line+1
+        x.append(col); y.append(-line)
+        col += max(1, len(o['text']))
+        if '\n' in o['text']: col,line = 0,line+1
+    show = lambda s: html.escape(s).replace('\n', '⏎').replace(' ', '\xa0')
+    hover = [f"<b>{show(o['text'])}</b> {o['bits']:.1f} bits, number {o['rank']}<br>"+'<br>'.join(f'{p:6.1%} {show(t)}' for t,p in o['best']) for o in view]
+    colors = sample_colorscale('OrRd', [min(1., o['bits']/most) for o in view])
+    shapes = [dict(type='rect', x0=a, x1=a+max(1, len(o['text'])), y0=b-.45, y1=b+.45, fillcolor=c, line_width=0, layer='below') for a,b,o,c in zip(x, y, view, colors)]
+    text = dict(mode='text', textposition='middle right', textfont=dict(family='monospace', size=12, color=['white' if o['bits']>.6*most else 'black' for o in view]))
+    fig = go.Figure([go.Scatter(x=x, y=y, text=[show(o['text']) for o in view], hovertext=hover, hoverinfo='text', showlegend=False, **text),
+        go.Scatter(x=[None], y=[None], mode='markers', showlegend=False, marker=dict(colorscale='OrRd', cmin=0, cmax=most, color=[0], showscale=True, colorbar=dict(title='bits', thickness=10)))])
+    axis = dict(visible=False, fixedrange=True)
+    return fig.update_layout(shapes=shapes, xaxis=dict(range=[-.5, width+8], **axis), yaxis=dict(range=[-line-.8, .8], **axis), height=90+24*(line+1), margin=dict(l=10, r=10, t=10, b=10), plot_bgcolor='rgba(0,0,0,0)', paper_bgcolor='rgba(0,0,0,0)')
+
+@dataclass(frozen=True)
+class Shown:
+    "A sample as a notebook shows it: prompt, continuation, and the picture of its surprise"
+    sample:Sample
+    figure:go.Figure
+    def __str__(self): return self.sample.prompt+self.sample.text
+    def _repr_html_(self):
+        return f'<div style="white-space:pre-wrap"><span style="opacity:.6">{html.escape(self.sample.prompt)}</span><b>{html.escape(self.sample.text)}</b></div>'
+    def _ipython_display_(self):
+        from IPython.display import HTML,display
+        display(HTML(self._repr_html_()), self.figure)
+
+def sample(
+    model,             # a `GPT2`, or a `Decoder` made of one
+    tok,               # the tokenizer it was trained with
+    prompt:str='',
+    max_new_tokens:int=100,
+    **kw,              # more for `samples`
+)->Shown:
+    "One continuation, to be looked at. Raises what `samples` raises"
+    dec = _decoder(model, kw.pop('weights', None), max_new_tokens)
+    [s] = samples(dec, tok, prompt, max_new_tokens, **kw)
+    return Shown(s, surprise_figure(token_view(dec, tok, prompt, s.ids)))
