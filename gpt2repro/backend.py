@@ -7,8 +7,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
            'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'autocast', 'can_compile',
-           'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'free_memory',
-           'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'compile_model', 'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state',
+           'set_rng_state', 'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')     # large CPU tensors in pages of 2 MiB (Linux): new memory costs a tenth; read by PyTorch at its first allocation
 
 import torch
-from .config import nearest
+from .config import nearest,warn
 
 # %% ../nbs/01_backend.ipynb #d90a9cd2
 _devices = ('auto', 'cpu', 'cuda', 'xla', 'tpu', 'mps')
@@ -177,6 +177,22 @@ def compile_model(
     if device is None and isinstance(model, torch.nn.Module): device = next(model.parameters()).device
     if device is None or device.type!='cuda' or not can_compile(device): return model
     return torch.compile(model)
+
+# %% ../nbs/01_backend.ipynb #dec48172
+def fixed_shapes(device:torch.device)->bool:
+    "Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for its shapes"
+    return device.type in ('xla', 'tpu', 'cuda')
+
+@functools.cache
+def compile_step(
+    fn,                  # a function of tensors that runs once for each token
+    device:torch.device,
+):
+    "`torch.compile(fn)` on CPU and CUDA; `fn` itself where XLA compiles anyway, and, with one line that says so, where there is no compiler"
+    if device.type not in ('cpu', 'cuda'): return fn
+    if can_compile(device): return torch.compile(fn)
+    warn('no C++ compiler (or, on CUDA, no triton): the same text comes uncompiled and more slowly; install g++ for the fast step')
+    return fn
 
 # %% ../nbs/01_backend.ipynb #c73a7c9f
 def activation_checkpoint(
