@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/cli.html.md"""
 # %% auto #0
 __all__ = ['Some', 'Maybe', 'One', 'verbs', 'find_model', 'load_model', 'fit_warmup', 'step_seconds', 'read_documents',
            'write_samples', 'write_scores', 'reproduce_run', 'reproduce', 'prepare', 'run_config', 'train', 'sample',
-           'evaluate', 'report', 'doctor', 'error_line', 'main']
+           'evaluate', 'report', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/17_cli.ipynb #5d5f6d87
 import os,re,shutil,sys,time,traceback
@@ -26,6 +26,7 @@ from .config import RunConfig,nearest,override,progress,recipe as named_recipe,s
 from .evaluate import documents_loss,evaluate as evaluate_tasks,yardsticks
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
+from .plan import plan as plan_step
 from .plots import read_log,report as write_report,verdict
 from .sample import generate,stream as stream_text
 from .shards import open_tokens,prepare as prepare_data,verify as verify_prepared
@@ -316,6 +317,28 @@ def report(
     f = write_report(runs, out or None)
     _show(dict(report=str(f)), json, f'Report: {f}')
 
+# %% ../nbs/17_cli.ipynb #10cf33ec
+@call_parse
+def plan(
+    size:str='1.5B',            # of the model
+    chip:str='v5e',             # v2, v3, v4, v5e, v5p, v6e, tpu7x, T4, L4, A100, A100-80GB, H100, H200 or CPU; or a slice such as v2-8
+    batch:int=8,                # sequences that go through the model at once, over all devices
+    precision:str='mixed',      # float32, mixed (float32 weights, bfloat16 products) or bfloat16
+    optimizer:str='adafactor',  # or adamw
+    remat:str='block',          # none, or block: keep only each block's input for the backward pass
+    devices:int=0,              # how many; 0: what the chip's name says
+    recipe:str='',              # how long would these settings take: tiny or 124M
+    tokens:float=0.,            # how long would so many tokens take, such as 1e9
+    json:bool=False,            # print one JSON object
+):
+    "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
+    p = plan_step(size, chip, batch, precision, optimizer, remat, devices)
+    if recipe:
+        cfg = named_recipe(recipe)
+        tokens = float(cfg.max_steps*cfg.batch_tokens)
+    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}))
+    _show(d, json, f'{p}' + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():
     "(name, version that is there or '', requirement) of each runtime requirement"
@@ -362,7 +385,7 @@ def error_line(e:BaseException)->str:
 _expected = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError, KeyError)
 
 # %% ../nbs/17_cli.ipynb #d81734b0
-verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, report=report, doctor=doctor)
+verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, report=report, plan=plan, doctor=doctor)
 
 def _overview():
     rows = '\n'.join(f'  {k:<10} {f.__doc__}' for k,f in verbs.items())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import autocast,compile_model,describe,end_step,get_device,matmul_peak,peak_memory,rng_state,seed_all,set_rng_state,sync,to_device
+from .backend import OneProgram,autocast,compile_model,describe,end_step,get_device,matmul_peak,peak_memory,rng_state,seed_all,set_rng_state,sync,to_device
 from .batches import Batches
 from .checkpoint import from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
@@ -76,7 +76,9 @@ def fit(
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
     lr,params = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters())
     model.train()
+    program = OneProgram(device)
     for step in range(start, cfg.max_steps):
+        program.begin()
         x,y = (to_device(o, device) for o in batches(step))
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype)
         norm = torch.nn.utils.clip_grad_norm_(params, cfg.optim.clip or math.inf)
@@ -84,6 +86,7 @@ def fit(
         opt.step()
         opt.zero_grad()
         end_step(device)
+        program.end(x=x, y=y)
         yield step+1,loss,norm
 
 def set_lr(
@@ -106,13 +109,13 @@ def valid_loss(
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
-    total = 0.
+    total = to_device(torch.zeros(()), device)
     for i in range(n):
         x,y = (to_device(o, device) for o in batches(i))
-        with autocast(device, dtype): total = total+lm_loss(model, x, y)
+        with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total/n
+    return total
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:

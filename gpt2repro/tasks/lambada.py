@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/lambada.html.md"""
 __all__ = ['stop_words', 'straighten', 'Lambada']
 
 # %% ../../nbs/tasks/01_lambada.ipynb #c4dd2b5b
-from .core import LogLik,Task,accuracy,perplexity,read_jsonl
+from .core import Hub,LogLik,Task,accuracy,perplexity,read_jsonl
 
 # %% ../../nbs/tasks/01_lambada.ipynb #741eb892
 stop_words = tuple("""i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself they them their theirs themselves what which who whom this that these
@@ -26,6 +26,7 @@ class Lambada(Task):
     "Last word of a passage"
     name,about = 'lambada','last word of a passage (accuracy, perplexity)'
     file,source,expected = 'lambada_test.jsonl','https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl',5153
+    hub = Hub('EleutherAI/lambada_openai', 'default')
     metrics = dict(acc=accuracy, ppl=perplexity, acc_filter=accuracy, acc_word=accuracy, acc_word_filter=accuracy, ppl_token=perplexity)
 
     def read(self, path):
@@ -33,6 +34,7 @@ class Lambada(Task):
         for i,s in enumerate(out, 1):
             if len(s.split(' '))<2: raise ValueError(f'{path}, line {i} is damaged (a single word): get the file for {self.name} again')
         return out
+    def from_rows(self, rows): return list(rows['text'])
 
     def requests(self, text, protocol):
         if protocol=='paper': text = straighten(text)

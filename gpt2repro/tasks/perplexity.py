@@ -13,14 +13,14 @@ import re
 from functools import cache
 
 import numpy as np
-from .core import Metric,Rolling,Task,bits,perplexity,read_text
+from .core import Hub,Rolling,Task,bits,parquet,perplexity,read_text
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #29e7ed22
-_left  = tuple(""", . ; : ! ? % ) ] } 's 't 're 've 'll 'd 'm 'S n't ...""".split())   # join what is before
-_right = tuple('( [ { $ £ € #'.split())                                                  # join what follows
+_left  = tuple(""", . ; : ! ? % ) ] } ’ ” 's 't 're 've 'll 'd 'm 'S n't ...""".split())   # join what is before
+_right = tuple('( [ { $ £ € # ‘ “'.split())                                                  # join what follows
 _inner = {'@-@': '-', '@,@': ',', '@.@': '.'}                                            # WikiText's joints inside words and numbers
 _short = re.compile(r"(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd|Lt|Col|Gen|Capt|Sgt|Rev|Gov|Sen|Prof|Mt|Ft|ft|Vol|vol|pp|ed|cf|Ave|Bros|feat)\.")
-_tail  = re.compile(r"""(?<=.)(?:\.\.\.|n't|'(?:s|t|re|ve|ll|d|m|S)|[,;:!?%)\]}"']|\.)$""")
+_tail  = re.compile(r"""(?<=.)(?:\.\.\.|n't|'(?:s|t|re|ve|ll|d|m|S)|[,;:!?%)\]}"'’”]|\.)$""")
 _joint = re.compile(r'(?<=[^\s-])(-)(?=[^\s-])|(?<=\d)([.,])(?=\d)')
 
 def split_chunk(
@@ -101,19 +101,20 @@ def lm_eval_text(
 def block_rows(
     a,            # `Scored`
     n_units:int,  # original tokens, bytes or characters
-    size:int=1024,# tokens in a block
+    size:int=1024,# of them in a block, about
 )->np.ndarray: # (blocks,2) nats and units
     "A scored stream as rows for the bootstrap"
-    cuts = np.arange(0, len(a.logprobs), size)
+    N,blocks = len(a.logprobs),max(1, round(n_units/size))
+    cuts = np.unique(np.arange(blocks)*N//blocks)
     nats = -np.add.reduceat(a.logprobs.astype(np.float64), cuts)
-    n = np.diff(np.append(cuts, len(a.logprobs)))
-    return np.stack([nats, n*n_units/len(a.logprobs)], 1)
+    return np.stack([nats, np.diff(np.append(cuts, N))*n_units/N], 1)
 
 class _Stream(Task):
     "A text whose loss is wanted"
     stride,metrics = 32,dict(ppl=perplexity)
     counted = 'words'
     def read(self, path): return [read_text(path, self.name)]
+    def from_rows(self, rows): return [''.join(s or ' \n' for s in rows['text'])]          # the data set holds lines, blank ones as ''
     def count(self, examples): return sum(len(x.split()) for x in examples)
     def limit(self, examples, n):                            # so many words
         m = list(re.finditer(r'\S+\s*', examples[0]))[:n]
@@ -129,6 +130,7 @@ class WikiText2(_Stream):
     "WikiText-2's test set (Merity et al. 2016, arXiv 1609.07843)"
     name,about = 'wikitext2','test articles of Wikipedia (perplexity)'
     file,source,expected = 'wiki.test.raw','the wikitext-2-raw-v1 archive, or `Salesforce/wikitext` on the hub',241211
+    hub = Hub('Salesforce/wikitext', 'wikitext-2-raw-v1')
     metrics = dict(ppl=perplexity, bpb=bits)
     def paper_text(self, text): return '\n'.join(map(detokenize, text.split('\n')))
     def requests(self, text, protocol):
@@ -143,22 +145,27 @@ class WikiText2(_Stream):
 
 class WikiText103(WikiText2):
     "WikiText-103's test set: the same text as WikiText-2's"
-    name = 'wikitext103'
+    name,hub = 'wikitext103',Hub('Salesforce/wikitext', 'wikitext-103-raw-v1')
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #b9420d34
 class PTB(_Stream):
     "Penn Treebank, Mikolov's version"
     name,about = 'ptb','Wall Street Journal of 1989 (perplexity)'
     file,source,expected = 'ptb.test.txt','http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz',78669
+    hub = Hub('ptb-text-only/ptb_text_only', 'penn_treebank', 'test', parquet)
+    def from_rows(self, rows): return [''.join(f' {s} \n' for s in rows['sentence'])]
     def paper_text(self, text): return '\n'.join(map(detokenize, text.split('\n')))
 
 class Enwik8(_Stream):
     "Last 5 MB of the first 100 MB of an XML dump of Wikipedia (Hutter 2006)"
     name,about,metrics = 'enwik8','raw bytes of Wikipedia (bits per byte)',dict(bpb=bits)
     file,source,expected,counted,normalisation = 'enwik8','http://mattmahoney.net/dc/enwik8.zip',100_000_000,'bytes','bytes'
-    def read(self, path):
-        self.n = path.stat().st_size
-        return [path.read_bytes()[-5_000_000:].decode(errors='ignore')]    # the cut may fall inside a character
+    hub = Hub('LTCB/enwik8', 'enwik8-raw', 'train', parquet)
+    def read(self, path): return self._tail(path.read_bytes())
+    def from_rows(self, rows): return self._tail(''.join(rows['text']).encode())
+    def _tail(self, data):
+        self.n = len(data)
+        return [data[-5_000_000:].decode(errors='ignore')]                 # the cut may fall inside a character
     def count(self, examples): return self.n
     def units(self, text): return len(text.encode())
 
@@ -166,11 +173,15 @@ class Text8(Enwik8):
     "Last 5 million characters of the cleaned text (a to z and space)"
     name,about,metrics = 'text8','letters of Wikipedia (bits per character)',dict(bpc=bits)
     file,source,normalisation = 'text8','http://mattmahoney.net/dc/text8.zip','characters'
+    hub = Hub('afmck/text8')
+    def released(self, path, protocol): return 5_000_000 if str(path).startswith(self.hub.repo) else self.expected      # the data set has the last part as its test split
 
 class OneBillion(Task):
     "One Billion Word benchmark (Chelba et al. 2013, arXiv 1312.3005)"
     name,about,metrics = '1bw','shuffled sentences of news (perplexity)',dict(ppl=perplexity)
     file,source,expected,counted = 'news.en.heldout-00000-of-00050','https://www.statmt.org/lm-benchmark/',6075,'sentences'
+    hub = Hub('billion-word-benchmark/lm1b', 'plain_text', 'test', parquet)
+    def from_rows(self, rows): return list(rows[:6075]['text'])            # the split is all fifty files, in order
     def read(self, path): return [l for l in read_text(path, self.name).split('\n') if l.strip()]
     def requests(self, line, protocol): return [Rolling(detokenize(f' {line} ') if protocol=='paper' else line)]
     def score(self, line, answers, protocol): return dict(ppl=(-answers[0].sum, len(line.split())+1))
