@@ -9,13 +9,13 @@ __all__ = ['presets', 'rank1', 'rms', 'clip_rms', 'relative', 'absolute', 'Adafa
            'param_groups', 'decay_by_alpha', 'decay_by', 'decay_first']
 
 # %% ../nbs/09_adafactor.ipynb #9c6a2070
-import functools,inspect,itertools,math
+import ctypes,functools,inspect,itertools,math
 from collections.abc import Callable
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import prefers_blocks
+from .backend import compile_c,prefers_blocks
 from .config import nearest
 from .schedule import paper_relative,warmup_cosine
 
@@ -140,6 +140,87 @@ def _new_state(p, o):
     if o['beta1']: s['first'] = like()
     return s
 
+# %% ../nbs/09_adafactor.ipynb #64710c54
+_c = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <omp.h>
+
+/* Means of g² by row and by column but for a factor: each square times `scale` is summed. Four rows at a time, so that a column's sum is touched once for four numbers.
+   Threads get fixed shares of the rows and are added up in order: the same bits each time. Returns 1 when there is no memory */
+int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float *col) {
+    int n = omp_get_max_threads();
+    float *all = calloc((size_t)2*n*C, sizeof(float));
+    if (!all) return 1;
+    #pragma omp parallel num_threads(n)
+    {
+        float *sum = all+2*C*omp_get_thread_num(), *part = sum+C;
+        #pragma omp for schedule(static)
+        for (int64_t k = 0; k < (R+63)/64; k++) {
+            int64_t i = k*64, end = i+64 < R ? i+64 : R;
+            memset(part, 0, C*sizeof(float));
+            for (; i+4 <= end; i += 4) {
+                const float *x = g+i*C, *y = x+C, *z = y+C, *w = z+C;
+                float s = 0, t = 0, u = 0, v = 0;
+                #pragma omp simd reduction(+:s,t,u,v)
+                for (int64_t j = 0; j < C; j++) {
+                    float a = (x[j]*x[j])*scale, b = y[j]*y[j]*scale, c = z[j]*z[j]*scale, d = w[j]*w[j]*scale;
+                    s += a; t += b; u += c; v += d;
+                    part[j] += (a+b)+(c+d);
+                }
+                row[i] = s; row[i+1] = t; row[i+2] = u; row[i+3] = v;
+            }
+            for (; i < end; i++) {
+                const float *x = g+i*C;
+                float s = 0;
+                #pragma omp simd reduction(+:s)
+                for (int64_t j = 0; j < C; j++) { float a = x[j]*x[j]*scale; s += a; part[j] += a; }
+                row[i] = s;
+            }
+            for (int64_t j = 0; j < C; j++) sum[j] += part[j];
+        }
+    }
+    memset(col, 0, C*sizeof(float));
+    for (int k = 0; k < n; k++) for (int64_t j = 0; j < C; j++) col[j] += all[2*C*k+j];
+    free(all);
+    return 0;
+}
+
+/* By row: u2[i] = Σ (g·r·c)², x2[i] = Σ x² */
+void sums(const float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float *u2, float *x2) {
+    #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < R; i++) {
+        const float *a = g+i*C, *b = x+i*C;
+        float s = 0, t = 0;
+        #pragma omp simd reduction(+:s,t)
+        for (int64_t j = 0; j < C; j++) { float u = a[j]*c[j]; s += u*u; t += b[j]*b[j]; }
+        u2[i] = s*r[i]*r[i];
+        x2[i] = t;
+    }
+}
+
+/* x -= x·shrink + f·g·c, f by row; nothing at all unless ok */
+void apply(float *x, const float *g, const float *f, const float *c, int64_t R, int64_t C, const float *shrink, const uint8_t *ok) {
+    if (!*ok) return;
+    const float k = *shrink;
+    #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < R; i++) {
+        const float *a = g+i*C;
+        float *b = x+i*C, e = f[i];
+        #pragma omp simd
+        for (int64_t j = 0; j < C; j++) b[j] -= b[j]*k+e*(a[j]*c[j]);
+    }
+}
+"""
+def _kernels(*ts):
+    "The passes in C, if all of `ts` are large float32 matrices laid out densely in the memory of a CPU with a compiler; else None"
+    fits = all(t.ndim==2 and t.dtype==torch.float32 and t.is_contiguous() and t.numel()>=2**16 and prefers_blocks(t.device) and not hasattr(t, 'placements') for t in ts)
+    return compile_c(_c) if fits and not torch.compiler.is_compiling() else None
+
+def _at(*ts): return [ctypes.c_void_p(t.data_ptr()) for t in ts]
+def _shape(g): return map(ctypes.c_int64, g.shape)
+
 # %% ../nbs/09_adafactor.ipynb #84435e0d
 def _blocks(x, n=2**19):
     "`x` cut along its first axis into blocks of `n` numbers where these stay in the caches; elsewhere whole"
@@ -167,6 +248,10 @@ def moments(
     "Means of g² by row and by column. Every number of the rows' is finite exactly when every g² is finite in float32"
     R,C = g.shape[-2:]
     scale = 2.**-math.ceil(math.log2(max(R, C)))             # so that no sum of finite squares overflows
+    if k := _kernels(g):
+        row,col = g.new_empty(R),g.new_empty(C)
+        if k.moments(*_at(g), *_shape(g), ctypes.c_float(scale), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
+        return row.div_(scale*C),col.div_(scale*R)
     rows,cols = [],[]
     for b in _blocks(g):
         b = b.to(_wide(b))
@@ -256,16 +341,27 @@ def _update_one(unit, new, t, w, rho, ok, o, size, seed):
         return u.nan_to_num_(0., 0., 0.),None if low else r
     def sumsq(u, r): return (_sumsq(u) if r is None else _sumsq(u)*r.square()).sum()
     def directions(): return (direction(b.to(wide), r, c) for b,r,c in zip(gs, rs, cs))
-    kept = list(directions()) if len(gs)==1 else None
-    u2,x2 = 0.,0.
-    for (u,r),x in zip(kept or directions(), xs): u2,x2 = u2+sumsq(u, r),x2+_sumsq(x).sum()
-    u2,x2 = _plain(u2),_plain(x2)
+    k = _kernels(p, g) if 'row' in s and 'first' not in s and not low else None
+    if k:
+        u2,x2 = g.new_empty(2, len(g))
+        k.sums(*_at(p, g, r, c), *_shape(g), *_at(u2, x2))
+        u2,x2 = u2.sum(),x2.sum()
+    else:
+        kept = list(directions()) if len(gs)==1 else None
+        u2,x2 = 0.,0.
+        for (u,q),x in zip(kept or directions(), xs): u2,x2 = u2+sumsq(u, q),x2+_sumsq(x).sum()
+        u2,x2 = _plain(u2),_plain(x2)
     alpha,f,shrink = _factors(o, size, t, rho, (x2/p.numel()).sqrt(), (u2/p.numel()).sqrt(), ok)
-    start,m2 = 0,0.
-    for (u,r),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
-        y = _apply(x.to(wide), u, f if r is None else (r*f)[..., None], shrink, m, o, ok)
-        if y is not x: x.copy_(round_stochastic(y, seed, start) if o['stochastic_rounding'] and x.dtype==torch.bfloat16 else y)
-        start += x.numel()
+    if k:
+        rf = r*f
+        k.apply(*_at(p, g, rf, c), *_shape(g), *_at(shrink, ok))
+        torch.autograd.graph.increment_version(p)
+    else:
+        start = 0
+        for (u,q),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
+            y = _apply(x.to(wide), u, f if q is None else (q*f)[..., None], shrink, m, o, ok)
+            if y is not x: x.copy_(round_stochastic(y, seed, start) if o['stochastic_rounding'] and x.dtype==torch.bfloat16 else y)
+            start += x.numel()
     return x2,u2*f.square(),alpha*p.numel()
 
 def _update_many(unit, new, t, w, rho, ok, o, size, seed):
