@@ -316,22 +316,42 @@ def _ema(old, new, w, ok):
 def _factors(o, size, t, rho, rms_x, rms_u, ok):
     "α, by what to multiply the update, and what to take from the weights"
     alpha,shrink = size(t, rho, rms_x, o)
-    return alpha,torch.where(ok, alpha/(rms_u/o['clip_threshold']).clamp(min=1.), 0.),torch.where(ok, shrink, 0.)
+    none = torch.zeros_like(alpha)
+    return alpha,torch.where(ok, alpha/(rms_u/o['clip_threshold']).clamp(min=1.), none),torch.where(ok, shrink, none)
 
 def _apply(x, u, f, shrink, first, o, ok):
-    "`x`, in float32, after the update f·u; in place"
-    if o['weight_decay']: x.addcmul_(x, shrink, value=-1)        # x·(1-shrink) would round the same way each step
+    "`x` after the update f·u, in place"
+    if o['weight_decay']: x.addcmul_(x, shrink, value=-1)        # x·(1-shrink) would round the same way at each step
     if first is None: return x.addcmul_(u, f, value=-1)
     return x.addcmul_(first.lerp_(u*f, torch.where(ok, 1-o['beta1'], 0.)), ok.to(x.dtype), value=-1)
 
-def _update_one(unit, new, t, w, rho, ok, o, size, seed):
-    "Update a tensor, block by block: once for the RMS of weights and update, once to apply it"
+def _low(p, o): return torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
+
+def _row_col(new, s, o, w, ok, low):
+    "State after this step, as the factors of U = G·r·c: r (…,R), c (…,1,C)"
+    row,col = (_ema(s[k], n+o['eps'][0], w, ok) for k,n in zip(('row', 'col'), new))
+    return (row/_mean(row).clamp(min=low)).clamp(min=torch.finfo(row.dtype).tiny).rsqrt(),col.rsqrt()[..., None, :]
+
+def _update_dense(k, unit, new, t, w, rho, ok, o, size):
+    "Update a matrix with the passes in C"
     (p,g,s), = unit
-    wide,low = _wide(p),torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
+    r,c = _row_col(new, s, o, w, ok, 0.)
+    u2,x2 = sums = g.new_empty(2, len(g))
+    k.sums(*_at(p, g, r, c), *_shape(g), *_at(u2, x2))
+    u2,x2 = sums.sum(-1).unbind()
+    alpha,f,shrink = _factors(o, size, t, rho, (x2/p.numel()).sqrt(), (u2/p.numel()).sqrt(), ok)
+    f_row = r*f
+    k.apply(*_at(p, g, f_row, c), *_shape(g), *_at(shrink, ok))
+    torch.autograd.graph.increment_version(p)
+    return x2,u2*f.square(),alpha*p.numel()
+
+def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
+    "Update a tensor block by block"
+    (p,g,s), = unit
+    wide,low = _wide(p),_low(p, o)
     xs,gs = _blocks(p),_blocks(g)
     if 'row' in s:
-        row,col = (_ema(s[k], n+o['eps'][0], w, ok) for k,n in zip(('row', 'col'), new))
-        r,c = (row/_mean(row).clamp(min=low)).clamp(min=torch.finfo(wide).tiny).rsqrt(),col.rsqrt()[..., None, :]
+        r,c = _row_col(new, s, o, w, ok, low)
         rs,cs = r.split([len(x) for x in xs]),c.split([len(x) for x in xs]) if p.ndim>2 else (c,)*len(xs)
     else:
         c = _ema(s['second'], new.to(wide).square()+o['eps'][0], w, ok).rsqrt()
@@ -339,29 +359,17 @@ def _update_one(unit, new, t, w, rho, ok, o, size, seed):
     def direction(g, r, c):
         u = torch.mul(g, c, out=_room(g)) if r is None or not low else torch.mul(r[..., None], c, out=_room(g)).clamp_(max=1/low).mul_(g)
         return u.nan_to_num_(0., 0., 0.),None if low else r
-    def sumsq(u, r): return (_sumsq(u) if r is None else _sumsq(u)*r.square()).sum()
     def directions(): return (direction(b.to(wide), r, c) for b,r,c in zip(gs, rs, cs))
-    k = _kernels(p, g) if 'row' in s and 'first' not in s and not low else None
-    if k:
-        u2,x2 = g.new_empty(2, len(g))
-        k.sums(*_at(p, g, r, c), *_shape(g), *_at(u2, x2))
-        u2,x2 = u2.sum(),x2.sum()
-    else:
-        kept = list(directions()) if len(gs)==1 else None
-        u2,x2 = 0.,0.
-        for (u,q),x in zip(kept or directions(), xs): u2,x2 = u2+sumsq(u, q),x2+_sumsq(x).sum()
-        u2,x2 = _plain(u2),_plain(x2)
+    kept = list(directions()) if len(gs)==1 else None            # a block alone is kept between the passes
+    u2,x2 = 0.,0.
+    for (u,r),x in zip(kept or directions(), xs): u2,x2 = u2+(_sumsq(u) if r is None else _sumsq(u)*r.square()).sum(),x2+_sumsq(x).sum()
+    u2,x2 = _plain(u2),_plain(x2)
     alpha,f,shrink = _factors(o, size, t, rho, (x2/p.numel()).sqrt(), (u2/p.numel()).sqrt(), ok)
-    if k:
-        rf = r*f
-        k.apply(*_at(p, g, rf, c), *_shape(g), *_at(shrink, ok))
-        torch.autograd.graph.increment_version(p)
-    else:
-        start = 0
-        for (u,q),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
-            y = _apply(x.to(wide), u, f if q is None else (q*f)[..., None], shrink, m, o, ok)
-            if y is not x: x.copy_(round_stochastic(y, seed, start) if o['stochastic_rounding'] and x.dtype==torch.bfloat16 else y)
-            start += x.numel()
+    start = 0
+    for (u,r),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
+        y = _apply(x.to(wide), u, f if r is None else (r*f)[..., None], shrink, m, o, ok)
+        if y is not x: x.copy_(round_stochastic(y, seed(), start) if o['stochastic_rounding'] and x.dtype==torch.bfloat16 else y)
+        start += x.numel()
     return x2,u2*f.square(),alpha*p.numel()
 
 def _update_many(unit, new, t, w, rho, ok, o, size, seed):
@@ -369,7 +377,7 @@ def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     ps,_,ss = zip(*unit)
     def stack(ts): return torch.stack([x.detach().flatten() for x in ts])
     def back(ts, x): torch._foreach_copy_(ts, [r.view_as(q) for q,r in zip(ts, x)])
-    wide,low = _wide(ps[0]),torch.finfo(ps[0].dtype).eps if o['floor'] is None else o['floor']
+    wide,low = _wide(ps[0]),_low(ps[0], o)
     x,g,n = stack(ps).to(wide),new.to(wide),ps[0].numel()
     second = _ema(stack([s['second'] for s in ss]), g.square()+o['eps'][0], w[:, None], ok)
     back([s['second'] for s in ss], second)
@@ -379,7 +387,7 @@ def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     first = stack([s['first'] for s in ss]) if o['beta1'] else None
     _apply(x, u, f[:, None], shrink[:, None], first, o, ok)
     if first is not None: back([s['first'] for s in ss], first)
-    back(ps, round_stochastic(x, seed) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
+    back(ps, round_stochastic(x, seed()) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
     return x2.sum(),(u2*f.square()).sum(),(alpha*n).sum()
 
 # %% ../nbs/09_adafactor.ipynb #699db332
@@ -399,15 +407,17 @@ def step(self:Adafactor, closure:Callable=None):
     for i,((o,us),ls) in enumerate(zip(work, looks)):
         if not us: continue
         steps = [s['step'] for u in us for _,_,s in u]
-        torch._foreach_add_(list({id(s): s for s in steps}.values()), ok.float())
+        once = list({id(s): s for s in steps}.values())
+        torch._foreach_add_(once, [ok.float()]*len(once))
         t = torch.stack(steps).clamp(min=1.)
         w,rho = t.pow(-o['decay']),_rate(o['lr'])(t)
         size = self.step_size or (relative if o['scale_parameter'] else absolute)
         sums = []
-        for k,(u,(_,new),*a) in enumerate(zip(us, ls, *(x.split([len(u) for u in us]) for x in (t, w, rho)))):
-            seed = (a[0][0].int()*-1640531527)^(i*65536+k)
-            if len(u)==1: sums.append(_update_one(u, new, *(x[0] for x in a), ok, o, size, seed))
-            else: sums.append(_update_many(u, new, *a, ok, o, size, seed))
+        for j,(u,(_,new),*a) in enumerate(zip(us, ls, *(x.split([len(u) for u in us]) for x in (t, w, rho)))):
+            def seed(): return (a[0][0].int()*-1640531527)^(i*65536+j)
+            if len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
+            elif k := _kernels(*u[0][:2]) if {'row'}<=u[0][2].keys()<={'step', 'row', 'col'} and not _low(u[0][0], o) else None: sums.append(_update_dense(k, u, new, *(x[0] for x in a), ok, o, size))
+            else: sums.append(_update_blocks(u, new, *(x[0] for x in a), ok, o, size, seed))
         if self.track: self._stats[o.get('name', str(i))] = _summary(us, ls, sums)
     return loss
 

@@ -126,24 +126,28 @@ class DataConfig(Config):
 class OptimConfig(Config):
     "The optimizer and its learning rate. With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute"
     name: str = 'adafactor'             # `adafactor` or `adamw`
+    preset: str = 'paper'               # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
     lr: float = 1e-2                    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
     schedule: str = 'cosine'            # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
     warmup_steps: int = 0
+    warmup_tokens: int = 0              # instead of `warmup_steps`: stays what it is when the batch changes
     final: float = .1                   # what remains of the peak at the end, for `cosine`
     beta1: float = 0.                   # momentum; Adafactor's paper uses none
     beta2: float = .95                  # AdamW only
-    weight_decay: float = 0.            # decoupled; never on biases and LayerNorms
+    weight_decay: float = 0.            # decoupled; not on biases and LayerNorms, but with the preset `connor2019`
     clip: float = 1.                    # global norm of the gradient; 0: none
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid')).items():
+        for n,ok in dict(name=('adafactor', 'adamw'), preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid')).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
         self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'weight_decay', 'clip'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
         for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
+        self.need(self.preset=='paper' or self.name=='adafactor', 'preset', 'is a kind of Adafactor: set name=adafactor, or leave it out')
+        self.need(not (self.warmup_tokens and self.warmup_steps), 'warmup_tokens', f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0')
 
 # %% ../nbs/00_config.ipynb #27da6bbe
 @dataclass(frozen=True, kw_only=True)

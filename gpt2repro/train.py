@@ -21,7 +21,7 @@ from .checkpoint import from_pretrained,latest_checkpoint,load_checkpoint,save_c
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
-from .schedule import constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
+from .schedule import by_tokens,constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
 from .shards import folder_lock,load_manifest
 from .tokenizer import load_tokenizer
 
@@ -29,23 +29,29 @@ from .tokenizer import load_tokenizer
 def lr_schedule(
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 ):# function of the step, a tensor counted from 1
     "The run's learning rate as a function of the step"
+    if o.warmup_tokens: return by_tokens(_schedule(o, o.warmup_tokens, max_steps*batch_tokens), batch_tokens)
+    return _schedule(o, o.warmup_steps, max_steps)
+
+def _schedule(o, warmup, total):
     if o.schedule=='paper': return paper_relative(o.lr)
     if o.schedule=='constant': return constant(o.lr)
-    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, o.warmup_steps))
-    if o.schedule=='trapezoid': return trapezoid(o.lr, o.warmup_steps, max_steps)
-    return warmup_cosine(o.lr, o.warmup_steps, max_steps, final=o.final)
+    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, warmup))
+    if o.schedule=='trapezoid': return trapezoid(o.lr, warmup, total)
+    return warmup_cosine(o.lr, warmup, total, final=o.final)
 
 def make_optimizer(
     model:GPT2,
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run, for its schedule
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 )->torch.optim.Optimizer:
     "Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named parameter groups"
-    groups = param_groups(model, o.weight_decay)
+    groups = param_groups(model, None if o.preset=='connor2019' else o.weight_decay)
     if o.name=='adamw': return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), fused=True)
-    return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
+    return Adafactor.preset(o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None, weight_decay=o.weight_decay)
 
 # %% ../nbs/15_train.ipynb #1d7d0398
 def accumulate(
@@ -74,7 +80,7 @@ def fit(
 ):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    lr,params = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters())
+    lr,params = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),list(model.parameters())
     model.train()
     program = OneProgram(device)
     for step in range(start, cfg.max_steps):
@@ -168,9 +174,14 @@ def noting_signals():
 def measured_update(
     opt:torch.optim.Optimizer,
     on:bool=True, # measure this step
-):                # yields a dict that is filled at the end: group -> RMS of parameters and update, tensors
-    "RMS of each named group's parameters and of what the block changed"
+):                # yields a dict that is filled at the end: group -> RMS of parameters and update, tensors; Adafactor's also of the gradient, and its rate
+    "RMS of each named group's parameters and of the update"
     out = {}
+    if isinstance(opt, Adafactor):        # measures while it updates
+        opt.track = on
+        yield out
+        if on: out.update(opt.stats())
+        return
     before = [[p.detach().clone() for p in g['params']] for g in opt.param_groups] if on else []
     yield out
     rms = lambda ts: (sum(t.float().square().sum() for t in ts)/sum(t.numel() for t in ts)).sqrt()
@@ -252,7 +263,7 @@ def _train(cfg, folder, dev, data, tok, manifest):
     seed_all(cfg.seed, dev)
     model = (from_pretrained(cfg.start_from) if cfg.start_from else GPT2(cfg.model)).to(dev)
     if model.cfg.n_params!=cfg.model.n_params: raise ValueError(f'start_from={cfg.start_from} has {model.cfg.n_params:,} parameters, the settings describe {cfg.model.n_params:,}: use its own size')
-    opt = make_optimizer(model, cfg.optim, cfg.max_steps)
+    opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     fingerprint = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}"
     step,seconds,last = 0,0.,latest_checkpoint(folder/'checkpoints')
     if last:
@@ -265,7 +276,7 @@ def _train(cfg, folder, dev, data, tok, manifest):
     vbatches,n_valid = valid_batches(cfg, data)
     peak,flops = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token()
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
-    lr,log = lr_schedule(cfg.optim, cfg.max_steps),Log(folder/'log.jsonl', step)
+    lr,log = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),Log(folder/'log.jsonl', step)
     log('event', step, tokens=step*cfg.batch_tokens, what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1),
         optimizer=repr(opt).split('\n')[0])
 
