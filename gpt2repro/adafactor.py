@@ -213,9 +213,11 @@ void apply(float *x, const float *g, const float *f, const float *c, int64_t R, 
     }
 }
 """
+def _ordinary(x): return type(x) in (Tensor, torch.nn.Parameter) and prefers_blocks(x.device)        # no shard, no tracer
+
 def _kernels(*ts):
     "The passes in C, if all of `ts` are large float32 matrices laid out densely in the memory of a CPU with a compiler; else None"
-    fits = all(t.ndim==2 and t.dtype==torch.float32 and t.is_contiguous() and t.numel()>=2**16 and prefers_blocks(t.device) and not hasattr(t, 'placements') for t in ts)
+    fits = all(_ordinary(t) and t.ndim==2 and t.dtype==torch.float32 and t.is_contiguous() and t.numel()>=2**16 for t in ts)
     return compile_c(_c) if fits and not torch.compiler.is_compiling() else None
 
 def _at(*ts): return [ctypes.c_void_p(t.data_ptr()) for t in ts]
@@ -224,15 +226,16 @@ def _shape(g): return map(ctypes.c_int64, g.shape)
 # %% ../nbs/09_adafactor.ipynb #84435e0d
 def _blocks(x, n=2**19):
     "`x` cut along its first axis into blocks of `n` numbers where these stay in the caches; elsewhere whole"
-    if not prefers_blocks(x.device) or hasattr(x, 'placements') or not x.ndim: return (x,)
+    if not _ordinary(x) or not x.ndim: return (x,)
     return x.split(max(1, n*len(x)//x.numel()))
 
 @functools.cache
+@torch.inference_mode(False)
 def _scratch(n, dtype, device): return torch.empty(n, dtype=dtype, device=device)
 
 def _room(x):
     "Where blocks count: the same memory for each block's intermediate result, so that it stays in the cache. Elsewhere None: new memory"
-    if not prefers_blocks(x.device) or hasattr(x, 'placements') or x.numel()>2**20: return None
+    if not _ordinary(x) or x.numel()>2**20: return None
     return _scratch(2**20, _wide(x), x.device)[:x.numel()].view(x.shape)
 
 def _mean(x): # (…,C) -> (…,1)
@@ -325,6 +328,12 @@ def _apply(x, u, f, shrink, first, o, ok):
     if first is None: return x.addcmul_(u, f, value=-1)
     return x.addcmul_(first.lerp_(u*f, torch.where(ok, 1-o['beta1'], 0.)), ok.to(x.dtype), value=-1)
 
+def _store(x, y, o, seed, start):
+    "Put `y` into `x`, rounded"
+    if not o['stochastic_rounding'] or x.dtype!=torch.bfloat16: x.copy_(y)
+    elif hasattr(x, 'to_local'): x.to_local().copy_(round_stochastic(y.to_local(), seed()^x.device_mesh.get_rank()*65599))
+    else: x.copy_(round_stochastic(y, seed(), start))
+
 def _low(p, o): return torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
 
 def _row_col(new, s, o, w, ok, low):
@@ -368,7 +377,7 @@ def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
     start = 0
     for (u,r),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
         y = _apply(x.to(wide), u, f if r is None else (r*f)[..., None], shrink, m, o, ok)
-        if y is not x: x.copy_(round_stochastic(y, seed(), start) if o['stochastic_rounding'] and x.dtype==torch.bfloat16 else y)
+        if y is not x: _store(x, y, o, seed, start)
         start += x.numel()
     return x2,u2*f.square(),alpha*p.numel()
 

@@ -243,6 +243,12 @@ q = next(parts.parameters())
 if rank==1: q.grad.to_local().fill_(float('nan'))          # on one rank only: both must see it
 before = q.full_tensor().clone(); c.step()
 assert c.nonfinite and torch.equal(q.full_tensor(), before)
+half = build().bfloat16()
+for l in half: fully_shard(l, mesh=init_device_mesh('cpu', (2,)))
+fully_shard(half, mesh=init_device_mesh('cpu', (2,)))
+w = [p.full_tensor().clone() for p in half.parameters()]
+go(half, 2, Adafactor(half.parameters(), stochastic_rounding=True))
+assert all(p.full_tensor().isfinite().all() and not torch.equal(p.full_tensor(), o) for p,o in zip(half.parameters(), w))
 dist.destroy_process_group()
 print('same')
 '''
