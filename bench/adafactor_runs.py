@@ -16,7 +16,7 @@ out = Path(__file__).parent/'adafactor_runs.json'
 steps, every, seeds = 300, 20, (0, 1, 2)
 model = GPT2Config(vocab_size=4096, n_ctx=128, n_embd=96, n_layer=2, n_head=3).no_dropout()
 optims = {'Adafactor (paper)': OptimConfig(schedule='paper', clip=0.),
-          'Adafactor (2019)': OptimConfig(preset='connor2019', lr=2.5e-4, final=0., warmup_steps=steps//20, weight_decay=.01, clip=0.),
+          'Adafactor (2019)': OptimConfig(preset='connor2019', lr=2.5e-4, final=0., warmup_steps=steps//20, weight_decay=.01, decay='all', clip=0.),
           'AdamW': OptimConfig(name='adamw', lr=1e-3, beta1=.9, final=0., warmup_steps=steps//20, weight_decay=.1, clip=1.)}
 
 def one(optim, seed, data):

@@ -472,14 +472,14 @@ def load_state_dict(self:Adafactor, d:dict):
 
 # %% ../nbs/09_adafactor.ipynb #3f232bc8
 def param_groups(
-    model,                      # a GPT2
-    weight_decay:float|None=0., # for the matrices; biases and LayerNorms get none. None: all get what the optimizer is given
-)->list[dict]:                  # with `name`: embed, attn, mlp, norm_bias
+    model,                 # a GPT2
+    weight_decay:float=0., # for the matrices; biases and LayerNorms get none
+)->list[dict]:             # with `name`: embed, attn, mlp, norm_bias
     "Parameter groups for Adafactor and AdamW alike"
     groups = dict(embed=[], attn=[], mlp=[], norm_bias=[])
     for n,p in model.named_parameters():
         groups['norm_bias' if p.ndim<2 else 'attn' if '.attn.' in n else 'mlp' if '.mlp.' in n else 'embed'].append(p)
-    return [dict(params=ps, name=k)|({} if weight_decay is None else dict(weight_decay=0. if k=='norm_bias' else weight_decay)) for k,ps in groups.items()]
+    return [dict(params=ps, name=k, weight_decay=0. if k=='norm_bias' else weight_decay) for k,ps in groups.items()]
 
 # %% ../nbs/09_adafactor.ipynb #4389be0d
 def decay_by_alpha(size:Callable)->Callable:
