@@ -423,6 +423,7 @@ def step(self:Adafactor, closure:Callable=None):
         size = self.step_size or (relative if o['scale_parameter'] else absolute)
         sums = []
         for j,(u,(_,new),*a) in enumerate(zip(us, ls, *(x.split([len(u) for u in us]) for x in (t, w, rho)))):
+            a = [x.to(_wide(u[0][0])) for x in a]
             def seed(): return (a[0][0].int()*-1640531527)^(i*65536+j)
             if len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
             elif k := _kernels(*u[0][:2]) if {'row'}<=u[0][2].keys()<={'step', 'row', 'col'} and not _low(u[0][0], o) else None: sums.append(_update_dense(k, u, new, *(x[0] for x in a), ok, o, size))

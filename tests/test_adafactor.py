@@ -175,6 +175,13 @@ def test_another_device():
     with pytest.raises(ValueError, match='does not fit'): Adafactor([nn.Parameter(torch.randn(5, 3))], beta1=.5).load_state_dict(opt.state_dict())
     with pytest.raises(ValueError, match='does not fit'): Adafactor([p]).load_state_dict(opt.state_dict())
 
+def test_float64_parameters():
+    "are updated in float64"
+    for shape in (40, 30),(30,):
+        x0,grads = torch.randn(shape).double(),gradients(shape, dtype=torch.float64)
+        _,got = steps(Adafactor, x0, grads)
+        assert far(got[-1], oracle(x0.numpy(), [g.numpy() for g in grads])[-1])<1e-7
+
 def test_options_by_group_and_minimum_size():
     ps = [nn.Parameter(torch.randn(s)) for s in ((4, 200), (130, 200), (130, 200))]
     opt = Adafactor([dict(params=ps[:2], min_factored=128, lr=1e-3), dict(params=ps[2:], lr=warmup_cosine(.1, 1, 10), scale_parameter=False)])
