@@ -605,7 +605,7 @@ def heldout(
     for p in protocols:
         if p=='paper': s,parts = dict(stride=max(1, T//2), normalisation='tokens (loss, ppl), bytes (bpb) of documents'),[windows([tok.eot, *d, tok.eot], T, max(1, T//2)) for d in docs]
         else: s,parts = dict(stride=T, normalisation='tokens (loss, ppl), bytes (bpb) of the stream'),[windows(np.concatenate([[tok.eot], *([*d, tok.eot] for d in docs)]), T, T)]
-        f = Path(keep)/f'heldout-{p}-{_fingerprint(model)}.jsonl' if keep else None
+        f = Path(keep)/f'heldout-{p}-{_fingerprint(model)}{"-bfloat16" if kw.get("dtype")=="bfloat16" else ""}.jsonl' if keep else None
         got = iter(score_windows(model, [w for ws in parts for w in ws], desc=f'heldout ({p})', keep=f, **kw))
         whole = [_whole([next(got) for _ in ws]) for ws in parts]
         if p=='paper': rows,size = np.array([(-a.sum, len(a.logprobs)) for a in whole]),np.array([len(tok.decode(d).encode()) for d in docs])

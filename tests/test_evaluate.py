@@ -1,12 +1,13 @@
 "`gpt2repro evaluate` as its users meet it: the suite, the sheet, two runs, an interrupted run, and what is wrong with the data said before work starts"
 import json, math, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pytest, torch
+import pytest, torch
 from test_cli import command, env, fails
-from gpt2repro.checkpoint import save_checkpoint, save_pretrained
+from gpt2repro.checkpoint import save_pretrained
 from gpt2repro.config import GPT2Config
-from gpt2repro.evaluate import evaluate, tasks
+from gpt2repro.evaluate import evaluate
 from gpt2repro.model import GPT2
+from gpt2repro.shards import write_shards
 from gpt2repro.tokenizer import SentencePiece
 
 item = lambda i: f"{i} ran to the old mill and saw that the {['cat', 'dog'][i%2]} was there, so {i} went home with the {['cat', 'dog'][i%2]}"
@@ -61,8 +62,7 @@ def test_two_models_in_pairs(models, data):
     assert all(x['diff'] == x['low'] == x['high'] == 0 and x['better'] == 'neither' for x in same)
 
 def test_overlap(models, data, tmp_path):
-    (tmp_path/'docs.jsonl').write_text(''.join(json.dumps(dict(text=item(i)))+'\n' for i in range(0, 40, 2)))
-    assert command('prepare', tmp_path/'docs.jsonl', '--out', tmp_path/'p', '--tokenizer', models[0], '--valid-fraction', .1)[0] == 0
+    write_shards([item(i) for i in range(0, 40, 2)], load(models[0])[1], tmp_path/'p/shards/train', workers=0)
     s, out, err = command('evaluate', models[0], '--overlap', tmp_path/'p', '--tasks', 'lambada', '--data', data, '--json', *sub)
     assert s == 0, err
     o = json.loads(out)['overlap']['lambada']
