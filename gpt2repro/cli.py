@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/cli.html.md"""
 # %% auto #0
 __all__ = ['Some', 'Maybe', 'One', 'verbs', 'find_model', 'load_model', 'fit_warmup', 'step_seconds', 'read_documents',
            'write_samples', 'write_scores', 'reproduce_run', 'reproduce', 'prepare', 'run_config', 'train', 'sample',
-           'evaluate', 'report', 'doctor', 'error_line', 'main']
+           'evaluate', 'report', 'webtext', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/17_cli.ipynb #5d5f6d87
 import os,re,shutil,sys,time,traceback
@@ -26,10 +26,12 @@ from .config import RunConfig,nearest,override,progress,recipe as named_recipe,s
 from .evaluate import Results,documents_loss,example_texts,heldout as heldout_scores,jobs as task_jobs,run_jobs,task,yardsticks
 from .overlap import overlap as text_overlap,shard_grams
 from .table import PaperTable,compare,run_facts,sheet as size_sheet,suite as task_suite,verdict as verdict_of,write_table
+from .decode import Decoder,weight_kinds
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
+from .plan import plan as plan_step
 from .plots import read_log,report as write_report,verdict
-from .sample import generate,stream as stream_text
+from .sample import beam_search,generate,samples,stream as stream_text,word_ids
 from .shards import open_tokens,prepare as prepare_data,verify as verify_prepared
 from .tokenizer import load_tokenizer
 from .train import accumulate,make_optimizer,open_run,read_run,train as train_run
@@ -40,7 +42,7 @@ def find_model(
 )->str:   # folder or hub name for `from_pretrained`
     "Where the model is. Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name"
     p = Path(name)
-    if (p/'model.safetensors').is_file(): return str(p)
+    if (p/'model.safetensors').is_file() or (p/'model.safetensors.index.json').is_file() or p.is_dir() and any(p.glob('*.ckpt*.index')): return str(p)
     if (p/'checkpoints').is_dir() or ((p/'config.json').is_file() and (p/'shards').is_dir()):
         if last := latest_checkpoint(p/'checkpoints'): return str(last)
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
@@ -247,36 +249,81 @@ def train(
     _show(dict(run=run, **last), json, f"{run}: {last['step']} steps, {last['tokens']:,} tokens, held-out loss {last['loss']:.4f} nats per token, {last['bpb']:.4f} bits per byte\nReport: {folder/'report.html'}")
 
 # %% ../nbs/17_cli.ipynb #2afcc42e
+def _biases(tok, text): # "word=nats,…" -> {token id: nats}
+    out = {}
+    for part in filter(None, text.split(',')):
+        word,_,nats = part.rpartition('=')
+        try: v = float(nats)
+        except ValueError: v = None
+        if not word or v is None: raise ValueError(f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"')
+        out |= {ids[0]: v for ids in word_ids(tok, [word])}
+    return out
+
+def _sample_prompts(prompt, file, unconditional):
+    "Prompts, or none where they shall be read from the standard input"
+    if sum([bool(file), bool(prompt), unconditional])>1: raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
+    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
+    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt] if prompt or unconditional else None
+    if prompts==[]: raise ValueError(f'{file} is empty: write one prompt a line')
+    return prompts
+
+def _asked(): # yields the lines of the standard input; in a terminal each after a question
+    if not sys.stdin.isatty(): yield from (l.rstrip('\n') for l in sys.stdin)
+    while sys.stdin.isatty():
+        try: yield input('\nprompt> ')
+        except EOFError: return print()
+
 @call_parse
 def sample(
     model:str,                # a run, a model's folder, or a name on the hub
-    prompt:One='',            # text to continue; without one, text from nothing
-    file:str='',              # prompts, one a line
+    prompt:One='',            # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the standard input
+    file:str='',              # prompts, one a line (2019: --predict_file)
+    unconditional:bool=False, # begin from nothing
     n:int=1,                  # samples for each prompt
     max_new_tokens:int=100,   # length
+    min_new_tokens:int=0,     # no end of text before
     temperature:float=1.,     # 0 takes the most probable token each time
-    top_k:int=0,              # draw from the k most probable tokens; 0: from all
+    top_k:int=0,              # draw from the k most probable tokens; 0: from all (2019: --top_k)
     top_p:float=1.,           # draw from the most probable tokens that hold this much probability together
+    min_p:float=0.,           # draw from the tokens with at least this share of the best one's probability
+    repetition_penalty:float=1., # above 1: less of what was there
+    frequency_penalty:float=0.,  # nats less for each time that a token was written
+    presence_penalty:float=0.,   # nats less for a token that was written
+    no_repeat_ngram:int=0,    # no sequence of so many tokens twice
+    ban:str='',               # words that must not come, with commas between
+    bias:str='',              # nats to add to the first token of words: WORD=NATS, with commas between
+    stop:str='',              # end the text before this string
+    beams:int=0,              # beam search with so many beams instead of drawing
+    weights:str='',           # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
     seed:int=0,               # the same seed gives the same text
+    tokenizer:str='',         # folder with the tokenizer's files, if they are not beside the model
     stream:bool=False,        # print as it is written
     device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
     json:bool=False,          # print one JSON object
+    jsonl:bool=False,         # print one JSON object a line for each text, with tokens and log-probabilities
 ):
     "Text from a model"
-    if file and prompt: raise ValueError('both a prompt and --file given: choose one')
-    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt]
-    if not prompts: raise ValueError(f'{file} is empty: write one prompt a line')
-    net,tok = load_model(model, device)
-    kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, seed=seed)
-    if stream:
-        if len(prompts)>1 or n>1: raise ValueError('--stream writes one text: leave --file and --n out')
-        print(prompts[0], end='', flush=True)
-        for s in stream_text(net, tok, prompts[0], **kw): print(s, end='', flush=True)
-        return print()
-    outs = generate(net, tok, prompts, n=n, **kw)
-    rows = [dict(prompt=p, text=o) for p,o in zip([p for p in prompts for _ in range(n)], outs)]
-    _show(dict(samples=rows), json, '\n---\n'.join(r['prompt']+r['text'] for r in rows))
+    prompts = _sample_prompts(prompt, file, unconditional)
+    if stream and (n>1 or beams or json or jsonl or (prompts and len(prompts)>1)): raise ValueError('--stream writes one text as it comes: leave --file, --n, --beams, --json and --jsonl out')
+    if weights and weights not in weight_kinds: raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
+    if tokenizer: net,tok = from_pretrained(find_model(model)).to(get_device(device)).eval(),load_tokenizer(tokenizer)
+    else: net,tok = load_model(model, device)
+    kw = dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=[stop] if stop else [], repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty, no_repeat_ngram=no_repeat_ngram or None, banned=word_ids(tok, ban.split(',')) if ban else None, logit_bias=_biases(tok, bias) or None)
+    draw = dict(seed=seed, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, min_p=min_p or None)
+    net = Decoder(net, weights or None, n_tokens=max_new_tokens*(len(prompts) if prompts else 10))
+    def texts(ps): return beam_search(net, tok, ps, beams=beams, n=n, **kw) if beams else samples(net, tok, ps, n=n, **draw, **kw)
+    def show(ps, lead=True):
+        if stream:
+            print(ps[0] if lead else '', end='', flush=True)
+            for s in stream_text(net, tok, ps[0], **draw, **kw): print(s, end='', flush=True)
+            return print()
+        out = texts(ps)
+        if jsonl:
+            for s in out: print(dumps(dict(prompt=s.prompt, text=s.text, ended=s.ended, ids=s.ids, logprobs=[round(x, 4) for x in s.logprobs])), flush=True)
+        else: _show(dict(samples=[dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs)) for s in out]), json, '\n---\n'.join(s.prompt+s.text for s in out))
+    if prompts is not None: return show(prompts)
+    for line in _asked(): show([line])
 
 # %% ../nbs/17_cli.ipynb #5e4756f5
 def _has_shards(p): return p and any((Path(p)/o).is_file() for o in ('shards/valid/manifest.json', 'manifest.json')) or str(p).endswith('.bin')
@@ -375,6 +422,50 @@ def report(
     f = write_report(runs, out or None)
     _show(dict(report=str(f)), json, f'Report: {f}')
 
+# %% ../nbs/17_cli.ipynb #7c1d5b2e
+@call_parse
+def webtext(
+    dump:Some,                # dumps of Reddit submissions, or WARC files; and settings FIELD=VALUE, such as min_score=5 or evaluation=wiki.test.txt
+    out:str='',               # folder for everything; the same command goes on where it was stopped
+    stage:str='dedup',        # the last to run: links, pages, text or dedup
+    executor:str='local',     # local, ray or slurm
+    workers:int=2,            # tasks at once
+    allow_private:bool=False, # fetch from this machine's own addresses (127.0.0.0/8, ::1) too
+    partition:str='',         # of the Slurm cluster
+    hours:int=24,             # Slurm's limit for one task
+    json:bool=False,          # print one JSON object
+):
+    "Reddit links to pages to clean, de-duplicated documents, with a data card"
+    from .webtext import WebTextConfig,webtext as run_webtext
+    if not out: raise ValueError('--out is missing: name a folder for links, pages and documents')
+    words = [d for d in dump if '=' in d and not Path(d).exists()]
+    cfg = override(WebTextConfig(), words+(['crawl.private=127.0.0.0/8,::1/128'] if allow_private else []))
+    got = run_webtext([d for d in dump if d not in words], out, cfg, stage, executor, workers, partition, hours, said=lambda name: warn(f'webtext: {name} is done'))
+    if 'funnel' not in got: return _show(got, json, f'{out}: '+(f"{len(got['submitted'])} jobs submitted" if 'submitted' in got else f'done as far as {stage}'))
+    _show(dict(out=out, **got), json, '\n'.join(f'{n:>12,}  {what}' for what,n in got['funnel'])+f'\nData card: {Path(out)/"card.html"}\nNext: gpt2repro prepare {Path(out)/"documents"} --out FOLDER')
+
+# %% ../nbs/17_cli.ipynb #10cf33ec
+@call_parse
+def plan(
+    size:str='1.5B',            # of the model
+    chip:str='v5e',             # v2, v3, v4, v5e, v5p, v6e, tpu7x, T4, L4, A100, A100-80GB, H100, H200 or CPU; or a slice such as v2-8
+    batch:int=8,                # sequences that go through the model at once, over all devices
+    precision:str='mixed',      # float32, mixed (float32 weights, bfloat16 products) or bfloat16
+    optimizer:str='adafactor',  # or adamw
+    remat:str='block',          # none, or block: keep only each block's input for the backward pass
+    devices:int=0,              # how many; 0: what the chip's name says
+    recipe:str='',              # how long would these settings take: tiny or 124M
+    tokens:float=0.,            # how long would so many tokens take, such as 1e9
+    json:bool=False,            # print one JSON object
+):
+    "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
+    p = plan_step(size, chip, batch, precision, optimizer, remat, devices)
+    if recipe:
+        cfg = named_recipe(recipe)
+        tokens = float(cfg.max_steps*cfg.batch_tokens)
+    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}))
+    _show(d, json, f'{p}' + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():
     "(name, version that is there or '', requirement) of each runtime requirement"
@@ -421,7 +512,7 @@ def error_line(e:BaseException)->str:
 _expected = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError, KeyError)
 
 # %% ../nbs/17_cli.ipynb #d81734b0
-verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, report=report, doctor=doctor)
+verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, webtext=webtext, report=report, plan=plan, doctor=doctor)
 
 def _overview():
     rows = '\n'.join(f'  {k:<10} {f.__doc__}' for k,f in verbs.items())

@@ -1,0 +1,89 @@
+"The training loop under torch_xla on the CPU: one program, the same numbers. Runs in `.venv-xla` (`make test-xla`)"
+import copy, os, subprocess, sys
+from itertools import islice
+from pathlib import Path
+import pytest
+pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-xla')
+if os.environ.setdefault('PJRT_DEVICE', 'CPU')!='CPU': pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
+import torch
+from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, recorded_steps, sync
+from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
+from gpt2repro.model import GPT2
+from gpt2repro.train import fit, make_optimizer, valid_loss
+
+small = GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
+cpu = torch.device('cpu')
+
+@pytest.fixture(scope='module')
+def dev(): return get_device('xla')
+
+def counting(step, B=8, T=16):
+    "Text that counts: 0 1 2 … 96 0 1 …"
+    x = (torch.arange(T+1)+torch.tensor([[37*step+11*b] for b in range(B)])) % 97
+    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
+
+def run_config(**kw):
+    return RunConfig(**dict(dict(model=small, batch_tokens=8*16, micro_batch=4, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10)), **kw))
+
+def twins(cfg, dev):
+    "The same fresh model on the CPU and on `dev`"
+    torch.manual_seed(0)
+    a = GPT2(cfg.model)
+    b = copy.deepcopy(a).to(dev)
+    return a, b
+
+optims = dict(adafactor=OptimConfig(lr=3e-2, warmup_steps=10), adamw=OptimConfig(name='adamw', lr=1e-3, warmup_steps=10))
+
+@pytest.mark.parametrize('name', list(optims))
+def test_one_compilation_and_eager_losses(dev, name):
+    cfg = run_config(optim=optims[name])
+    a, b = twins(cfg, dev)
+    want = [float(l) for _, l, _ in islice(fit(a, make_optimizer(a, cfg.optim, 40), counting, cfg, cpu), 40)]
+    opt = make_optimizer(b, cfg.optim, 40)
+    sync(dev)
+    start = device_counts(dev)
+    steps, losses = fit(b, opt, counting, cfg, dev), []
+    for _ in range(20): losses.append(next(steps)[1])
+    sync(dev)
+    trained = device_counts(dev)
+    v = valid_loss(b, counting, 3, dev)
+    sync(dev)
+    evaluated = device_counts(dev)
+    for _ in range(20): losses.append(next(steps)[1])
+    sync(dev)
+    end = device_counts(dev)
+    assert trained['compilations']-start['compilations']==1, (start, trained)
+    assert evaluated['compilations']-trained['compilations']==1, (trained, evaluated)
+    assert end['compilations']==evaluated['compilations'], (evaluated, end)
+    assert end['reads']==start['reads'], 'a value was read back between logging boundaries'
+    assert end['fallbacks']==0
+    for i, (x, y) in enumerate(zip(want[:20], losses)): assert abs(x-float(y))<1e-5, (i, x, float(y))
+    assert abs(float(v)-float(valid_loss(b, counting, 3, dev)))<1e-6
+
+def test_the_loop_raises_when_its_step_changes(dev):
+    cfg = run_config()
+    _, b = twins(cfg, dev)
+    def shrinking(step): return tuple(o[:, :16 if step<5 else 12] for o in counting(step))
+    with pytest.raises(RuntimeError, match=r'compiled again.*\(8, 16\).*\(8, 12\)'):
+        for _ in fit(b, make_optimizer(b, cfg.optim, 40), shrinking, cfg, dev): pass
+
+def test_checkpointing_computes_again_and_changes_nothing(dev):
+    "Under XLA torch's own checkpointing is merged away; ours leaves the second forward pass in the program"
+    losses, tanhs = {}, {}
+    for remat in ('none', 'block'):
+        torch.manual_seed(0)
+        m = GPT2(small, remat=remat).to(dev)
+        sync(dev)
+        opt = torch.optim.SGD(m.parameters(), lr=.1)
+        cfg = run_config()
+        with recorded_steps() as programs: next(fit(m, make_optimizer(m, cfg.optim, 40), counting, cfg.replace(micro_batch=8), dev))
+        tanhs[remat] = programs[-1].count(b'tanh')
+        torch.manual_seed(0)
+        m = GPT2(small, remat=remat).to(dev)
+        losses[remat] = [float(l) for _, l, _ in islice(fit(m, make_optimizer(m, cfg.optim, 40), counting, cfg, dev), 5)]
+    assert losses['none']==pytest.approx(losses['block'], abs=1e-6)
+
+def test_autocast_is_bfloat16(dev):
+    w = torch.randn(5, 7, device=dev)
+    with autocast(dev, 'bfloat16'): assert (w@w.T).dtype==torch.bfloat16
+    with autocast(dev, 'float32'): assert (w@w.T).dtype==torch.float32
