@@ -23,12 +23,15 @@ from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import fetch,from_pretrained,latest_checkpoint
 from .config import RunConfig,nearest,override,progress,recipe as named_recipe,sizes,warn,write_atomic
-from .evaluate import documents_loss,evaluate as evaluate_tasks,yardsticks
+from .evaluate import Results,documents_loss,example_texts,heldout as heldout_scores,jobs as task_jobs,run_jobs,task,yardsticks
+from .overlap import overlap as text_overlap,shard_grams
+from .table import PaperTable,compare,run_facts,sheet as size_sheet,suite as task_suite,verdict as verdict_of,write_table
+from .decode import Decoder,weight_kinds
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
 from .plan import plan as plan_step
 from .plots import read_log,report as write_report,trackers,verdict
-from .sample import generate,stream as stream_text
+from .sample import beam_search,generate,samples,stream as stream_text,word_ids
 from .shards import open_tokens,prepare as prepare_data,verify as verify_prepared
 from .tokenizer import load_tokenizer
 from .train import accumulate,make_optimizer,open_run,read_run,train as train_run
@@ -39,7 +42,7 @@ def find_model(
 )->str:   # folder or hub name for `from_pretrained`
     "Where the model is. Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name"
     p = Path(name)
-    if (p/'model.safetensors').is_file(): return str(p)
+    if (p/'model.safetensors').is_file() or (p/'model.safetensors.index.json').is_file() or p.is_dir() and any(p.glob('*.ckpt*.index')): return str(p)
     if (p/'checkpoints').is_dir() or ((p/'config.json').is_file() and (p/'shards').is_dir()):
         if last := latest_checkpoint(p/'checkpoints'): return str(last)
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
@@ -54,10 +57,8 @@ def load_model(
     device:str='auto', # see `backend.get_device`
 )->tuple:              # (model in evaluation mode, tokenizer)
     "Model and tokenizer of a run, folder or hub name"
-    where = find_model(name)
-    dev = get_device(device)
-    model = from_pretrained(where).to(dev).eval()
-    return model,load_tokenizer(where)
+    folder,dev = fetch(find_model(name)),get_device(device)
+    return from_pretrained(folder).to(dev).eval(),load_tokenizer(folder)
 
 # %% ../nbs/17_cli.ipynb #4fcbb04f
 def fit_warmup(
@@ -190,7 +191,12 @@ def prepare(
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
     workers:int=2,              # processes
-    errors:str='strict',        # what to do with invalid UTF-8: strict, replace or skip
+    field:str='text',           # where JSON, CSV, parquet and data sets hold the text
+    separator:str='',           # what divides text files into documents; each file is one if nothing does
+    errors:str='strict',        # what to do with what can't be read, such as invalid UTF-8: strict, replace or skip
+    fix_text:bool=False,        # mend mis-decoded characters with ftfy
+    min_chars:int=0,            # leave shorter documents out
+    dedup:bool=False,           # leave exact repetitions out
     verify:str='',              # check the prepared folder of this name and do nothing else
     json:bool=False,            # print one JSON object
 ):
@@ -200,7 +206,8 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, errors=errors)
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction,
+                      field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
 
@@ -270,64 +277,168 @@ def train(
     _show(dict(run=run, **last), json, f"{run}: {last['step']} steps, {last['tokens']:,} tokens, held-out loss {last['loss']:.4f} nats per token, {last['bpb']:.4f} bits per byte\nReport: {folder/'report.html'}")
 
 # %% ../nbs/17_cli.ipynb #2afcc42e
+def _biases(tok, text): # "word=nats,…" -> {token id: nats}
+    out = {}
+    for part in filter(None, text.split(',')):
+        word,_,nats = part.rpartition('=')
+        try: v = float(nats)
+        except ValueError: v = None
+        if not word or v is None: raise ValueError(f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"')
+        out |= {ids[0]: v for ids in word_ids(tok, [word])}
+    return out
+
+def _sample_prompts(prompt, file, unconditional):
+    "Prompts, or none where they shall be read from the standard input"
+    if sum([bool(file), bool(prompt), unconditional])>1: raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
+    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
+    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt] if prompt or unconditional else None
+    if prompts==[]: raise ValueError(f'{file} is empty: write one prompt a line')
+    return prompts
+
+def _asked(): # yields the lines of the standard input; in a terminal each after a question
+    if not sys.stdin.isatty(): yield from (l.rstrip('\n') for l in sys.stdin)
+    while sys.stdin.isatty():
+        try: yield input('\nprompt> ')
+        except EOFError: return print()
+
 @call_parse
 def sample(
     model:str,                # a run, a model's folder, or a name on the hub
-    prompt:One='',            # text to continue; without one, text from nothing
-    file:str='',              # prompts, one a line
+    prompt:One='',            # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the standard input
+    file:str='',              # prompts, one a line (2019: --predict_file)
+    unconditional:bool=False, # begin from nothing
     n:int=1,                  # samples for each prompt
     max_new_tokens:int=100,   # length
+    min_new_tokens:int=0,     # no end of text before
     temperature:float=1.,     # 0 takes the most probable token each time
-    top_k:int=0,              # draw from the k most probable tokens; 0: from all
+    top_k:int=0,              # draw from the k most probable tokens; 0: from all (2019: --top_k)
     top_p:float=1.,           # draw from the most probable tokens that hold this much probability together
+    min_p:float=0.,           # draw from the tokens with at least this share of the best one's probability
+    repetition_penalty:float=1., # above 1: less of what was there
+    frequency_penalty:float=0.,  # nats less for each time that a token was written
+    presence_penalty:float=0.,   # nats less for a token that was written
+    no_repeat_ngram:int=0,    # no sequence of so many tokens twice
+    ban:str='',               # words that must not come, with commas between
+    bias:str='',              # nats to add to the first token of words: WORD=NATS, with commas between
+    stop:str='',              # end the text before this string
+    beams:int=0,              # beam search with so many beams instead of drawing
+    weights:str='',           # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
     seed:int=0,               # the same seed gives the same text
+    tokenizer:str='',         # folder with the tokenizer's files, if they are not beside the model
     stream:bool=False,        # print as it is written
     device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
     json:bool=False,          # print one JSON object
+    jsonl:bool=False,         # print one JSON object a line for each text, with tokens and log-probabilities
 ):
     "Text from a model"
-    if file and prompt: raise ValueError('both a prompt and --file given: choose one')
-    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt]
-    if not prompts: raise ValueError(f'{file} is empty: write one prompt a line')
-    net,tok = load_model(model, device)
-    kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, seed=seed)
-    if stream:
-        if len(prompts)>1 or n>1: raise ValueError('--stream writes one text: leave --file and --n out')
-        print(prompts[0], end='', flush=True)
-        for s in stream_text(net, tok, prompts[0], **kw): print(s, end='', flush=True)
-        return print()
-    outs = generate(net, tok, prompts, n=n, **kw)
-    rows = [dict(prompt=p, text=o) for p,o in zip([p for p in prompts for _ in range(n)], outs)]
-    _show(dict(samples=rows), json, '\n---\n'.join(r['prompt']+r['text'] for r in rows))
+    prompts = _sample_prompts(prompt, file, unconditional)
+    if stream and (n>1 or beams or json or jsonl or (prompts and len(prompts)>1)): raise ValueError('--stream writes one text as it comes: leave --file, --n, --beams, --json and --jsonl out')
+    if weights and weights not in weight_kinds: raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
+    if tokenizer: net,tok = from_pretrained(find_model(model)).to(get_device(device)).eval(),load_tokenizer(tokenizer)
+    else: net,tok = load_model(model, device)
+    kw = dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=[stop] if stop else [], repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty, no_repeat_ngram=no_repeat_ngram or None, banned=word_ids(tok, ban.split(',')) if ban else None, logit_bias=_biases(tok, bias) or None)
+    draw = dict(seed=seed, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, min_p=min_p or None)
+    net = Decoder(net, weights or None, n_tokens=max_new_tokens*(len(prompts) if prompts else 10))
+    def texts(ps): return beam_search(net, tok, ps, beams=beams, n=n, **kw) if beams else samples(net, tok, ps, n=n, **draw, **kw)
+    def show(ps, lead=True):
+        if stream:
+            print(ps[0] if lead else '', end='', flush=True)
+            for s in stream_text(net, tok, ps[0], **draw, **kw): print(s, end='', flush=True)
+            return print()
+        out = texts(ps)
+        if jsonl:
+            for s in out: print(dumps(dict(prompt=s.prompt, text=s.text, ended=s.ended, ids=s.ids, logprobs=[round(x, 4) for x in s.logprobs])), flush=True)
+        else: _show(dict(samples=[dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs)) for s in out]), json, '\n---\n'.join(s.prompt+s.text for s in out))
+    if prompts is not None: return show(prompts)
+    for line in _asked(): show([line])
 
 # %% ../nbs/17_cli.ipynb #5e4756f5
+def _has_shards(p): return p and any((Path(p)/o).is_file() for o in ('shards/valid/manifest.json', 'manifest.json')) or str(p).endswith('.bin')
+def _is_run(p): return (Path(p)/'config.json').is_file() and (Path(p)/'checkpoints').is_dir()
+
+def _evaluation(name, names, protocol, data, held, folder, device, limit, subset, truncate, dtype, seed):
+    "(model, function that scores it): everything that can be wrong is found before the function is called"
+    net,tok = load_model(name, device)
+    rest = [t for t in names if t!='heldout']
+    todo = task_jobs(net, tok, rest, protocol, data or None, limit or None, subset, truncate) if rest else []
+    keep = str(folder/'answers') if folder else None
+    def run():
+        res = Results(heldout_scores(net, tok, held, protocol, limit or None, seed, keep, dtype=dtype)) if 'heldout' in names else Results()
+        return Results(res+run_jobs(todo, net, tok, truncate, keep, seed, dtype))
+    return net,run
+
+def _there(names, data, protocol):
+    "Those of the tasks whose files are in the folder, and the others with what is missing"
+    have,missing = [],{}
+    for n in names:
+        try: [task(n).locate(data, p) for p in (('paper', 'modern') if protocol=='both' else (protocol,))]
+        except FileNotFoundError as e: missing[n] = str(e)
+        else: have.append(n)
+    return have,missing
+
+def _overlaps(name, source, names, data, limit, subset, json):
+    if not names: raise ValueError('--overlap needs tasks whose text is looked for: name them with --tasks')
+    texts = {n: example_texts(n, data or None, limit or None, subset) for n in names}
+    seen = shard_grams(source, load_tokenizer(find_model(name)))
+    found = {n: text_overlap(seen, t) for n,t in texts.items()}
+    _show(dict(overlap={n: dict(percent=o.percent, grams=o.grams, found=o.found, n=o.n) for n,o in found.items()}), json, '\n'.join(f'{n}: {o}' for n,o in found.items()))
+
 @call_parse
 def evaluate(
-    model:str,                # a run, a model's folder, or a name on the hub
-    tasks:str='heldout',      # names, with commas between: heldout, lambada, wikitext2, …
-    protocol:str='paper',     # paper, modern or both
-    data:str='',              # folder with the tasks' files; for heldout, a run or a prepared folder
+    model:Some,               # a run, a model's folder, or a name on the hub; two of them are compared example by example
+    tasks:str='',             # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
+    suite:str='',             # paper: all tasks of the paper, its four sizes beside; table3: those of its table
+    protocol:str='',          # paper, modern or both; both for a suite, else paper
+    data:str='',              # folder with the tasks' files as released; for heldout, shards, a run or a prepared folder. Without it, data sets are fetched by name
+    out:str='',               # folder for results.json, figure.html and the answers already made; a run's own folder if not given
+    limit:int=0,              # only the first so many items (of a text: words)
+    subset:bool=False,        # the files are knowingly only a part of what was released
+    truncate:bool=False,      # cut what is longer than the context
+    available:bool=False,     # of a suite, leave out the tasks whose files are not in the folder, and say so
+    sheet:bool=False,         # size, data, compute, quality: each like GPT-2's or not
+    size:str='',              # of GPT-2, for the sheet; the nearest if not given
+    overlap:str='',           # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
+    dtype:str='float32',      # of the matrix products: float32 or bfloat16
+    seed:int=0,               # for intervals, and for tasks that draw
     device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
     json:bool=False,          # print one JSON object
 ):
-    "Scores: held-out bits per byte of a run, or zero-shot tasks"
-    names = [t for t in tasks.split(',') if t]
-    if data and not Path(data).is_dir(): raise FileNotFoundError(f'--data {data} does not exist: name a folder')
-    net,tok = load_model(model, device)
-    out = {}
-    if 'heldout' in names:
-        folder = Path(data or model)
-        if not (folder/'shards/valid').is_dir(): raise FileNotFoundError(f'{folder} has no shards/valid: name a run or a prepared folder with --data')
-        nats,tokens,n_bytes = documents_loss(net, tok, read_documents(folder/'shards/valid', tok))
-        out['heldout'] = dict(bpb=bits_per_byte(nats, n_bytes), nats_per_token=nats/tokens, tokens=tokens, bytes=n_bytes)
-        if not json: print(f"heldout: {out['heldout']['bpb']:.4f} bits per byte, {out['heldout']['nats_per_token']:.4f} nats per token over {tokens:,} tokens")
-    if rest := [t for t in names if t!='heldout']:
-        for p in ('paper', 'modern') if protocol=='both' else (protocol,):
-            res = evaluate_tasks(net, tok, rest, protocol=p, data=data or None)
-            out[p] = res.to_dict()
-            if not json: print(res)
-    if json: print(dumps(out))
+    "Scores: held-out bits per byte, the paper's zero-shot tasks under two protocols, two models compared"
+    if len(model)>2: raise ValueError(f'{len(model)} models given: name one, or two to compare')
+    chosen = task_suite(suite) if suite else () if sheet else ('heldout',)
+    names = [t for t in tasks.split(',') if t] or list(chosen)
+    for n in names: n=='heldout' or task(n)
+    protocol = protocol or ('both' if suite else 'paper')
+    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()): raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if available:
+        if not data: raise ValueError('--available without --data: name the folder to look in')
+        names,missing = _there(names, data, protocol)
+        for n,why in missing.items(): warn(f'left out: {why}')
+        if not names: raise FileNotFoundError(f'{data} has the files of none of the tasks: name another folder')
+    if overlap: return _overlaps(model[0], overlap, [n for n in names if n!='heldout'], data, limit, subset, json)
+    folders = [Path(out)/(f'{i}-{Path(m).name}' if len(model)==2 else '') if out else Path(m)/'evaluation' if _is_run(m) else None for i,m in zip('AB', model)]
+    held = data if data and (_has_shards(data) or names==['heldout']) else model[0]
+    ready = [_evaluation(m, names, protocol, data, held, f, device, limit, subset, truncate, dtype, seed) for m,f in zip(model, folders)]
+    if len(model)==2:
+        diff = compare(*(run() for _,run in ready), seed)
+        return _show(dict(a=model[0], b=model[1], **diff.to_dict()), json, f'A: {model[0]}\nB: {model[1]}\n{diff}')
+    [name],[folder],[(net, run)] = model,folders,ready
+    res,label = run(),Path(name).resolve().name if Path(name).exists() else name
+    d,text = res.to_dict(),[str(res)] if res else []
+    if r := res.get('heldout.bpb'):
+        loss = res.get('heldout.loss')
+        d['heldout'] = dict(bpb=r.value, nats_per_token=loss.value, tokens=int(loss.rows[:, 1].sum()), bytes=round(r.rows[:, 1].sum()))
+    if suite:
+        table = PaperTable(res, label)
+        d |= table.to_dict()
+        text += ['', str(table), '', verdict_of(res)]
+    if folder and res: text += ['', f"Written: {', '.join(map(str, write_table(folder, res, net.cfg.n_params, label)))}"]
+    if sheet:
+        four = size_sheet(net.cfg, res, run_facts(name) if _is_run(name) else None, size)
+        d['sheet'] = four.to_dict()
+        text += ['', str(four)]
+    _show(d, json, '\n'.join(text).strip('\n'))
 
 @call_parse
 def report(

@@ -66,6 +66,7 @@ class GPT2Config(Config):
     n_layer: int = 12               # L, blocks
     n_head: int = 12                # H, attention heads
     layer_norm_epsilon: float = 1e-5
+    activation_function: str = 'gelu_new' # GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
     embd_pdrop: float = .1          # dropout on the sum of the embeddings
     attn_pdrop: float = .1          # dropout on the attention weights
     resid_pdrop: float = .1         # dropout on each residual branch
@@ -75,6 +76,7 @@ class GPT2Config(Config):
         for n in ('vocab_size', 'n_ctx', 'n_embd', 'n_layer', 'n_head'): self.need(getattr(self, n)>0, n, 'give a number above 0')
         for n in ('embd_pdrop', 'attn_pdrop', 'resid_pdrop'): self.need(0<=getattr(self, n)<1, n, 'a dropout probability is at least 0 and below 1')
         self.need(self.layer_norm_epsilon>0, 'layer_norm_epsilon', 'give a number above 0, such as 1e-5')
+        self.need(self.activation_function in ('gelu_new', 'gelu'), 'activation_function', 'choose gelu_new, which is GPT-2, or gelu')
         self.need(self.n_embd%self.n_head==0, 'n_embd', f'not divisible by n_head={self.n_head}: each head gets n_embd/n_head channels')
 
     @property
@@ -133,9 +135,11 @@ class DataConfig(Config):
 class OptimConfig(Config):
     "The optimizer and its learning rate. With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute"
     name: str = 'adafactor'             # `adafactor` or `adamw`
+    preset: str = 'paper'               # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
     lr: float = 1e-2                    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
     schedule: str = 'cosine'            # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
     warmup_steps: int = 0
+    warmup_tokens: int = 0              # instead of `warmup_steps`: stays what it is when the batch changes
     final: float = .1                   # what remains of the peak at the end, for `cosine`
     beta1: float = 0.                   # momentum; Adafactor's paper uses none
     beta2: float = .95                  # AdamW only
@@ -147,14 +151,16 @@ class OptimConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
+        for n,ok in dict(name=('adafactor', 'adamw'), preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
         self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
         for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
         self.need(self.eps>0, 'eps', 'give a number above 0, such as 1e-8')
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
+        self.need(self.preset=='paper' or self.name=='adafactor', 'preset', 'is a kind of Adafactor: set name=adafactor, or leave it out')
+        self.need(not (self.warmup_tokens and self.warmup_steps), 'warmup_tokens', f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0')
 
 # %% ../nbs/00_config.ipynb #27da6bbe
 _inits,_remats = ('openai', 'connor_june', 'connor_july'),('none', 'block')
