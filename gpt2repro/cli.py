@@ -228,14 +228,14 @@ def run_config(
 
 def _sources(source): return [source] if Path(source).exists() else source.split(',')
 
-def _tuning(from_model, cfg):
+def _tuning(from_model, cfg, source):
     "`cfg` with the pretrained model's weights, size and tokenizer"
     where = fetch(find_model(from_model))
-    model,tok = from_pretrained(where).cfg,where
+    model = from_pretrained(where).cfg
     T = model.n_ctx
-    if (p := Path(cfg.data.source)/'tokenizer').is_dir() and load_tokenizer(p).fingerprint!=load_tokenizer(where).fingerprint:
-        raise ValueError(f'{cfg.data.source} was prepared with another tokenizer than that of {from_model}: give the text itself with --data, or prepare it with --tokenizer {where}')
-    return cfg.replace(start_from=str(where), model=model, data=cfg.data.replace(tokenizer=str(tok)), batch_tokens=max(1, cfg.batch_tokens//T)*T)
+    if (p := Path(source)/'tokenizer').is_dir() and load_tokenizer(p).fingerprint!=load_tokenizer(where).fingerprint:
+        raise ValueError(f'{source} was prepared with another tokenizer than that of {from_model}: give the text itself with --data, or prepare it with --tokenizer {where}')
+    return cfg.replace(start_from=str(where), model=model, data=cfg.data.replace(tokenizer=str(where)), batch_tokens=max(1, cfg.batch_tokens//T)*T)
 
 @call_parse
 def train(
@@ -261,8 +261,9 @@ def train(
         if t not in trackers: raise ValueError(f'--track {t}: {nearest(t, trackers)}')
     if begun and recipe and named_recipe(recipe).model!=read_run(run).model: raise ValueError(f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take another folder')
     if not begun and not (recipe or texts or setting or from_model): read_run(run)           # raises: it is no run
-    cfg = run_config(recipe or ('finetune' if from_model else ''), [*setting, *more, *named], ','.join(texts), folder.name, base=read_run(run) if begun else None)
-    if from_model and not begun: cfg = _tuning(from_model, cfg)
+    source = ','.join(texts)
+    base = read_run(run) if begun else _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source) if from_model else None
+    cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
     if not begun and not (Path(cfg.data.source)/'shards/train/manifest.json').exists():
         prepare_data(_sources(cfg.data.source), folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, separator=separator or ('\n\n' if from_model else ''),
                      valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)

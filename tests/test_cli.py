@@ -214,10 +214,8 @@ def test_stopped_runs_end_with_the_same_weights(data, tmp_path):
 def test_fine_tuning(whole, tmp_path):
     "--from takes the model's own size and tokenizer and the recipe for it; settings may follow the files; TensorBoard gets the log"
     pytest.importorskip('tensorboard')
-    texts = []
-    for i in 0, 1:
-        (f := tmp_path/f'{i}.txt').write_text('\n\n'.join(f'the dog {w} the cat and the cat {w} the dog number {n}.' for n, w in enumerate(['saw', 'ran past', 'sat on']*25, 75*i)))
-        texts.append(f)
+    texts, rng = [tmp_path/'a.txt', tmp_path/'b.txt'], random.Random(1)
+    for f in texts: f.write_text('\n\n'.join(' '.join(rng.choices('the dog cat saw ran past sat on and one mat'.split(), k=40)) for _ in range(80)))
     run = tmp_path/'tuned'
     s, out, err = command('train', run, '--from', whole, '--data', *texts, 'batch_tokens=256', 'eval_every=10', 'save_every=10', 'sample_every=10', '--max-steps', 20, '--track', 'tensorboard', '--device', 'cpu', '--json')
     assert s == 0, err
