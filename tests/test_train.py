@@ -29,7 +29,11 @@ def kill_runs(home, kills, seed):
         while logged()==before and time.time()<end: time.sleep(.002)       # it has begun
         time.sleep(rng.uniform(0, .3))
         end = time.time()+20
-        while i%2 and not parts() and time.time()<end: time.sleep(.0005)
+        while i%2 and time.time()<end:                                     # stopped with a checkpoint half written, and killed as it is
+            while not parts() and time.time()<end: time.sleep(.0005)
+            os.kill(pid, signal.SIGSTOP)
+            if parts(): break
+            os.kill(pid, signal.SIGCONT)
         torn, n = len(parts()), len(list((run/'checkpoints').glob('step-*')))
         done, status = os.waitpid(pid, os.WNOHANG)
         if done: print(json.dumps(dict(ended=status)), flush=True); return
