@@ -35,7 +35,7 @@ def write_dump(path, n, seed=0, copies=1):
             d = dict(extra, id=f'{i:x}', author=rng.choice(words), created_utc=1500000000+i, domain='x.com', is_self=own, num_comments=rng.randrange(99), permalink=f'/r/x/comments/{i:x}/', score=rng.choice((0, 1, 1, 3, 40)),
                      subreddit=rng.choice(words), title=' '.join(rng.choices(words, k=10)), selftext=' '.join(rng.choices(words, k=60)) if own else '', url=url)
             line = json.dumps(d).encode()+b'\n'
-            for k in range(copies): z.write(line.replace(b'utm_source=reddit', b'copy=%d' % k))
+            for k in range(copies): z.write(line.replace(b'utm_source=reddit', b'copy=%d' % k) if k else line)
 
 def prose(n, seed=0):
     "Documents of 100 to 800 words of no meaning"
