@@ -221,7 +221,7 @@ def run_config(
 )->RunConfig:
     "Settings from a recipe and what the command line changes. Raises `ValueError` for names that do not exist"
     cfg = base or named_recipe(recipe or 'tiny').replace(name=name)
-    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data)))
+    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data), near_copies=1.))      # the recipe's filter is for its own corpus
     cfg = override(cfg, list(settings))
     chosen = base or any('warmup_steps' in s for s in settings)
     return cfg if chosen else fit_warmup(cfg, cfg.max_steps)
