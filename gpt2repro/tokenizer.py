@@ -259,9 +259,9 @@ class SentencePiece(Tokenizer):
         model:bytes, # a serialized model
     ):
         import sentencepiece as spm
-        try: self._sp = spm.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as e: raise ValueError(f"not a SentencePiece model ({' '.join(str(e).split())[:100]}): train one with SentencePiece.train") from None
-        self.model,self.pieces = model,list(_pieces(model))
+        try: self.model,self._sp,self.pieces = model,spm.SentencePieceProcessor(model_proto=model),list(_pieces(model))
+        except (RuntimeError, ValueError, LookupError, struct.error) as e:
+            raise ValueError(f"not a SentencePiece model, or a damaged one ({' '.join(str(e).split())[:100]}): train one with SentencePiece.train") from None
         eot = [i for i,(p,_,t) in enumerate(self.pieces) if p==eot_text and t==3]
         if not eot: raise ValueError(f'the SentencePiece model has no control symbol {eot_text}: train one with SentencePiece.train')
         self.eot = eot[0]
