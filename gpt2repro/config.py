@@ -137,9 +137,11 @@ class DataConfig(Config):
 class OptimConfig(Config):
     "The optimizer and its learning rate. With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute"
     name: str = 'adafactor'             # `adafactor` or `adamw`
+    preset: str = 'paper'               # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
     lr: float = 1e-2                    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
     schedule: str = 'cosine'            # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
     warmup_steps: int = 0
+    warmup_tokens: int = 0              # instead of `warmup_steps`: stays what it is when the batch changes
     final: float = .1                   # what remains of the peak at the end, for `cosine`
     beta1: float = 0.                   # momentum; Adafactor's paper uses none
     beta2: float = .95                  # AdamW only
@@ -151,14 +153,16 @@ class OptimConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
+        for n,ok in dict(name=('adafactor', 'adamw'), preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
         self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
         for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
         self.need(self.eps>0, 'eps', 'give a number above 0, such as 1e-8')
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
+        self.need(self.preset=='paper' or self.name=='adafactor', 'preset', 'is a kind of Adafactor: set name=adafactor, or leave it out')
+        self.need(not (self.warmup_tokens and self.warmup_steps), 'warmup_tokens', f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0')
 
 # %% ../nbs/00_config.ipynb #27da6bbe
 _inits,_remats = ('openai', 'connor_june', 'connor_july'),('none', 'block')

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Iterable,Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from .config import nearest,progress,warn,write_atomic
 from .corpus import Holdout,clean,docs_versions,documents,drop_near_copies,overlap_marker,warn_tally
 from .tokenizer import SentencePiece,Tokenizer,load_tokenizer
@@ -388,6 +389,18 @@ class Tokens:
             k = min(len(out)-done, len(m)-at)
             out[done:done+k] = m[at:at+k]
             i,done = i+1,done+k
+
+    def rows(self,
+        starts:np.ndarray, # (B,)
+        out:np.ndarray,    # (B,T) each row gets the ids from its start on
+    ):
+        "Fill `out`, many rows at once where they lie within one file"
+        n,file = out.shape[1],np.searchsorted(self.starts, starts, 'right')-1
+        inside = starts+n<=self.starts[file+1]
+        for i in np.unique(file[inside]):
+            at = np.flatnonzero(inside&(file==i))
+            out[at] = sliding_window_view(np.asarray(self._map(i)), n)[starts[at]-self.starts[i]]
+        for r in np.flatnonzero(~inside): self.read(int(starts[r]), out[r])
 
     def __getitem__(self, s):
         a,b,_ = s.indices(len(self))
