@@ -17,7 +17,7 @@ steps, n_prompt = 128, 16
 
 def ours(dec, rows, steps):
     "`steps` tokens after each of `rows`, the host reading every one, as `samples` does"
-    with torch.inference_mode(): batch = _Rows(dec, rows, steps)
+    with torch.no_grad(): batch = _Rows(dec, rows, steps)
     for _ in _grow(batch, np.zeros((len(rows), steps), dtype=np.float32), rules, dec.cfg.vocab_size-1, steps): batch.ids[:, -1].cpu()
     return batch.ids[:, len(rows[0]):]
 
@@ -70,6 +70,7 @@ def speed():
         hf=timed(lambda: theirs(hf, one, steps), lambda: theirs(hf, one, 4)), hf16=timed(lambda: theirs(hf16, one, steps), lambda: theirs(hf16, one, 4)),
         **{k: timed(lambda: ct2(o, one, steps), lambda: ct2(o, one, 4)) for k,o in gens.items()},
         hf_many=timed(lambda: theirs(hf, many, 32), lambda: theirs(hf, many, 2), 1), hf_long=timed(lambda: theirs(hf, long, 1), lambda: theirs(hf, long, 1)))
+    print({k: round(v, 3) for k,v in secs.items()}, flush=True)
     peers = dict(float32=dict(transformers=secs['hf'], CTranslate2=secs.get('float32')), bfloat16=dict(transformers=secs['hf16']), int8=dict(CTranslate2=secs.get('int8_float32')))
     goals = dict(float32='2.5, 1.5', bfloat16='2.2', int8='1.8')
     for kind in ('float32', 'bfloat16', 'int8'):
@@ -77,12 +78,13 @@ def speed():
         dec = Decoder(model, kind, compile=True)
         ours(dec, one, 4)
         start = time.perf_counter()-t
-        s = timed(lambda: ours(dec, one, steps), lambda: ours(dec, one, steps), 3)
+        s = timed(lambda: ours(dec, one, steps), lambda: ours(dec, one, steps), 2)
         if kind=='float32': same = (ours(dec, one, 32).cpu()==theirs(hf, one, 32).cpu()).float().mean().item()
         need = dec.weight_bytes + 2*sizes['124M'].n_layer*sizes['124M'].n_embd*(n_prompt+steps/2)*(4 if kind=='float32' else 2)
         ratios = {p: o/s for p,o in peers[kind].items() if o}
         table.append({'what': f'one sequence, {n_prompt}+{steps} tokens', 'weights': kind, 'tokens/s': steps/s, **{f'{p}': steps/o for p,o in peers[kind].items() if o},
             'ratio': ', '.join(f'{r:.2f}' for r in ratios.values()), 'goal': goals[kind], 'share of the floor': f'{need/(rate*1e9)/(s/steps):.0%}', 'first start, s': start})
+    print(table, flush=True)
     for name,comp in (('batch of 16, uncompiled', False), ('batch of 16, compiled', True)):
         dec = Decoder(model, 'float32', compile=comp)
         s = timed(lambda: ours(dec, many, 32), lambda: ours(dec, many, 8), 1)
