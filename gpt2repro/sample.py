@@ -328,7 +328,8 @@ def _grow(batch, uniforms, rules, eot, min_new=0):
         if min_new: x = x.index_copy(1, torch.tensor([eot], device=x.device), x[:, [eot]].masked_fill((n<min_new)[:, None], -torch.inf))
         x = rules(x, batch.ids, batch.length, batch.n_prompt)
         tok = rules.choose(x, u.gather(0, n[None])[0])
-        trouble = torch.where(logits.amax(-1).isfinite(), (x.amax(-1)==-torch.inf).long()*2, 1)        # nan and inf show in the maximum
+        best = logits.amax(-1)                                                       # nan and inf show in the maximum
+        trouble = torch.where(best.isfinite(), ((best if x is logits else x.amax(-1))==-torch.inf).long()*2, 1)
         batch.trouble = torch.where(batch.trouble>0, batch.trouble, trouble)
         batch.put(tok, logits.gather(1, tok[:, None])[:, 0]-logits.logsumexp(-1))
         if t+1<steps or batch.fixed: batch.advance(tok)
