@@ -24,7 +24,7 @@ from .loss import bits_per_byte,lm_loss
 from .model import GPT2,TableDropout,init_connor_july,init_connor_june
 from .plots import LiveChart,in_notebook
 from .sample import generate
-from .schedule import constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
+from .schedule import by_tokens,constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
 from .shards import folder_lock,load_manifest
 from .tokenizer import load_tokenizer
 
@@ -48,24 +48,30 @@ def make_model(
 def lr_schedule(
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 ):# function of the step, a tensor counted from 1
     "The run's learning rate as a function of the step"
     n = o.schedule_steps or max_steps
+    if o.warmup_tokens: return by_tokens(_schedule(o, o.warmup_tokens, n*batch_tokens), batch_tokens)
+    return _schedule(o, o.warmup_steps, n)
+
+def _schedule(o, warmup, total):
     if o.schedule=='paper': return paper_relative(o.lr)
     if o.schedule=='constant': return constant(o.lr)
-    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, o.warmup_steps))
-    if o.schedule=='trapezoid': return trapezoid(o.lr, o.warmup_steps, n)
-    return warmup_cosine(o.lr, o.warmup_steps, n, final=o.final)
+    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, warmup))
+    if o.schedule=='trapezoid': return trapezoid(o.lr, warmup, total)
+    return warmup_cosine(o.lr, warmup, total, final=o.final)
 
 def make_optimizer(
     model:GPT2,
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run, for its schedule
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 )->torch.optim.Optimizer:
     "Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named parameter groups"
     groups = param_groups(model, o.weight_decay)
     if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
-    if o.name=='adafactor': return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
+    if o.name=='adafactor': return Adafactor.preset(o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None)
     dev = groups[0]['params'][0].device
     opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
     for g in opt.param_groups:
@@ -206,7 +212,7 @@ def fit(
 ):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters()),health or Health(model, opt)
+    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),list(model.parameters()),health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
@@ -420,7 +426,7 @@ def _resume(cfg, folder, dev, fingerprint):
     if not last and checkpoints(folder/'checkpoints'): raise ValueError(f'{folder}/checkpoints: none is whole; restore one, or delete them to begin again')
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev, pretrained=not last)
-    opt = make_optimizer(model, cfg.optim, cfg.max_steps)
+    opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     if not last: return model,opt,dict(step=0, seconds=0., skipped=0)
     st = load_checkpoint(last, model, opt, verified=True)
     if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
@@ -434,7 +440,7 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
     batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
-    rate = lr_schedule(cfg.optim, N)
+    rate = lr_schedule(cfg.optim, N, cfg.batch_tokens)
     note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
     def save():
         state = dict(step=step, seconds=seconds, skipped=skipped, data=fingerprint)
