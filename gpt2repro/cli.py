@@ -78,7 +78,7 @@ def step_seconds(
 )->float:    # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
     model = GPT2(cfg.model).to(device)
-    opt,times = make_optimizer(model, cfg.optim, cfg.max_steps),[]
+    opt,times = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens),[]
     ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx+1), device=device)
     for _ in range(n+1):
         sync(device)
@@ -143,7 +143,7 @@ def reproduce_run(
     "Raw text → tokenizer → shards → training → samples → scores → report, each stage skipped if its result is there. Raises what the stages raise"
     t0,folder,dev = time.perf_counter(),Path(folder),get_device(device)
     if not (folder/'config.json').exists():
-        prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)
+        prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
         cfg = cfg.replace(dtype=fast_dtype(dev))
         step = step_seconds(cfg, dev)
         left = minutes*60*.97 - (time.perf_counter()-t0) - _reserve
@@ -190,6 +190,7 @@ def prepare(
     tokenizer:str='bpe',        # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
+    near_copies:float=1.,       # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     workers:int=2,              # processes
     field:str='text',           # where JSON, CSV, parquet and data sets hold the text
     separator:str='',           # what divides text files into documents; each file is one if nothing does
@@ -206,7 +207,7 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction,
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, near_copies=near_copies,
                       field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
@@ -221,7 +222,7 @@ def run_config(
 )->RunConfig:
     "Settings from a recipe and what the command line changes. Raises `ValueError` for names that do not exist"
     cfg = base or named_recipe(recipe or 'tiny').replace(name=name)
-    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data)))
+    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data), near_copies=1.))      # the recipe's filter is for its own corpus
     cfg = override(cfg, list(settings))
     chosen = base or any('warmup_steps' in s for s in settings)
     return cfg if chosen else fit_warmup(cfg, cfg.max_steps)
@@ -266,7 +267,7 @@ def train(
     cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
     if not begun and not (Path(cfg.data.source)/'shards/train/manifest.json').exists():
         prepare_data(_sources(cfg.data.source), folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, separator=separator or ('\n\n' if from_model else ''),
-                     valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)
+                     valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
     watch = None
     if names:
         cfg = open_run(cfg, folder, get_device(device))
