@@ -78,7 +78,7 @@ def step_seconds(
 )->float:    # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
     model = GPT2(cfg.model).to(device)
-    opt,times = make_optimizer(model, cfg.optim, cfg.max_steps),[]
+    opt,times = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens),[]
     ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx+1), device=device)
     for _ in range(n+1):
         sync(device)
