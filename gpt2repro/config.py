@@ -119,6 +119,7 @@ class DataConfig(Config):
     tokenizer: str = 'bpe'              # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
     valid_fraction: float = .05         # share of the documents held out, chosen by a hash of the document
     overlap: float = .3                 # held-out documents that share this much of their word 8-grams with training are dropped
+    near_copies: float = 1.             # training documents that share this much of theirs with earlier ones are dropped; 1: none
     sampler: str = 'windows'            # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of each `stitch` documents)
     stitch: int = 42                    # documents joined by `stitch2019`
 
@@ -128,6 +129,7 @@ class DataConfig(Config):
         self.need(0<self.overlap<=1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
         self.need(self.sampler in _samplers, 'sampler', nearest(self.sampler, _samplers))
         self.need(self.stitch>0, 'stitch', 'give a number above 0; 42 in 2019')
+        self.need(0<self.near_copies<=1, 'near_copies', 'a share of 8-grams above 0, such as 0.3, or 1 to drop none')
         self.need(bool(self.source), 'source', "name a source, such as 'python-docs' or a file")
 
 # %% ../nbs/00_config.ipynb #4208712e
@@ -257,7 +259,7 @@ def override(
 def tiny()->RunConfig:
     """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
     Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
-    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
+    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), data=DataConfig(near_copies=.3), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
 
 def _big(name, **kw): # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
     return RunConfig(name=name, model=sizes[name].no_dropout(), data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=.0005), batch_tokens=512*1024,

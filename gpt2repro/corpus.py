@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 # %% auto #0
 __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'docstrings', 'docs_versions', 'doc_hash', 'unique',
            'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'overlap_marker',
-           'overlap_shares', 'drop_overlap', 'split_documents']
+           'overlap_shares', 'drop_overlap', 'split_documents', 'drop_near_copies']
 
 # %% ../nbs/02_corpus.ipynb #30f52a35
 import ast,codecs,csv,glob,gzip,hashlib,io,json,lzma,os,re,sys,sysconfig,zlib
@@ -536,3 +536,24 @@ def split_documents(
     train,valid = [],[]
     for d in docs: (valid if held_out(d, valid_fraction) else train).append(d)
     return train, drop_overlap(valid, train, n, overlap)
+
+# %% ../nbs/02_corpus.ipynb #f9ee8d4d
+def drop_near_copies(
+    docs:Iterable[str],
+    share:float=.3,     # a document with this much of its word n-grams in earlier ones is dropped
+    n:int=8,            # words in a gram
+    tally:Counter=None, # gets the number of documents `near_copies`
+)->Iterator[str]: # the others, in the same order
+    "Documents that are new. Raises `ValueError` when there is more text than the filter can hold"
+    seen,room = np.zeros(1<<26, bool),1<<24
+    for d in docs:
+        k = np.concatenate([_gram_keys([p], n) for p in _pieces(d.encode('utf-8', 'surrogatepass'), n)])
+        a,b = k>>np.uint64(38),(k*np.uint64(0x9E3779B97F4A7C15))>>np.uint64(38)
+        old = seen[a]&seen[b]
+        if len(k) and old.mean()>=share:
+            if tally is not None: tally['near_copies'] += 1
+            continue
+        seen[a] = seen[b] = True
+        room -= int((~old).sum())
+        if room<0: raise ValueError(f'near_copies={share}: there are more than {1<<24:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)')
+        yield d

@@ -21,7 +21,7 @@ from typing import Iterable,Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from .config import nearest,progress,warn,write_atomic
-from .corpus import Holdout,clean,docs_versions,documents,overlap_marker,warn_tally
+from .corpus import Holdout,clean,docs_versions,documents,drop_near_copies,overlap_marker,warn_tally
 from .tokenizer import SentencePiece,Tokenizer,load_tokenizer
 
 # %% ../nbs/04_shards.ipynb #4edc6767
@@ -460,6 +460,7 @@ def prepare(
     valid_fraction:float=.05,   # share of the documents to hold out, by their hash
     valid_bytes:int=16<<20,     # but no more text than this
     overlap:float=.3,           # drop held-out documents that share this much of their 8-grams with training
+    near_copies:float=1.,       # drop training documents that share this much of their 8-grams with earlier ones; 1: none
     field:str='text',           # where JSON, CSV, parquet and data sets hold the text
     separator:str='',           # what divides text files into documents; '': nothing
     errors:str='strict',        # `strict`, `replace` or `skip` what can't be read
@@ -474,22 +475,24 @@ def prepare(
     options = dict(field=field, separator=separator or None, errors=errors)
     treatment = dict(fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     holdout = Holdout(valid_fraction, valid_bytes)
+    if not 0<near_copies<=1: raise ValueError(f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none')
+    def new(docs, tally): return drop_near_copies(docs, near_copies, tally=tally) if near_copies<1 else docs
     opened = [documents(s, **options) for s in sources]                       # a source that isn't there fails before anything is written
-    settings = dict(sources=[str(s) for s in sources], tokenizer=str(tokenizer), vocab_size=vocab_size, valid_fraction=valid_fraction, valid_bytes=valid_bytes, overlap=overlap,
+    settings = dict(sources=[str(s) for s in sources], tokenizer=str(tokenizer), vocab_size=vocab_size, valid_fraction=valid_fraction, valid_bytes=valid_bytes, overlap=overlap, near_copies=near_copies,
                     **options, **treatment, sample_bytes=sample_bytes, shard_tokens=shard_tokens)
     kept = {i: list(o) for i,o in enumerate(opened) if str(sources[i])=='python-docs'}
     def docs(tally): return clean(chain.from_iterable(kept[i] if i in kept else documents(s, **options, tally=tally) for i,s in enumerate(sources)), **treatment, tally=tally)
     with folder_lock(out):
         _same_settings(out, settings)
         tally = Counter()
-        reading = progress(holdout.collect(docs(tally)), desc='documents', unit='doc')
+        reading = progress(new(holdout.collect(docs(tally)), tally), desc='documents', unit='doc')
         tok = _get_tokenizer(tokenizer, out/'tokenizer', reading, vocab_size, sample_bytes)
         for _ in reading: pass                                                # if the tokenizer did not need them
         warn_tally(tally, 'sources')
         if not (valid := holdout.valid): raise ValueError(f'{out}: no document is held out with valid_fraction={valid_fraction} and valid_bytes={valid_bytes}: raise them, or divide the text with a separator')
         marks = overlap_marker(valid)
         facts = dict(settings, documents=dict(tally), held_out=len(valid), versions=docs_versions() if kept else {})
-        train = write_shards(marks.watch(holdout.training(docs(Counter()))), tok, out/'shards'/'train', workers, shard_tokens, facts, 'train')
+        train = write_shards(marks.watch(new(holdout.training(docs(Counter())), None)), tok, out/'shards'/'train', workers, shard_tokens, facts, 'train')
         few = [d for d,s in zip(valid, marks.shares()) if s<overlap]
         if not few: raise ValueError(f'{out}: all {len(valid)} held-out documents are near-copies of training text: raise valid_fraction, or overlap above {overlap}')
         facts = dict(facts, near_copies_dropped=len(valid)-len(few))
