@@ -190,6 +190,7 @@ def prepare(
     tokenizer:str='bpe',        # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
+    overlap:float=.3,           # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
     near_copies:float=1.,       # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     workers:int=2,              # processes
     field:str='text',           # where JSON, CSV, parquet and data sets hold the text
@@ -207,7 +208,7 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, near_copies=near_copies,
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, overlap=overlap, near_copies=near_copies,
                       field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
