@@ -439,7 +439,8 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
     if step>=N: return folder
     batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
-    bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
+    held = load_manifest(data/'shards/valid')
+    bpb = lambda loss, m=manifest: bits_per_byte(loss*m.n_tokens, m.n_bytes)      # each text has its own bytes per token
     rate = lr_schedule(cfg.optim, N, cfg.batch_tokens)
     note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
     def save():
@@ -475,13 +476,13 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
                 note('train', loss=loss, bpb=loss and bpb(loss), lr=float(rate(torch.tensor(float(step)))), grad_norm=_finite(norm), tokens_per_s=round(speed, 1), peak_share=round(speed*flops/peak, 4),
                      memory=peak_memory(dev), seconds=round(seconds, 3), left_s=round((N-step)*cfg.batch_tokens/speed, 1), groups=update_stats(opt, health))
                 if n: skips(n, first)
-                bar.set_postfix_str((f'loss {loss:.3f}, {bpb(loss):.3f} bits/byte' if loss else 'loss not finite')+(f', held out {bpb(score[1]):.3f}' if score[0]>=0 else '')
+                bar.set_postfix_str((f'loss {loss:.3f}, {bpb(loss):.3f} bits/byte' if loss else 'loss not finite')+(f', held out {bpb(score[1], held):.3f}' if score[0]>=0 else '')
                                     + f', {speed*flops/peak:.0%} of peak, {peak_memory(dev)/2**30:.1f} GiB', refresh=False)
                 t,since = now,step
             pause = time.perf_counter()
             if _due(step, cfg.eval_every, N) and not got:
                 score = step,float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
-                note('valid', loss=_finite(score[1]), bpb=_finite(bpb(score[1])))
+                note('valid', loss=_finite(score[1]), bpb=_finite(bpb(score[1], held)))
             if _due(step, cfg.sample_every, N) and not got: note('sample', text=generate(model, tok, '', max_new_tokens=min(100, cfg.model.n_ctx//2), temperature=.8, seed=0)[0])
             if step==N: note('event', what='end', peak_memory=peak_memory(dev))
             if _due(step, cfg.save_every, N): saved = save()
