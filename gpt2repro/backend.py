@@ -6,8 +6,9 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'sync', 'end_step',
-           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'autocast', 'can_compile', 'compile_model',
-           'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
+           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'virtual_devices', 'shard_model', 'autocast',
+           'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
+           'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -147,6 +148,38 @@ class OneProgram:
         if self.left>=0 or device_counts(self.device)['compilations']==self.n: return
         what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k,v in new.items() if old.get(k)!=v)
         raise RuntimeError('the step was compiled again: ' + (what or 'its inputs have the shapes they had, so a Python number or branch in it changed: make it a tensor on the device'))
+
+# %% ../nbs/01_backend.ipynb #17c6decb
+def virtual_devices(n:int=1)->torch.device:
+    "XLA on the CPU, as `n` devices that SPMD sees as one. Raises `RuntimeError` where XLA already runs otherwise in this process"
+    os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(n))
+    import torch_xla
+    from torch_xla import runtime as xr
+    if n>1: xr.use_spmd()
+    dev = torch_xla.device()
+    if (have := xr.global_runtime_device_count())!=n: raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
+    return dev
+
+def shard_model(
+    model,      # with its blocks in `h`, on an XLA device
+    devices:int,# how many; with one nothing is divided
+):              # function that puts a batch (B,…) on the devices, B/devices each
+    "Divide weights, and so gradients and optimizer state, among XLA's devices (FSDPv2 on SPMD)"
+    dev = next(model.parameters()).device
+    if devices==1: return lambda x: to_device(x, dev)
+    from torch_xla.distributed import spmd
+    from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullyShardedDataParallel
+    mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
+    rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None]*(x.ndim-1)))
+    for block in model.h:
+        SpmdFullyShardedDataParallel(block, mesh=mesh)               # marks the parameters
+        block.register_forward_hook(lambda m,args,out: (rows(out), out)[1])
+    SpmdFullyShardedDataParallel(model, mesh=mesh)                   # what is left: the tables and the last norm
+    def put(x):
+        x = to_device(x, dev)
+        rows(x)
+        return x
+    return put
 
 # %% ../nbs/01_backend.ipynb #4ef5e380
 def autocast(

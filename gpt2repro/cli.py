@@ -19,6 +19,7 @@ from typing import Annotated
 
 import torch
 from fastcore.script import anno_parser,call_parse
+from .aot import ask_compiler
 from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import from_pretrained,latest_checkpoint
@@ -329,6 +330,7 @@ def plan(
     devices:int=0,              # how many; 0: what the chip's name says
     recipe:str='',              # how long would these settings take: tiny or 124M
     tokens:float=0.,            # how long would so many tokens take, such as 1e9
+    compile:bool=False,         # ask the TPU's compiler too: takes minutes, needs no TPU
     json:bool=False,            # print one JSON object
 ):
     "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
@@ -336,8 +338,9 @@ def plan(
     if recipe:
         cfg = named_recipe(recipe)
         tokens = float(cfg.max_steps*cfg.batch_tokens)
-    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}))
-    _show(d, json, f'{p}' + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+    said = ask_compiler('training', size, chip, batch, precision=precision, optimizer=optimizer, remat=remat) if compile else None
+    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}), **(dict(formulas=p.total_gib) | said.to_dict() if said else {}))
+    _show(d, json, f'{p}' + (f'\n{said}' if said else '') + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
 
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():

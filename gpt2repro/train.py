@@ -105,11 +105,11 @@ def valid_loss(
     n:int,               # batches to look at
     device:torch.device,
     dtype:str='float32', # of the matrix products
-)->torch.Tensor:         # nats per token, on the device
+)->torch.Tensor:         # (1,) nats per token, on the device
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
-    total = to_device(torch.zeros(()), device)
+    total = to_device(torch.zeros(1), device)       # not a scalar: XLA makes a constant of the number 0
     for i in range(n):
         x,y = (to_device(o, device) for o in batches(i))
         with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
