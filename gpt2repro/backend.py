@@ -6,13 +6,14 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'sync', 'end_step',
-           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'virtual_devices', 'shard_model', 'autocast',
-           'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
-           'matmul_peak', 'fast_dtype', 'problems']
+           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'virtual_devices', 'shard_model', 'processes',
+           'join_processes', 'autocast', 'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all',
+           'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
 from contextlib import contextmanager,nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')     # large CPU tensors in pages of 2 MiB (Linux): new memory costs a tenth; read by PyTorch at its first allocation
@@ -180,6 +181,24 @@ def shard_model(
         rows(x)
         return x
     return put
+
+# %% ../nbs/01_backend.ipynb #bbf42998
+def processes()->tuple[int,int]: # number of this process, number of processes
+    "What `torchrun` says; (0, 1) without it"
+    return int(os.environ.get('RANK', 0)),int(os.environ.get('WORLD_SIZE', 1))
+
+def join_processes(
+    device:torch.device,
+    minutes:float=10.,  # to wait for each other before giving up
+)->torch.device:        # that of this process
+    "Meet the other processes of `torchrun`; alone nothing happens"
+    if processes()[1]==1: return device
+    from torch import distributed
+    if device.type!='cpu':
+        device = torch.device(device.type, int(os.environ.get('LOCAL_RANK', 0)))
+        getattr(torch, device.type).set_device(device)
+    if not distributed.is_initialized(): distributed.init_process_group(timeout=timedelta(minutes=minutes))       # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
+    return device
 
 # %% ../nbs/01_backend.ipynb #4ef5e380
 def autocast(
