@@ -38,7 +38,7 @@ test-slow: $(VENV)/dev ## the long ones too
 
 $(XLA)/run: settings.ini setup.py constraints-xla.txt # torch_xla with the versions of Colab's TPU image, and the TPU compiler
 	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
-	$(XLA)/bin/python -m pip install -q --disable-pip-version-check -c constraints-xla.txt -e '.[xla,plan]' ipython pytest pytest-xdist
+	$(XLA)/bin/python -m pip install -q --disable-pip-version-check -c constraints-xla.txt -e '.[xla,plan]' ipython pytest pytest-xdist transformers
 	@touch $@
 
 test-xla: $(XLA)/run ## under torch_xla on the CPU: one compilation, steps compiled for TPUs, every notebook

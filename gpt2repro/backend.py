@@ -6,9 +6,9 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'sync', 'end_step',
-           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'virtual_devices', 'shard_model', 'processes',
-           'join_processes', 'autocast', 'can_compile', 'compile_model', 'activation_checkpoint', 'seed_all',
-           'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
+           'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
+           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model',
+           'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -53,6 +53,7 @@ def get_device(
     if kind not in have: raise ValueError(f'device {name!r} is not available here: {_remedy[kind]}, or use --device {have[0]}')
     if kind=='xla':
         import torch_xla
+        if device_count(torch.device('xla'))>1: _spmd()
         return torch_xla.device()
     if kind=='tpu': import torch_tpu  # registers the device type
     return torch.device(name)
@@ -151,14 +152,21 @@ class OneProgram:
         raise RuntimeError('the step was compiled again: ' + (what or 'its inputs have the shapes they had, so a Python number or branch in it changed: make it a tensor on the device'))
 
 # %% ../nbs/01_backend.ipynb #17c6decb
+def device_count(device:torch.device)->int:
+    "Devices that one program uses: all cores of a slice under XLA; elsewhere one, and `torchrun` starts a process for each"
+    if device.type!='xla': return 1
+    from torch_xla import runtime
+    return runtime.global_runtime_device_count()
+
+def _spmd():
+    from torch_xla import runtime
+    if not runtime.is_spmd(): runtime.use_spmd()
+
 def virtual_devices(n:int=1)->torch.device:
     "XLA on the CPU, as `n` devices that SPMD sees as one. Raises `RuntimeError` where XLA already runs otherwise in this process"
     os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(n))
-    import torch_xla
-    from torch_xla import runtime as xr
-    if n>1: xr.use_spmd()
-    dev = torch_xla.device()
-    if (have := xr.global_runtime_device_count())!=n: raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
+    dev = get_device('xla')
+    if (have := device_count(dev))!=n: raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
     return dev
 
 def shard_model(

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 from fastcore.script import anno_parser,call_parse
-from .aot import ask_compiler
+from .aot import ask_compiler,compiler_problem
 from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import from_pretrained,latest_checkpoint
@@ -370,7 +370,7 @@ def doctor(
     d = dict(gpt2repro=version('gpt2repro'), python=sys.version.split()[0], libraries=libs, available=available(), device=str(dev), what=describe(dev), free_gib=round(free/2**30, 1),
              problems=[dict(problem=p, remedy=r) for p,r in wrong])
     lines = [f"gpt2repro {d['gpt2repro']}, Python {d['python']}", '  '+', '.join(f'{k} {v}' for k,v in libs.items()), f"device: {d['device']} ({d['what']}); available: {', '.join(d['available'])}",
-             f"disk: {d['free_gib']} GiB free here", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
+             f"disk: {d['free_gib']} GiB free here", f"plan --compile: {compiler_problem() or 'the TPU compiler is there'}", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
     _show(d, json, '\n'.join(lines))
     return 1 if wrong else 0
 
