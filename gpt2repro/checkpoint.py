@@ -6,11 +6,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['hf_config', 'from_hf_config', 'to_hf', 'from_hf', 'check_tensors', 'from_pretrained', 'save_pretrained',
-           'save_checkpoint', 'checkpoints', 'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint']
+           'write_tensors', 'retry', 'local_folder', 'snapshot', 'write_checkpoint', 'save_checkpoint', 'checkpoints',
+           'best_checkpoint', 'Saver', 'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint']
 
 # %% ../nbs/10_checkpoint.ipynb #244d97e3
-import errno,hashlib,json,os,shutil
+import errno,hashlib,json,os,shutil,sys,tempfile,threading,time
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -137,15 +139,40 @@ def _sync(path):
     "Have the system write a file or folder to the disk now"
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise       # a mount that cannot sync: the rename is as lasting as the mount makes it
     finally: os.close(fd)
 
-def _split(o, at, tensors):
-    "`o` with each tensor moved to `tensors` under its path and a mark left in its place"
+_kinds = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
+
+def write_tensors(
+    tensors:dict, # name -> tensor on the CPU, of any layout
+    path,         # the file
+)->str:           # its SHA-256
+    "A safetensors file, synced to the disk. Raises `OSError`"
+    names = sorted(tensors, key=lambda n: -tensors[n].element_size())           # as the format asks: wide types first, so that all are aligned
+    head,at = {'__metadata__': dict(format='pt')},0
+    for n in names:
+        t = tensors[n]
+        head[n] = dict(dtype=_kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+t.numel()*t.element_size()])
+    head = json.dumps(head).encode()
+    head += b' '*(-len(head)%8)
+    sha,raw = hashlib.sha256(),lambda t: memoryview(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+    with open(path, 'wb') as f:
+        for part in chain([len(head).to_bytes(8, 'little')+head], (raw(tensors[n]) for n in names)):
+            f.write(part)
+            sha.update(part)
+        f.flush()
+        os.fsync(f.fileno())
+    return sha.hexdigest()
+
+def _split(o, at, tensors, copy):
+    "`o` with each tensor put into `tensors` under its path, by `copy`, and a mark left in its place"
     if isinstance(o, torch.Tensor):
-        tensors[at] = o.detach().cpu().contiguous()
+        tensors[at] = copy(at, o)
         return {'tensor': at}
-    if isinstance(o, dict): return {str(k): _split(v, f'{at}/{k}', tensors) for k,v in o.items()}
-    if isinstance(o, (list, tuple)): return [_split(v, f'{at}/{i}', tensors) for i,v in enumerate(o)]
+    if isinstance(o, dict): return {str(k): _split(v, f'{at}/{k}', tensors, copy) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return [_split(v, f'{at}/{i}', tensors, copy) for i,v in enumerate(o)]
     return o
 
 def _join(o, tensors):
@@ -164,44 +191,185 @@ def _opt_state(model, optimizer):
     return dict(state=state, groups=groups)
 
 # %% ../nbs/10_checkpoint.ipynb #da3acdc2
+_flaky = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN}
+
+def retry(
+    fn,              # may be called again after a failure
+    *args,           # its arguments
+    times:int=6,     # calls in all
+    wait:float=1.,   # seconds before the second; doubled each time
+):                   # what `fn` returns
+    "Call `fn`, again if it fails as a mount fails that loses its connection. Raises what is raised the last time, and every other error at once"
+    for i in range(times):
+        try: return fn(*args)
+        except OSError as e:
+            if e.errno not in _flaky or i==times-1: raise
+            warn(f'{e.filename or "the disk"}: {e.strerror}; trying again in {wait*2**i:g} s')
+            time.sleep(wait*2**i)
+
+def _mount(path):
+    "(mount point, type) of the file system that holds `path`"
+    lines = [l.split() for l in Path('/proc/mounts').read_text().splitlines()] if Path('/proc/mounts').exists() else []
+    path = Path(path).resolve()
+    return max(((m.replace('\\040', ' '), t) for _,m,t,*_ in lines if path.is_relative_to(m.replace('\\040', ' '))), key=lambda o: len(o[0]), default=('/', ''))
+
+def local_folder(
+    folder,    # where a checkpoint shall be in the end
+    n_bytes:int=0, # what it needs
+)->str|None:   # a folder on this machine's own disk; None: there is no need for one, or no room
+    "Where to write first when `folder` is on a slow or flaky mount, such as Google Drive (FUSE), NFS or a share"
+    remote = lambda p: _mount(p)[1].startswith(('fuse', 'nfs', 'cifs', 'smb', '9p', 'drvfs', 'afs'))
+    tmp = tempfile.gettempdir()
+    return tmp if remote(folder) and not remote(tmp) and shutil.disk_usage(tmp).free>1.1*n_bytes else None
+
 def _seal(d): return hashlib.sha256(json.dumps({k: v for k,v in d.items() if k!='seal'}, sort_keys=True).encode()).hexdigest()
+def _seal_file(path, d):
+    with open(path, 'w') as f:
+        f.write(json.dumps(d | dict(seal=_seal(d)), indent=1)+'\n')
+        f.flush()
+        os.fsync(f.fileno())
+
+# %% ../nbs/10_checkpoint.ipynb #a1f0e011
+def snapshot(
+    model:GPT2,
+    optimizer=None,
+    state:dict=None,  # whatever else the run needs to go on: JSON values and tensors, nested
+    copy=None,        # (name, tensor) -> tensor on the host; if not given, a tensor that is there already is not copied
+)->dict:              # `model` and `rest`: name -> tensor; `json`: plain values; `cfg`
+    "Everything that a checkpoint holds"
+    copy = copy or (lambda at,t: t.detach().cpu())
+    ours,rest = {n: copy(n, t) for n,t in model.state_dict().items()},{}
+    hf = {f'transformer.{n}': t.T if n.endswith(_transposed) else t for n,t in ours.items()}
+    return dict(model=hf, rest=rest, cfg=model.cfg, json=_split(dict(user=state or {}, optimizer=None if optimizer is None else _opt_state(model, optimizer)), '', rest, copy))
+
+def _fill(folder, step, snap, tok, score):
+    "The files of a checkpoint into `folder`; returns the hash of each"
+    folder.mkdir()
+    (folder/'config.json').write_text(json.dumps(hf_config(snap['cfg'], getattr(tok, 'eot', None)), indent=2)+'\n')
+    if tok is not None: save_hf(tok, folder)
+    small = [f for f in folder.rglob('*') if f.is_file()]
+    files = {str(f.relative_to(folder)): _sha256(f) for f in small}
+    for f in small: _sync(f)
+    for f,ts in dict(model=snap['model'], optimizer=snap['rest']).items(): files[f'{f}.safetensors'] = write_tensors(ts, folder/f'{f}.safetensors')
+    _seal_file(folder/'state.json', dict(format=1, step=step, score=score, **snap['json'], files=files))
+    return files | {'state.json': _sha256(folder/'state.json')}
+
+def _copy(files, src, dst):
+    "Each file of `src` to `dst`, and look whether it has arrived"
+    for f,sha in files.items():
+        (dst/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(src/f, dst/f)
+        _sync(dst/f)
+        if _sha256(dst/f)!=sha: raise OSError(errno.EIO, 'what was copied there reads differently', str(dst/f))
+
+def write_checkpoint(
+    folder:str|Path, # the run's `checkpoints` folder; made if it is not there
+    step:int,
+    snap:dict,       # what `snapshot` returned
+    tok=None,        # its tokenizer
+    keep:int=3,      # how many checkpoints stay, and the best; the oldest go once the new one is there
+    score:float=None,# held-out loss, to tell the best by
+    before=None,     # called when all is written, before the checkpoint gets its name
+)->Path:             # folder/step-00001000
+    "Write the state of a run, whole or not at all. Raises `OSError` when the disk is full or the mount does not come back, with everything before left as it was"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob('.part-*'): shutil.rmtree(old, ignore_errors=True)       # what a killed process left
+    part,path = folder/f'.part-{step:08}-{os.getpid()}',folder/f'step-{step:08}'
+    near = local_folder(folder, sum(t.numel()*t.element_size() for o in ('model', 'rest') for t in snap[o].values()))
+    work = Path(tempfile.mkdtemp(prefix='gpt2repro-', dir=near))/'new' if near else part
+    try:
+        files = _fill(work, step, snap, tok, score)
+        if near: retry(_copy, files, work, part)
+        _sync(part)
+        if before: before()
+        if path.exists(): retry(os.rename, path, part/'replaced')                    # the same step written again
+        retry(os.rename, part, path)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        if near: shutil.rmtree(work.parent, ignore_errors=True)
+    shutil.rmtree(path/'replaced', ignore_errors=True)
+    best = best_checkpoint(folder)
+    for old in checkpoints(folder)[:-keep]:
+        if old!=best: retry(shutil.rmtree, old)
+    return path
 
 def save_checkpoint(
-    folder:str|Path, # the run's `checkpoints` folder; made if it is not there
+    folder:str|Path, # the run's `checkpoints` folder
     step:int,
     model:GPT2,
     tok=None,        # its tokenizer
     optimizer=None,
-    state:dict=None, # whatever else the run needs to go on: JSON values and tensors, nested
-    keep:int=3,      # how many checkpoints stay; the oldest go once the new one is there
+    state:dict=None, # whatever else the run needs to go on
+    keep:int=3,      # how many checkpoints stay
+    score:float=None,# held-out loss
 )->Path:             # folder/step-00001000
-    "Write the state of a run, whole or not at all. Raises `OSError` when the disk is full, with everything before left as it was"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob('.part-*'): shutil.rmtree(old, ignore_errors=True)       # what a killed process left
-    tmp,path = folder/f'.part-{step:08}-{os.getpid()}',folder/f'step-{step:08}'
-    try:
-        save_pretrained(model, tmp, tok)
-        tensors = {}
-        js = _split(dict(user=state or {}, optimizer=None if optimizer is None else _opt_state(model, optimizer)), '', tensors)
-        _save_tensors(tensors, tmp/'optimizer.safetensors')
-        for f in tmp.rglob('*'): _sync(f)
-        d = dict(format=1, step=step, **js, files={str(f.relative_to(tmp)): _sha256(f) for f in sorted(tmp.rglob('*')) if f.is_file()})
-        (tmp/'state.json').write_text(json.dumps(d | dict(seal=_seal(d)), indent=1)+'\n')
-        for o in tmp/'state.json',tmp: _sync(o)
-        if path.exists(): os.rename(path, tmp/'replaced')                            # the same step written again
-        os.rename(tmp, path)
-        _sync(folder)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
-    shutil.rmtree(path/'replaced', ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]: shutil.rmtree(old)
-    return path
+    "`snapshot` and `write_checkpoint` in one"
+    return write_checkpoint(folder, step, snapshot(model, optimizer, state), tok, keep, score)
 
 def checkpoints(folder:str|Path)->list[Path]: # oldest first
     "The checkpoints of a run by step, whole or not"
     return sorted((o for o in Path(folder).glob('step-*') if o.name[5:].isdigit()), key=lambda o: int(o.name[5:]))
+
+def _score(path):
+    try: s = json.loads((path/'state.json').read_text()).get('score')
+    except (OSError, ValueError): return None                                       # torn: the best is another
+    return s if isinstance(s, (int, float)) else None
+
+def best_checkpoint(
+    folder:str|Path, # the run's `checkpoints` folder
+)->Path|None:        # None: none has a score
+    "The checkpoint with the lowest held-out loss of those that are kept"
+    return min(((s, p) for p in checkpoints(folder) if (s := _score(p)) is not None), default=(0, None))[1]
+
+# %% ../nbs/10_checkpoint.ipynb #a1f0e013
+class Saver:
+    "Writes a run's checkpoints in the background, one at a time. A context manager; leaving it waits for the last one"
+    def __init__(self,
+        folder,      # the run's `checkpoints` folder
+        tok=None,    # its tokenizer
+        keep:int=3,  # how many checkpoints stay
+        before=None, # see `write_checkpoint`
+    ):
+        self.folder,self.tok,self.keep,self.before = folder,tok,keep,before
+        self.pool,self.thread,self.error,self.stall = {},None,None,0.        # `stall`: seconds that the caller has waited, in all
+
+    def _copy(self, at, t):
+        if (b := self.pool.get(at)) is None or b.shape!=t.shape or b.dtype!=t.dtype: b = self.pool[at] = torch.empty(t.shape, dtype=t.dtype)
+        return b.copy_(t.detach())
+
+    def _write(self, step, snap, score):
+        if sys.platform=='linux': os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)      # of this thread alone
+        try: write_checkpoint(self.folder, step, snap, self.tok, self.keep, score, self.before)
+        except BaseException as e: self.error = e                            # raised in `wait`
+
+    def __call__(self,
+        step:int,
+        model:GPT2,
+        optimizer=None,
+        state:dict=None,
+        score:float=None,
+    ):
+        "Copy the state and begin to write it. Raises what the write before raised"
+        t = time.perf_counter()
+        self.wait()
+        self.thread = threading.Thread(target=self._write, args=(step, snapshot(model, optimizer, state, self._copy), score), daemon=True, name='checkpoint')
+        self.thread.start()
+        self.stall += time.perf_counter()-t
+
+    def wait(self):
+        "Until the write under way is done. Raises what it raised"
+        if self.thread: self.thread.join()
+        self.thread,e,self.error = None,self.error,None
+        if e: raise e
+
+    def __enter__(self): return self
+    def __exit__(self, kind, *args):
+        if kind is None: self.wait()
+        elif self.thread and not issubclass(kind, KeyboardInterrupt): self.thread.join()
 
 # %% ../nbs/10_checkpoint.ipynb #00d9a556
 def verify_checkpoint(
@@ -230,10 +398,11 @@ def load_checkpoint(
     path:str|Path,   # a step-… folder
     model:GPT2,      # filled
     optimizer=None,  # filled
+    verified:bool=False, # it was just verified, as by `latest_checkpoint`
 )->dict:             # the `state` that was saved, and `step`
     "Put a run's state back. Raises `ValueError` naming the file or the tensor that does not fit"
     path = Path(path)
-    d = verify_checkpoint(path)
+    d = _read_json(path/'state.json') if verified else verify_checkpoint(path)
     sd = from_hf(_model_tensors(path))
     check_tensors(sd, model, path)
     model.load_state_dict(sd)

@@ -6,7 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 
 # %% auto #0
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
-           'override', 'tiny', 'gpt2_124m', 'recipes', 'recipe', 'from_json2019', 'progress', 'warn', 'write_atomic']
+           'override', 'tiny', 'gpt2_124m', 'pretty_big', 'gpt2_1558m', 'connor2019_117m', 'connor2019_prettybig',
+           'connor2019_1558m', 'finetune', 'recipes', 'recipe', 'from_json2019', 'progress', 'warn', 'write_atomic']
 
 # %% ../nbs/00_config.ipynb #87c3dace
 import difflib,json,os,sys,tempfile
@@ -107,6 +108,8 @@ def size(name:str)->GPT2Config:
     return sizes[name]
 
 # %% ../nbs/00_config.ipynb #e80198fc
+_samplers = 'windows','stitch2019'
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     "Where the text comes from and how it becomes tokens"
@@ -114,11 +117,15 @@ class DataConfig(Config):
     tokenizer: str = 'bpe'              # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
     valid_fraction: float = .05         # share of the documents held out, chosen by a hash of the document
     overlap: float = .3                 # held-out documents that share this much of their word 8-grams with training are dropped
+    sampler: str = 'windows'            # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of each `stitch` documents)
+    stitch: int = 42                    # documents joined by `stitch2019`
 
     def __post_init__(self):
         super().__post_init__()
         self.need(0<self.valid_fraction<1, 'valid_fraction', 'a share of the documents between 0 and 1, such as 0.05')
         self.need(0<self.overlap<=1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
+        self.need(self.sampler in _samplers, 'sampler', nearest(self.sampler, _samplers))
+        self.need(self.stitch>0, 'stitch', 'give a number above 0; 42 in 2019')
         self.need(bool(self.source), 'source', "name a source, such as 'python-docs' or a file")
 
 # %% ../nbs/00_config.ipynb #4208712e
@@ -132,20 +139,26 @@ class OptimConfig(Config):
     final: float = .1                   # what remains of the peak at the end, for `cosine`
     beta1: float = 0.                   # momentum; Adafactor's paper uses none
     beta2: float = .95                  # AdamW only
-    weight_decay: float = 0.            # decoupled; never on biases and LayerNorms
+    eps: float = 1e-8                   # AdamW only
+    weight_decay: float = 0.            # decoupled
+    decay: str = 'matrices'             # what it acts on: `matrices` (never biases and LayerNorms), or `all`
+    schedule_steps: int = 0             # length of the schedule; 0: that of the run
     clip: float = 1.                    # global norm of the gradient; 0: none
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid')).items():
+        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
         self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'weight_decay', 'clip'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n in ('warmup_steps', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
         for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
+        self.need(self.eps>0, 'eps', 'give a number above 0, such as 1e-8')
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
 
 # %% ../nbs/00_config.ipynb #27da6bbe
+_inits,_remats = ('openai', 'connor_june', 'connor_july'),('none', 'block')
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     "Everything that decides a run. Raises `ValueError` for what does not fit together"
@@ -153,31 +166,39 @@ class RunConfig(Config):
     model: GPT2Config = field(default_factory=lambda: sizes['tiny'])
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init: str = 'openai'                # `openai`; `connor_june`, `connor_july`: the two of the reproduction of 2019
+    init_scale: float = 0.              # of both residual projections, for `connor_june`; 0: 1/√L
+    table_pdrop: float = 0.             # dropout on the embedding *tables*, as in 2019
+    start_from: str = ''                # begin with these weights: a run, a folder or a hub name; '' for a fresh model
     batch_tokens: int = 4096            # tokens per optimizer step, over all devices
-    micro_batch: int = 16               # sequences that go through the model at once
+    micro_batch: int = 0                # sequences that go through the model at once; 0: as many as fit
+    remat: str = 'none'                 # `block`: keep only each block's input for the backward pass and compute the rest again, for less memory
+    dtype: str = 'float32'              # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
     max_steps: int = 1000
     log_every: int = 10                 # steps
-    eval_every: int = 200               # steps
+    eval_every: int = 250               # steps
     eval_batches: int = 16              # micro-batches of held-out text for each evaluation
+    sample_every: int = 0               # steps; 0: no samples while training
     save_every: int = 500               # steps
-    keep: int = 3                       # checkpoints kept
-    dtype: str = 'float32'              # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
+    keep: int = 3                       # checkpoints kept, and the best one besides
+    max_skips: int = 10                 # updates skipped for a loss or gradient that is not finite, before the run stops
     seed: int = 0
-    start_from: str = ''                # begin with these weights: a folder or a hub name; '' for a fresh model
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('batch_tokens', 'micro_batch', 'max_steps', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep'):
-            self.need(getattr(self, n)>0, n, 'give a number above 0')
-        self.need(self.dtype in ('float32', 'bfloat16'), 'dtype', 'choose float32 or bfloat16')
+        for n in ('batch_tokens', 'max_steps', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep'): self.need(getattr(self, n)>0, n, 'give a number above 0')
+        for n in ('micro_batch', 'sample_every', 'max_skips', 'init_scale', 'seed'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n,ok in dict(dtype=('float32', 'bfloat16'), init=_inits, remat=_remats).items(): self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
+        self.need(0<=self.table_pdrop<1, 'table_pdrop', 'a dropout probability is at least 0 and below 1')
+        self.need(not self.init_scale or self.init=='connor_june', 'init_scale', f'only for init=connor_june, not {self.init}')
         T = self.model.n_ctx
         self.need(self.batch_tokens%T==0, 'batch_tokens', f'not a multiple of n_ctx={T}: give {max(1, round(self.batch_tokens/T))*T}')
-        self.need(self.batch_size%min(self.micro_batch, self.batch_size)==0, 'micro_batch', f'does not divide the batch of {self.batch_size} sequences')
+        self.need(self.batch_size%self.n_micro==0 and self.batch_size//self.n_micro==min(self.micro_batch or self.batch_size, self.batch_size), 'micro_batch', f'does not divide the batch of {self.batch_size} sequences')
 
     @property
     def batch_size(self): return self.batch_tokens//self.model.n_ctx
     @property
-    def n_micro(self): return self.batch_size//min(self.micro_batch, self.batch_size)
+    def n_micro(self): return self.batch_size//min(self.micro_batch or self.batch_size, self.batch_size)
 
 # %% ../nbs/00_config.ipynb #bb3d02ba
 def to_dict(cfg:Config)->dict:
@@ -228,15 +249,59 @@ def override(
 
 # %% ../nbs/00_config.ipynb #cea793c5
 def tiny()->RunConfig:
-    "`gpt2repro reproduce`: a small GPT-2 on the embedded corpus, made for two laptop cores and ten minutes"
+    """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
+    Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
     return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
 
-def gpt2_124m()->RunConfig:
-    "`gpt2repro train RUN --recipe 124M --data FOLDER`: GPT-2's smallest model at its published batch of 512 × 1024 tokens, for one modern GPU or TPU chip and days"
-    return RunConfig(name='124M', model=sizes['124M'].no_dropout(), data=DataConfig(source='openwebtext', valid_fraction=.0005), batch_tokens=512*1024, micro_batch=8,
-                     max_steps=19_000, optim=OptimConfig(warmup_steps=700, clip=1.), eval_every=250, save_every=1000, dtype='bfloat16')
+def _big(name, **kw): # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
+    return RunConfig(name=name, model=sizes[name].no_dropout(), data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=.0005), batch_tokens=512*1024,
+                     eval_every=250, sample_every=1000, save_every=1000, dtype='bfloat16', **kw)
 
-_recipes = {'tiny': tiny, '124M': gpt2_124m}
+def gpt2_124m()->RunConfig:
+    """GPT-2's smallest model on 10 billion tokens: `gpt2repro train RUN --recipe 124M --data FOLDER`.
+    Hardware: one GPU or TPU chip with 16 GB. Duration: 19 hours at 149,000 tokens/s (published for one v5e chip), 6 at 460,000 (an H100 at 40 % of its peak). Loss: not run to its end yet; for scale, the released weights
+    have 3.12 nats per token on OpenWebText, and llm.c reaches 3.28 on FineWeb with as many tokens"""
+    return _big('124M', max_steps=19_000, optim=OptimConfig(warmup_steps=700, clip=1.))
+
+def pretty_big()->RunConfig:
+    """The 25-layer model of 2019 with this project's settings: `gpt2repro train RUN --recipe PrettyBig --data FOLDER`.
+    Hardware: one GPU or TPU chip with 32 GB. Duration: 40 hours at 140,000 tokens/s (an H100 at 35 % of its peak). Loss: not run to its end yet; for scale, the released 355M has 2.84 on OpenWebText"""
+    return _big('PrettyBig', max_steps=38_000, optim=OptimConfig(warmup_steps=700, clip=1.), remat='block')
+
+def gpt2_1558m()->RunConfig:
+    """GPT-2 itself, with Adafactor because Adam does not fit: `gpt2repro train RUN --recipe 1.5B --data FOLDER`.
+    Hardware: one chip with 16 GB holds it (15.75 GiB of a v5e). Duration: for 32 billion tokens a day on 8 H100 at half of their peak, as llm.c does it; on a single chip as long as you like. Loss: not run to its end yet; for scale, the released weights have 2.54 on OpenWebText"""
+    return _big('1.5B', max_steps=61_000, optim=OptimConfig(warmup_steps=700, clip=1.), remat='block')
+
+_adam2019 = dict(name='adamw', lr=2.5e-4, schedule='cosine', final=0., warmup_steps=2000, beta1=.9, beta2=.98, eps=1e-9, weight_decay=.01, decay='all', clip=0.)
+_adafactor2019 = {**_adam2019, **dict(name='adafactor', beta1=0., beta2=OptimConfig.beta2, eps=OptimConfig.eps)}
+
+def _connor2019(size, optim, scale, batch, steps, tables=.1, **dropout):
+    return RunConfig(name=f'connor2019-{size}', model=sizes[size].replace(embd_pdrop=0., **dropout), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=OptimConfig(**optim),
+                     init='connor_june', init_scale=scale, table_pdrop=tables, batch_tokens=batch*1024, max_steps=steps)
+
+def connor2019_117m()->RunConfig:
+    """The smallest model of 2019, as he ran it: `gpt2repro train RUN --recipe connor2019-117M --data FOLDER`.
+    Hardware and duration: his was one v2 TPU for a week. Loss: he names about 3.0 on training text, where it stayed"""
+    return _connor2019('117M', _adam2019, 12**-.5, 32, 500_000)
+
+def connor2019_prettybig()->RunConfig:
+    """The middle model of 2019, as he ran it; its residual projections have the 1.5B's scale: `gpt2repro train RUN --recipe connor2019-PrettyBig --data FOLDER`.
+    Hardware and duration: his was a v2-256 pod for a week. Loss: not published"""
+    return _connor2019('PrettyBig', _adam2019, 48**-.5, 256, 604_800, tables=0., attn_pdrop=0.)
+
+def connor2019_1558m()->RunConfig:
+    """The large model of 2019, as he ran it, with Adafactor's *relative* rate at an absolute one's value: `gpt2repro train RUN --recipe connor2019-1.5B --data FOLDER`.
+    Hardware and duration: his was a v3-512 pod for a week. Loss: WikiText-2 perplexity 43.79, where GPT-2 has 18.67"""
+    return _connor2019('1.5B', _adafactor2019, 48**-.5, 512, 300_000)
+
+def finetune()->RunConfig:
+    """Pretrained weights, a text of one's own: `gpt2repro train RUN --from openai-community/gpt2 --data FILES`, which takes this recipe and the model's own size and tokenizer.
+    Hardware: whatever holds the model. Duration: 300 steps of 32,768 tokens, minutes on a GPU. Loss: depends on the text; the best checkpoint is kept. A relative rate of a tenth of training's suits every size"""
+    return RunConfig(name='finetune', model=sizes['124M'], optim=OptimConfig(lr=1e-3, warmup_steps=20, final=.1, clip=1.), batch_tokens=32*1024, max_steps=300, eval_every=25, sample_every=100, save_every=50)
+
+_recipes = {'tiny': tiny, '124M': gpt2_124m, 'PrettyBig': pretty_big, '1.5B': gpt2_1558m, 'connor2019-117M': connor2019_117m, 'connor2019-PrettyBig': connor2019_prettybig,
+            'connor2019-1.5B': connor2019_1558m, 'finetune': finetune}
 
 def recipes()->dict: # name -> function that returns its `RunConfig`
     "The named recipes"
@@ -257,11 +322,6 @@ def _notes2019(d, opt):
     yield from ((k, 'how his program ran on a TPU or evaluated; ignored') for k in ('eval_steps', 'iterations', 'predict_batch_size', 'eval_batch_size'))
     yield 'model','there is only GPT2 here; ignored'
     yield 'train_steps','steps of one call of his program; max_steps counts here'
-    yield 'embed_dropout','on the embedding *tables*, not on their sum: model.tables = TableDropout(p); embd_pdrop is 0'
-    yield 'scale',"the init's, on both residual projections: init_connor_june(model, scale)"
-    yield from ((k, "the later init's: init_connor_july(model)") for k in ('scale_by_depth', 'scale_by_in'))
-    yield 'weight_decay','on *all* variables there, gains and biases too; here on matrices only'
-    yield 'epsilon',"AdamW's; torch's 1e-8 is used here"
     if opt=='adafactor': yield from ((k, "Adafactor's own 1 - t^-0.8, as here; ignored") for k in ('decay_type', 'decay_exponent'))
 
 def from_json2019(
@@ -276,11 +336,12 @@ def from_json2019(
     if d['opt_name'] not in ('adam', 'adafactor'): raise ValueError(f"{path}: opt_name={d['opt_name']!r}: only adam and adafactor were there")
     ada = d['opt_name']=='adafactor'
     opt = OptimConfig(name='adafactor' if ada else 'adamw', lr=d['lr'], schedule='cosine', final=0., warmup_steps=d['warmup_steps'], beta1=d.get('beta1', .9), clip=0.,
-                      weight_decay=d.get('weight_decay', 0.), **({} if ada else dict(beta2=d.get('beta2', .999))))
-    run = RunConfig(name=Path(path).stem, model=GPT2Config(embd_pdrop=0., **{v: d[k] for k,v in _same2019.items()}), data=DataConfig(source='openwebtext', tokenizer='gpt2'), optim=opt,
-                    batch_tokens=d['train_batch_size']*d['n_ctx'], micro_batch=1, max_steps=d['max_steps'], dtype=d.get('precision', 'float32'))
+                      weight_decay=d.get('weight_decay', 0.), decay='all', **({} if ada else dict(beta2=d.get('beta2', .999), eps=d.get('epsilon', 1e-8))))
+    init = dict(init='connor_july') if d.get('scale_by_depth') or d.get('scale_by_in') else dict(init='connor_june', init_scale=d['scale']) if 'scale' in d else {}
+    run = RunConfig(name=Path(path).stem, model=GPT2Config(embd_pdrop=0., **{v: d[k] for k,v in _same2019.items()}), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=opt, **init, table_pdrop=d.get('embed_dropout', 0.),
+                    batch_tokens=d['train_batch_size']*d['n_ctx'], max_steps=d['max_steps'], dtype=d.get('precision', 'float32'))
     said = dict(_notes2019(d, d['opt_name']))
-    used = {*need, 'beta1', 'beta2', 'precision'}
+    used = {*need, 'beta1', 'beta2', 'epsilon', 'precision', 'weight_decay', 'embed_dropout', 'scale', 'scale_by_depth', 'scale_by_in'}
     notes = [f'{k}={d[k]!r}: {said[k]}' for k in d if k in said]
     notes += [f"input={d['input']!r}: his mixture of documents; source='openwebtext' stands for it"] if 'input' in d else []
     return run,notes+[f'{k}={v!r}: unknown; ignored' for k,v in d.items() if k not in said and k not in used and k!='input']
