@@ -8,7 +8,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'sync', 'end_step',
            'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
            'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model',
-           'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'matmul_peak', 'fast_dtype', 'problems']
+           'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'free_memory', 'adamw_options',
+           'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import functools,importlib.util,os,platform,shutil,sys,time
@@ -276,6 +277,24 @@ def set_rng_state(
     elif device.type=='xla':
         from torch_xla.core import xla_model as xm
         xm.set_rng_state(int.from_bytes(bytes(state['xla'].tolist()), 'little', signed=True))
+
+# %% ../nbs/01_backend.ipynb #a1f0e002
+def free_memory(device:torch.device)->int: # bytes; 0: not known
+    "Memory that a run may still take: of the device, or of this machine (and the container it is in)"
+    if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
+    if device.type=='xla':
+        from torch_xla.core import xla_model as xm
+        m = xm.get_memory_info(device)
+        return m['bytes_limit']-m['bytes_used']
+    if device.type!='cpu' or not (info := Path('/proc/meminfo')).exists(): return 0
+    free = int(next(l for l in info.read_text().splitlines() if l.startswith('MemAvailable')).split()[1])*1024
+    limit,used = (Path('/sys/fs/cgroup')/f for f in ('memory.max', 'memory.current'))
+    if limit.exists() and (top := limit.read_text().strip()).isdigit(): free = min(free, int(top)-int(used.read_text()))
+    return max(free, 0)
+
+def adamw_options(device:torch.device)->dict:
+    "How torch's AdamW runs here without reading anything back: one kernel where there is one, tensor arithmetic elsewhere"
+    return dict(fused=True) if device.type in ('cpu', 'cuda', 'mps') else dict(capturable=True)
 
 # %% ../nbs/01_backend.ipynb #de5e53eb
 @functools.cache
