@@ -11,17 +11,18 @@ __all__ = ['make_model', 'lr_schedule', 'make_optimizer', 'accumulate', 'sequenc
 
 # %% ../nbs/15_train.ipynb #b72124e0
 import json,math,os,signal,threading,time
-from contextlib import contextmanager
+from contextlib import contextmanager,nullcontext
 from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import OneProgram,adamw_options,autocast,compile_model,describe,end_step,free_memory,get_device,matmul_peak,peak_memory,prefers_blocks,seed_all,to_device
+from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,to_device
 from .batches import Batches,key
-from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,retry
+from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2,TableDropout,init_connor_july,init_connor_june
+from .parallel import divide,latest_pieces,load_pieces,mean_over_processes,save_pieces,whole
 from .plots import LiveChart,in_notebook
 from .sample import generate
 from .schedule import constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
@@ -133,7 +134,7 @@ class Health:
         loss:torch.Tensor,
     )->tuple[torch.Tensor,torch.Tensor]: # global norm; is all finite?
         "Take the norms of the gradients as they are now"
-        self.norms = torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named]))
+        self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named])))
         norm = torch.linalg.vector_norm(self.norms)
         ok = norm.isfinite() & loss.isfinite()
         first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).amax(), (~loss.isfinite()).float()])
@@ -208,7 +209,7 @@ def fit(
     program = OneProgram(device)
     for step in range(start, cfg.max_steps):
         program.begin()
-        seed_all(step_seed(cfg.seed, step), device)
+        seed_all(step_seed(cfg.seed, step, processes()[0]), device)
         x,y = (to_device(o, device) for o in batches(step))
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
         if loss is None: return opt.zero_grad()
@@ -399,13 +400,14 @@ def train(
 )->Path:                # the run's folder
     """Train until `max_steps`, going on from the last checkpoint. Raises `Stopped` after a signal (its state is saved), `Diverged` when more than `max_skips` updates were not finite,
     `FileNotFoundError` without tokens, `ValueError` for settings that do not fit and when no checkpoint is whole"""
-    folder,dev = Path(folder),get_device(device)
+    folder,dev = Path(folder),join_processes(get_device(device))
     cfg = open_run(cfg, folder, dev)
     data = data_folder(cfg, folder)
     tok,manifest = load_tokenizer(data/'tokenizer'),load_manifest(data/'shards/train')
     if tok.vocab_size>cfg.model.vocab_size:
         raise ValueError(f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in {data}: set model.vocab_size={tok.vocab_size}')
     if watch is None: watch = [LiveChart(folder)] if in_notebook() else []
+    if processes()[1]>1: return _train_divided(cfg, folder, dev, data, tok, manifest)
     with folder_lock(folder): return _train(cfg, folder, dev, data, tok, manifest, watch)
 
 def _resume(cfg, folder, dev, fingerprint):
@@ -414,18 +416,21 @@ def _resume(cfg, folder, dev, fingerprint):
     if not last and checkpoints(folder/'checkpoints'): raise ValueError(f'{folder}/checkpoints: none is whole; restore one, or delete them to begin again')
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev, pretrained=not last)
+    put = shard_model(model, device_count(dev)) if device_count(dev)>1 else None
     opt = make_optimizer(model, cfg.optim, cfg.max_steps)
-    if not last: return model,opt,dict(step=0, seconds=0., skipped=0)
-    st = load_checkpoint(last, model, opt, verified=True)
-    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
-    return model,opt,st
+    pieces = None if last else latest_pieces(folder/'pieces')                        # of a run that `torchrun` began
+    if not last and not pieces: return model,opt,dict(step=0, seconds=0., skipped=0),put
+    st = load_checkpoint(last, model, opt, verified=True) if last else load_pieces(pieces, model, opt)
+    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {(last or pieces).name}: put the old ones back, or start a new run')
+    return model,opt,st,put
 
 def _train(cfg, folder, dev, data, tok, manifest, watch):
     fingerprint = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}"
-    model,opt,st = _resume(cfg, folder, dev, fingerprint)
+    model,opt,st,put = _resume(cfg, folder, dev, fingerprint)
     step,saved,seconds,skipped,score,N = st['step'],st['step'],st['seconds'],st['skipped'],(-1, math.nan),cfg.max_steps
     if step>=N: return folder
     batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
+    if put: batches,vbatches = (lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches))      # divided among the cores of a slice
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
     rate,log = lr_schedule(cfg.optim, N),Log(folder/'log.jsonl', step, watch)
@@ -483,4 +488,47 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
             log.close()
             raise Stopped(f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`')
     log.close()
+    return folder
+
+# %% ../nbs/15_train.ipynb #636e21aa
+def _train_divided(cfg, folder, dev, data, tok, manifest):
+    rank,world = processes()
+    if cfg.batch_size%world: raise ValueError(f'batch_tokens={cfg.batch_tokens} are {cfg.batch_size} sequences, which {world} processes can not share: choose a multiple')
+    rows = cfg.batch_size//world
+    part = cfg.replace(batch_tokens=rows*cfg.model.n_ctx, micro_batch=max(n for n in range(1, min(rows, cfg.micro_batch)+1) if rows%n==0))
+    fingerprint,N = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}",cfg.max_steps
+    seed_all(cfg.seed, dev)
+    model = divide(make_model(cfg, dev))
+    opt,last = make_optimizer(model, cfg.optim, N),latest_pieces(folder/'pieces')
+    st = load_pieces(last, model, opt) if last else dict(step=0, seconds=0., skipped=0, data=fingerprint)
+    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
+    batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
+    step,seconds,skipped = st['step'],st['seconds'],st['skipped']
+    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got:
+        log,t = Log(folder/'log.jsonl', step) if rank==0 else None,time.perf_counter()
+        def note(kind, **kw):
+            if log: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
+        def save(): save_pieces(folder/'pieces', step, model, opt, dict(seconds=seconds, skipped=skipped, data=fingerprint), cfg.keep)
+        note('event', what='resume' if step else 'start', device=f'{world} × {describe(dev)}', torch=torch.__version__, dtype=cfg.dtype, optimizer=repr(opt).split('\n')[0])
+        for step,loss,norm in fit(model, opt, lambda s: batches(s, rank, world), part, dev, step, health):
+            told = False
+            if _due(step, cfg.log_every, N):
+                loss,told = mean_over_processes(torch.stack([loss.float(), torch.tensor(float(bool(got)), device=dev)])).tolist()
+                n,first,(norm,) = health.read(norm)
+                now = time.perf_counter()
+                seconds,skipped,t = seconds+now-t,skipped+n,now
+                note('train', loss=_finite(loss), bpb=_finite(bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)), grad_norm=_finite(norm), seconds=round(seconds, 3))
+                if skipped>cfg.max_skips: raise Diverged(f'{skipped} updates not finite and skipped, more than max_skips={cfg.max_skips}: lower optim.lr')
+            if _due(step, cfg.eval_every, N):
+                v = float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
+                note('valid', loss=_finite(v), bpb=_finite(bits_per_byte(v*manifest.n_tokens, manifest.n_bytes)))
+            if _due(step, cfg.save_every, N) or told: save()
+            if told and step<N: raise Stopped(f'stopped at step {step} of {N}, all saved: give the same command to go on')
+        weights = {n: whole(p.detach()).cpu() for n,p in model.named_parameters()}
+        if rank==0:
+            plain = GPT2(cfg.model)
+            plain.load_state_dict(weights)
+            save_checkpoint(folder/'checkpoints', step, plain, tok, state=dict(seconds=seconds, skipped=skipped, data=fingerprint))
+            note('event', what='end', peak_memory=peak_memory(dev))
+            log.close()
     return folder

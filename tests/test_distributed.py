@@ -74,3 +74,30 @@ def test_one_process_dies_and_another_number_goes_on(alone, tmp_path):
     assert status==0 and min(recs)==11, err[-3000:]
     same(recs, alone, range(11, 21))
     assert not [p for p in (tmp_path/'pieces').rglob('*') if p.suffix not in ('.safetensors', '.json', '')], 'no pickle'
+
+@pytest.mark.slow
+def test_the_command_under_torchrun(tmp_path):
+    "`torchrun -m gpt2repro train`: the log, the pieces, the whole model at the end; one process goes on where two were killed"
+    words = 'the cat sat on a mat and saw how one dog ran past it'.split()
+    (tmp_path/'docs.jsonl').write_text(''.join(json.dumps(dict(text=' '.join(words[(i*j)%len(words)] for j in range(3, 40))+f' {i}.'))+'\n' for i in range(400)))
+    small = ['model.vocab_size=300', 'n_ctx=32', 'n_embd=32', 'n_layer=2', 'n_head=2', 'batch_tokens=256', 'micro_batch=4', 'max_steps=40', 'log_every=5', 'eval_every=20', 'eval_batches=2', 'save_every=10']
+    def train(n, run, *more):
+        how = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(31500+os.getpid()%2000), '-m'] if n>1 else [sys.executable, '-m']
+        return subprocess.Popen([*how, 'gpt2repro', 'train', str(run), *more, '--device', 'cpu'], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def log(run): return [json.loads(l) for l in (run/'log.jsonl').read_text().splitlines()]
+    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab_size', '300'], env=env, check=True, capture_output=True)
+    p = train(1, tmp_path/'one', *small, '--data', str(tmp_path/'data'))
+    assert p.communicate(timeout=200) and p.returncode==0
+    p = train(2, tmp_path/'two', *small, '--data', str(tmp_path/'data'))
+    out, err = p.communicate(timeout=200)
+    assert p.returncode==0, err[-3000:]
+    a, b = ([r['loss'] for r in log(tmp_path/r) if r['kind']=='train'] for r in ('one', 'two'))
+    assert a==pytest.approx(b, abs=1e-4) and len(a)==8
+    assert (tmp_path/'two/checkpoints/step-00000040/model.safetensors').is_file()
+    import shutil
+    shutil.rmtree(tmp_path/'two/checkpoints'); shutil.rmtree(tmp_path/'two/pieces/step-00000040')
+    p = train(1, tmp_path/'two')
+    out, err = p.communicate(timeout=200)
+    assert p.returncode==0, err[-3000:]
+    assert [r['step'] for r in log(tmp_path/'two') if r['kind']=='event' and r['what']=='resume']==[30]
+    assert [r['loss'] for r in log(tmp_path/'two') if r['kind']=='train']==pytest.approx(a, abs=1e-4)
