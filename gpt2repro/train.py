@@ -137,7 +137,7 @@ class Health:
         self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named])))
         norm = torch.linalg.vector_norm(self.norms)
         ok = norm.isfinite() & loss.isfinite()
-        first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).amax(), (~loss.isfinite()).float()])
+        first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).max(), (~loss.isfinite()).float()])
         self.seen = torch.cat([(self.seen[0]+(~ok))[None], torch.where(ok | (self.seen[1]>0), self.seen[1:], first)])
         return norm,ok
 
