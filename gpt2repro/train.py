@@ -68,7 +68,10 @@ def make_optimizer(
     if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
     if o.name=='adafactor': return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
     dev = groups[0]['params'][0].device
-    return torch.optim.AdamW(groups, lr=torch.tensor(o.lr, device=dev), betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    opt = torch.optim.AdamW(groups, lr=torch.tensor(o.lr, device=dev), betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    for p in model.parameters():        # what the first step would make: now, so that a compiled step finds it there, and a checkpoint too
+        opt.state[p] = dict(step=torch.zeros((), device=dev), exp_avg=torch.zeros_like(p, requires_grad=False), exp_avg_sq=torch.zeros_like(p, requires_grad=False))
+    return opt
 
 # %% ../nbs/15_train.ipynb #1d7d0398
 def accumulate(

@@ -1,5 +1,5 @@
 "Several processes under `torchrun` (gloo on the CPU): the same losses, an end with a clear error when one dies, going on with another number of processes"
-import json, os, signal, subprocess, sys, time
+import json, os, random, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -78,14 +78,15 @@ def test_one_process_dies_and_another_number_goes_on(alone, tmp_path):
 @pytest.mark.slow
 def test_the_command_under_torchrun(tmp_path):
     "`torchrun -m gpt2repro train`: the log, the pieces, the whole model at the end; one process goes on where two were killed"
-    words = 'the cat sat on a mat and saw how one dog ran past it'.split()
-    (tmp_path/'docs.jsonl').write_text(''.join(json.dumps(dict(text=' '.join(words[(i*j)%len(words)] for j in range(3, 40))+f' {i}.'))+'\n' for i in range(400)))
-    small = ['model.vocab_size=300', 'n_ctx=32', 'n_embd=32', 'n_layer=2', 'n_head=2', 'batch_tokens=256', 'micro_batch=4', 'max_steps=40', 'log_every=5', 'eval_every=20', 'eval_batches=2', 'save_every=10']
+    rng = random.Random(0)
+    words = ['the', 'cat', 'a', 'dog']+[''.join(rng.choices('abcdefghijklmnopqrstuvwxyz', k=rng.randint(2, 8))) for _ in range(300)]
+    (tmp_path/'docs.jsonl').write_text(''.join(json.dumps(dict(text=' '.join(rng.choices(words, k=60))+'.'))+'\n' for _ in range(300)))
+    small = ['model.vocab_size=320', 'n_ctx=32', 'n_embd=32', 'n_layer=2', 'n_head=2', 'batch_tokens=256', 'micro_batch=4', 'max_steps=40', 'log_every=5', 'eval_every=20', 'eval_batches=2', 'save_every=10']
     def train(n, run, *more):
         how = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(31500+os.getpid()%2000), '-m'] if n>1 else [sys.executable, '-m']
         return subprocess.Popen([*how, 'gpt2repro', 'train', str(run), *more, '--device', 'cpu'], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     def log(run): return [json.loads(l) for l in (run/'log.jsonl').read_text().splitlines()]
-    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab_size', '300'], env=env, check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab_size', '320'], env=env, check=True, capture_output=True)
     p = train(1, tmp_path/'one', *small, '--data', str(tmp_path/'data'))
     assert p.communicate(timeout=200) and p.returncode==0
     p = train(2, tmp_path/'two', *small, '--data', str(tmp_path/'data'))
@@ -94,7 +95,6 @@ def test_the_command_under_torchrun(tmp_path):
     a, b = ([r['loss'] for r in log(tmp_path/r) if r['kind']=='train'] for r in ('one', 'two'))
     assert a==pytest.approx(b, abs=1e-4) and len(a)==8
     assert (tmp_path/'two/checkpoints/step-00000040/model.safetensors').is_file()
-    import shutil
     shutil.rmtree(tmp_path/'two/checkpoints'); shutil.rmtree(tmp_path/'two/pieces/step-00000040')
     p = train(1, tmp_path/'two')
     out, err = p.communicate(timeout=200)
