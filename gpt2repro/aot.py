@@ -34,10 +34,9 @@ def step_config(
     return RunConfig(model=cfg, optim=o, batch_tokens=batch*cfg.n_ctx, micro_batch=batch, dtype='bfloat16' if precision=='mixed' else 'float32')
 
 def _model(cfg, precision, remat, device):
-    with device: model = GPT2(cfg, remat=remat)
-    model = model.to(torch.bfloat16) if precision=='bfloat16' else model
-    sync(device)
-    return model
+    "A model with whatever numbers are in memory: a program does not depend on them. It is moved and not made there, so that many devices get their shares at once"
+    with torch.device('meta'): model = GPT2(cfg, remat=remat)
+    return model.to_empty(device='cpu').to(device, torch.bfloat16 if precision=='bfloat16' else torch.float32)
 
 def record_training(
     size:str,
