@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/cli.html.md"""
 # %% auto #0
 __all__ = ['Some', 'Maybe', 'One', 'verbs', 'find_model', 'load_model', 'fit_warmup', 'step_seconds', 'read_documents',
            'write_samples', 'write_scores', 'reproduce_run', 'reproduce', 'prepare', 'run_config', 'train', 'sample',
-           'evaluate', 'report', 'plan', 'doctor', 'error_line', 'main']
+           'evaluate', 'report', 'webtext', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/17_cli.ipynb #5d5f6d87
 import os,re,shutil,sys,time,traceback
@@ -318,6 +318,28 @@ def report(
     f = write_report(runs, out or None)
     _show(dict(report=str(f)), json, f'Report: {f}')
 
+# %% ../nbs/17_cli.ipynb #7c1d5b2e
+@call_parse
+def webtext(
+    dump:Some,                # dumps of Reddit submissions, or WARC files; and settings FIELD=VALUE, such as min_score=5 or evaluation=wiki.test.txt
+    out:str='',               # folder for everything; the same command goes on where it was stopped
+    stage:str='dedup',        # the last to run: links, pages, text or dedup
+    executor:str='local',     # local, ray or slurm
+    workers:int=2,            # tasks at once
+    allow_private:bool=False, # fetch from this machine's own addresses (127.0.0.0/8, ::1) too
+    partition:str='',         # of the Slurm cluster
+    hours:int=24,             # Slurm's limit for one task
+    json:bool=False,          # print one JSON object
+):
+    "Reddit links to pages to clean, de-duplicated documents, with a data card"
+    from .webtext import WebTextConfig,webtext as run_webtext
+    if not out: raise ValueError('--out is missing: name a folder for links, pages and documents')
+    words = [d for d in dump if '=' in d and not Path(d).exists()]
+    cfg = override(WebTextConfig(), words+(['crawl.private=127.0.0.0/8,::1/128'] if allow_private else []))
+    got = run_webtext([d for d in dump if d not in words], out, cfg, stage, executor, workers, partition, hours, said=lambda name: warn(f'webtext: {name} is done'))
+    if 'funnel' not in got: return _show(got, json, f'{out}: '+(f"{len(got['submitted'])} jobs submitted" if 'submitted' in got else f'done as far as {stage}'))
+    _show(dict(out=out, **got), json, '\n'.join(f'{n:>12,}  {what}' for what,n in got['funnel'])+f'\nData card: {Path(out)/"card.html"}\nNext: gpt2repro prepare {Path(out)/"documents"} --out FOLDER')
+
 # %% ../nbs/17_cli.ipynb #10cf33ec
 @call_parse
 def plan(
@@ -388,7 +410,7 @@ def error_line(e:BaseException)->str:
 _expected = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError, KeyError)
 
 # %% ../nbs/17_cli.ipynb #d81734b0
-verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, report=report, plan=plan, doctor=doctor)
+verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, webtext=webtext, report=report, plan=plan, doctor=doctor)
 
 def _overview():
     rows = '\n'.join(f'  {k:<10} {f.__doc__}' for k,f in verbs.items())

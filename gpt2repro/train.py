@@ -68,9 +68,12 @@ def make_optimizer(
     if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
     if o.name=='adafactor': return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
     dev = groups[0]['params'][0].device
-    opt = torch.optim.AdamW(groups, lr=torch.tensor(o.lr, device=dev), betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
-    for p in model.parameters():        # what the first step would make: now, so that a compiled step finds it there, and a checkpoint too
-        opt.state[p] = dict(step=torch.zeros((), device=dev), exp_avg=torch.zeros_like(p, requires_grad=False), exp_avg_sq=torch.zeros_like(p, requires_grad=False))
+    opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    for g in opt.param_groups:
+        g['lr'] = torch.tensor(o.lr).to(dev)
+        for p in g['params']:           # made before the first step, so that a checkpoint finds its place; capturable: sent there, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
+            moments = [torch.zeros(p.shape, dtype=p.dtype).to(dev) if g['capturable'] else torch.zeros_like(p, requires_grad=False) for _ in range(2)]
+            opt.state[p] = dict(step=torch.zeros(1).to(dev) if g['capturable'] else torch.zeros((), device=dev), exp_avg=moments[0], exp_avg_sq=moments[1])
     return opt
 
 # %% ../nbs/15_train.ipynb #1d7d0398
@@ -138,7 +141,7 @@ class Health:
     )->tuple[torch.Tensor,torch.Tensor]: # global norm; is all finite?
         "Take the norms of the gradients as they are now"
         self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named])))
-        norm = torch.linalg.vector_norm(self.norms)
+        norm = self.norms.square().sum().sqrt()
         ok = norm.isfinite() & loss.isfinite()
         first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).max(), (~loss.isfinite()).float()])
         self.seen = torch.cat([(self.seen[0]+(~ok))[None], torch.where(ok | (self.seen[1]>0), self.seen[1:], first)])
@@ -206,7 +209,7 @@ def fit(
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
     rate,params,health = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters()),health or Health(model, opt)
-    t = torch.tensor(float(start)).to(device)
+    t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
     program = OneProgram(device)
@@ -217,9 +220,9 @@ def fit(
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
         if loss is None: return opt.zero_grad()
         t += 1
-        norm,ok = health.look(t, loss)
+        norm,ok = health.look(t.squeeze(), loss)
         clip(params, norm, cfg.optim.clip)
-        allow(opt, ok, rate(t))
+        allow(opt, ok, rate(t.squeeze()))
         opt.step()
         opt.zero_grad()
         end_step(device)
@@ -244,7 +247,7 @@ def valid_loss(
         with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total
+    return total.squeeze()
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
@@ -276,7 +279,8 @@ class Log:
     def sync(self):
         "What was logged is on the disk when this returns"
         os.fsync(self.fd)
-    def close(self): os.close(self.fd)
+    def __enter__(self): return self
+    def __exit__(self, *args): os.close(self.fd)
 
 # %% ../nbs/15_train.ipynb #e521f672
 class Stopped(KeyboardInterrupt):
@@ -436,10 +440,8 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
     if put: batches,vbatches = (lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches))      # divided among the cores of a slice
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
-    rate,log = lr_schedule(cfg.optim, N),Log(folder/'log.jsonl', step, watch)
+    rate = lr_schedule(cfg.optim, N)
     note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
-    note('event', what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1), flops_per_token=flops, optimizer=repr(opt).split('\n')[0])
-
     def save():
         state = dict(step=step, seconds=seconds, skipped=skipped, data=fingerprint)
         saver(step, model, opt, state, score[1] if score[0]==step else None)
@@ -455,7 +457,8 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
         note('event', what='diverged')
         raise Diverged(f'{said}: more than max_skips={cfg.max_skips}. The weights are those before; lower optim.lr, look at that batch, or raise max_skips')
 
-    with noting_signals() as got, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
+    with noting_signals() as got, Log(folder/'log.jsonl', step, watch) as log, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
+        note('event', what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1), flops_per_token=flops, optimizer=repr(opt).split('\n')[0])
         opt.track = True
         steps = fit(model, opt, batches, cfg, dev, step, health, lambda: got)
         t,since = time.perf_counter(),step
@@ -488,9 +491,7 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
             note('event', what='stop', why=got[0])
             if saved<step: save()
             saver.wait()
-            log.close()
             raise Stopped(f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`')
-    log.close()
     return folder
 
 # %% ../nbs/15_train.ipynb #636e21aa
