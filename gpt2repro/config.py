@@ -66,6 +66,7 @@ class GPT2Config(Config):
     n_layer: int = 12               # L, blocks
     n_head: int = 12                # H, attention heads
     layer_norm_epsilon: float = 1e-5
+    activation_function: str = 'gelu_new' # GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
     embd_pdrop: float = .1          # dropout on the sum of the embeddings
     attn_pdrop: float = .1          # dropout on the attention weights
     resid_pdrop: float = .1         # dropout on each residual branch
@@ -75,6 +76,7 @@ class GPT2Config(Config):
         for n in ('vocab_size', 'n_ctx', 'n_embd', 'n_layer', 'n_head'): self.need(getattr(self, n)>0, n, 'give a number above 0')
         for n in ('embd_pdrop', 'attn_pdrop', 'resid_pdrop'): self.need(0<=getattr(self, n)<1, n, 'a dropout probability is at least 0 and below 1')
         self.need(self.layer_norm_epsilon>0, 'layer_norm_epsilon', 'give a number above 0, such as 1e-5')
+        self.need(self.activation_function in ('gelu_new', 'gelu'), 'activation_function', 'choose gelu_new, which is GPT-2, or gelu')
         self.need(self.n_embd%self.n_head==0, 'n_embd', f'not divisible by n_head={self.n_head}: each head gets n_embd/n_head channels')
 
     @property

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .backend import prefers_blocks
+from .backend import prefers_blocks,vocab_multiple
 from .ops import spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
@@ -26,28 +26,36 @@ def _compute_dtype(h):
 class _ChunkedCE(torch.autograd.Function):
     "Sum of the cross-entropies, times `scale`; the gradients are computed in the forward pass"
     @staticmethod
-    def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype, rows, cols):    # (N,C), (V,C), (N,)
+    def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype, cols, multiple):  # (N,C), (V,C), (N,)
         want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         N,V = len(y),len(table)
         w,hd,real,y = table.to(dtype),h.to(dtype),(y!=ignore_index)[:, None],y.where(y!=ignore_index, 0)[:, None]
+        if V%multiple: w = F.pad(w, (0, 0, 0, -V%multiple))
+        W = len(w)                                                                       # V, or the next multiple
         wide = torch.promote_types(dtype, torch.float32)
         dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table)) if want else (None,None)
         nll = h.new_zeros((), dtype=wide)
-        p = h.new_empty(min(chunk, N), V, dtype=dtype)
+        room = h.new_empty(min(chunk, N), W, dtype=dtype) if cols<W else None
         for i,j in spans(N, chunk):
-            pc = p[:j-i]
-            for a,b in spans(j-i, rows):
-                z,yz = hd[i+a:i+b]@w.T,y[i+a:i+b]                                          # (rows,V)
-                torch.softmax(z, 1, out=pc[a:b])
-                lse = z.amax(1, keepdim=True).to(wide) - pc[a:b].amax(1, keepdim=True).to(wide).log()    # the largest p is exp(largest z - lse)
-                nll += ((lse-z.gather(1, yz))*real[i+a:i+b]).sum()
+            hc,yc = hd[i:j],y[i:j]
+            if room is None: z = hc@w.T                                                  # (n,W)
+            else:
+                z = room[:j-i]
+                for a,b in spans(W, cols): z[:, a:b] = hc@w[a:b].T
+            if W>V: z[:, V:] = -torch.inf
+            top,zy = z.amax(1, keepdim=True),z.gather(1, yc)
+            p = torch.softmax(z, 1, out=None if room is None else z)
+            lse = top.to(wide) - p.amax(1, keepdim=True).to(wide).log()                  # the largest p is exp(largest z - lse)
+            nll += ((lse-zy)*real[i:j]).sum()
             if not want: continue
-            pc.scatter_add_(1, y[i:j], pc.new_full((j-i, 1), -1.))                         # p - onehot: the gradient of the logits
-            hc = hd[i:j]*real[i:j]
-            for a,b in spans(V, cols):
-                dh[i:j] += pc[:, a:b]@w[a:b]
-                if i==0: dw[a:b] = pc[:, a:b].T@hc
-                else: dw[a:b] += pc[:, a:b].T@hc
+            at = torch.arange(j-i, device=h.device),yc[:, 0]
+            p[at] = p[at]-1                                                              # p - onehot: the gradient of the logits
+            hc = hc*real[i:j]
+            for a,b in spans(W, cols):
+                dh[i:j] += p[:, a:b]@w[a:b]
+                g = (p[:, a:b].T@hc)[:V-a]
+                if i==0: dw[a:b] = g
+                else: dw[a:b] += g
         if want: dh *= real
         ctx.grads,ctx.scale,ctx.like = (dh,dw),scale,h.dtype
         return nll*scale
@@ -69,8 +77,8 @@ def chunked_ce(
 )->Tensor:                  # scalar, nats per token
     "Mean of `F.cross_entropy(h@table.T, y)`, without its memory"
     scale = 1/(y!=ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
-    rows,cols = (256, 4096) if prefers_blocks(h.device) else (chunk, len(table))
-    return _ChunkedCE.apply(h, table, y, scale, chunk, ignore_index, _compute_dtype(h), rows, cols)
+    cols = 4096 if prefers_blocks(h.device) else 2*len(table)                        # in one piece
+    return _ChunkedCE.apply(h, table, y, scale, chunk, ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
 
 def lm_loss(
     model,                  # a `GPT2`

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor,nn
 from .backend import activation_checkpoint
 from .config import GPT2Config,nearest
-from .ops import causal_attention
+from .ops import causal_attention,lookup
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
@@ -26,8 +26,8 @@ class MLP(nn.Module):
         super().__init__()
         C = cfg.n_embd
         self.c_fc,self.c_proj = nn.Linear(C, 4*C),nn.Linear(4*C, C)
-        self.drop = nn.Dropout(cfg.resid_pdrop)
-    def forward(self, x): return self.drop(self.c_proj(F.gelu(self.c_fc(x), approximate='tanh')))
+        self.act,self.drop = nn.GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
+    def forward(self, x): return self.drop(self.c_proj(self.act(self.c_fc(x))))
 
 # %% ../nbs/06_model.ipynb #af36d68d
 class Attention(nn.Module):
@@ -120,7 +120,8 @@ class GPT2(nn.Module):
         if pos is None: pos = torch.arange(T, device=ids.device).expand(B, T)
         see = cache.see(pos) if cache is not None else None if mask is None else sees(mask)
         wte,wpe = self.tables(self.wte.weight, self.wpe.weight)
-        x = self.drop(F.embedding(ids, wte) + F.embedding(pos, wpe))
+        x,wte = lookup(ids, wte)
+        x = self.drop(x + F.embedding(pos, wpe))
         for i,block in enumerate(self.h):
             if cache is not None: x = block(x, see, partial(cache.update, i, pos))
             elif self.remat=='block' and torch.is_grad_enabled(): x = activation_checkpoint(block, x, see)

@@ -6,20 +6,24 @@ Docs: https://gpt2repro.github.io/gpt2repro/sample.html.md"""
 
 # %% auto #0
 __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'occurrences', 'repetition_penalty', 'count_penalty', 'no_repeat_ngram',
-           'ban', 'draw', 'row_uniforms', 'Sampling', 'distinct', 'Sample', 'samples', 'generate', 'stream']
+           'ban', 'logit_bias', 'word_ids', 'draw', 'row_uniforms', 'Sampling', 'distinct', 'Sample', 'samples',
+           'generate', 'stream', 'beam_search', 'token_view', 'surprise_figure', 'Shown', 'sample']
 
 # %% ../nbs/13_sample.ipynb #2d912cbe
-import hashlib,math,secrets
+import hashlib,html,math,secrets
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass,fields
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
+from plotly.colors import sample_colorscale
 from torch import Tensor
 from .config import nearest,progress,warn
-from .backend import autocast,to_device
-from .model import GPT2,KVCache
+from .backend import end_step,fixed_shapes,to_device
+from .decode import Decoder
+from .model import GPT2
 from .tokenizer import StreamDecoder
 
 # %% ../nbs/13_sample.ipynb #ebe36492
@@ -122,6 +126,24 @@ def ban(
         logits[:, last] = logits[:, last].masked_fill(_ends_with(ids, length, tail) if head else torch.ones_like(length, dtype=torch.bool), -torch.inf)
     return logits
 
+# %% ../nbs/13_sample.ipynb #92c37c4f
+def logit_bias(
+    logits:Tensor, # (B,V)
+    bias:dict,     # token id -> nats to add
+)->Tensor: # (B,V)
+    "Make chosen tokens more or less likely"
+    add = logits.new_tensor(list(bias.values())).expand(len(logits), -1)
+    return logits.index_add(1, torch.tensor(list(bias), device=logits.device), add)
+
+def word_ids(
+    tok,   # a tokenizer
+    words, # strings
+)->list: # sequences of token ids
+    "The sequences that write `words`, alone and after a space: what `banned` takes"
+    seqs = [tuple(tok.encode(s+w)) for w in words for s in ('', ' ')]
+    if not all(seqs): raise ValueError('an empty word cannot be banned: leave it out')
+    return [list(o) for o in dict.fromkeys(seqs)]
+
 # %% ../nbs/13_sample.ipynb #719e4617
 def draw(
     probs:Tensor, # (B,V)
@@ -172,6 +194,7 @@ class Sampling:
         for n in ('frequency_penalty', 'presence_penalty'): need(n, _number(getattr(self, n)), 'give a number')
         need('no_repeat_ngram', self.no_repeat_ngram is None or _whole(self.no_repeat_ngram) and self.no_repeat_ngram>=1, 'give a length of at least 1')
         need('banned', not any(len(b)==0 for b in self.banned or []), 'an empty sequence cannot be banned')
+        need('logit_bias', all(_whole(k) and (_number(v) or v==-math.inf) for k,v in (self.logit_bias or {}).items()), 'give token ids and the nats to add, such as {11: -2.5}')
 
     @property
     def looks_back(self): return self.repetition_penalty!=1 or self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram or self.banned
@@ -191,9 +214,7 @@ class Sampling:
         n_prompt:Tensor=None,  # (B,) how many of those are the prompt's
     )->Tensor: # (B,V)
         "All rules, one after the other"
-        if self.logit_bias:
-            idx = torch.tensor(list(self.logit_bias), device=logits.device)
-            logits = logits.index_add(1, idx, logits.new_tensor(list(self.logit_bias.values())).expand(len(logits), -1))
+        if self.logit_bias: logits = logit_bias(logits, self.logit_bias)
         if self.looks_back: logits = self._history(logits, ids, length, n_prompt)
         if self.temperature not in (0, 1): logits = temperature(logits, self.temperature)
         if self.top_k: logits = top_k(logits, self.top_k)
@@ -225,80 +246,94 @@ def _evaluating(model):
     try: yield
     finally: model.train(was)
 
+def _bucket(n): return max(16, 1<<(n-1).bit_length())      # few shapes for many lengths
+
+def _matrix(rows, width): # lists of ids -> (B,width), zeros on the right
+    x = torch.zeros(len(rows), width, dtype=torch.long)
+    for i,r in enumerate(rows): x[i, :len(r)] = torch.tensor(r)
+    return x
+
 class _Rows:
-    "Rows of tokens that grow together: a static cache, and each row's place in it"
-    def __init__(self, model, rows, steps):
-        self.model,self.cfg,w = model,model.cfg,model.wte.weight
-        self.device,self.dtype = w.device,w.dtype
-        T,self.B = self.cfg.n_ctx,len(rows)
+    "Rows of tokens that grow together: a static cache, and each row's place in it. What is kept for the reader stays on the device"
+    def __init__(self, dec, rows, steps):
+        self.dec,self.device,self.T,self.B,self.fixed = dec,dec.device,dec.cfg.n_ctx,len(rows),fixed_shapes(dec.device)
         self.total = [len(r) for r in rows]                      # tokens so far
-        self.pos = [min(n, T) for n in self.total]               # of them in the cache
+        self.pos = [min(n, self.T) for n in self.total]          # of them in the cache
         S = max(self.total)+steps
-        self.ids = torch.zeros(self.B, S, dtype=torch.long)
-        for i,r in enumerate(rows): self.ids[i, :len(r)] = torch.tensor(r)
-        self.ids = self.ids.to(self.device)
-        self.length = torch.tensor(self.total, device=self.device)
+        if self.fixed: S = _bucket(S)
+        self.ids = to_device(_matrix(rows, S), self.device)
+        self.logprobs,self.trouble = torch.zeros(self.B, S, device=self.device),torch.zeros(self.B, dtype=torch.long, device=self.device)
+        self.length = to_device(torch.tensor(self.total), self.device)
         self.n_prompt = self.length.clone()
-        self.cache = KVCache(self.cfg, self.B, min(T, S), self.device, self.dtype)
-        self.at = torch.tensor(self.pos, device=self.device)     # next free slot of each row
+        self.cache = dec.cache(self.B, min(self.T, S))
+        self.at = to_device(torch.tensor(self.pos), self.device) # next free slot of each row
         self.hidden = self._read(list(range(self.B)), rows)
 
     def _read(self, at, rows): # -> (b,C) hidden state of each row's last token
-        "Read `rows`' last tokens from position 0 into the cache's rows `at`; the same text only once"
+        "Read `rows`' last tokens from position 0 into the cache's rows `at`; the same text only once, unless shapes are fixed"
         texts = [tuple(r[-n:]) for r,n in zip(rows, (self.pos[i] for i in at))]
-        uniq = list(dict.fromkeys(texts))
-        n,back = [len(t) for t in uniq], [uniq.index(t) for t in texts]
-        W = max(n)
-        x = torch.zeros(len(uniq), W, dtype=torch.long)
-        for i,t in enumerate(uniq): x[i, :n[i]] = torch.tensor(t)
-        whole = len(uniq)==self.B
-        cache = self.cache if whole else KVCache(self.cfg, len(uniq), W, self.device, self.dtype)
-        pos = torch.arange(W, device=self.device).expand(len(uniq), -1)
-        h = self.model.hidden(x.to(self.device), cache=cache, pos=pos)
-        back = torch.tensor(back, device=self.device)
-        if not whole:
-            rows_at = torch.tensor(at, device=self.device)
-            self.cache.k[:, rows_at, :, :W],self.cache.v[:, rows_at, :, :W] = cache.k[:, back],cache.v[:, back]
-        last = torch.tensor(n, device=self.device)-1
-        return h[torch.arange(len(uniq), device=self.device), last][back]
+        uniq = texts if self.fixed else list(dict.fromkeys(texts))
+        n,back = [len(t) for t in uniq],range(len(texts)) if self.fixed else [uniq.index(t) for t in texts]
+        W = min(self.T, _bucket(max(n))) if self.fixed else max(n)
+        whole = len(uniq)==self.B and at==list(range(self.B))
+        cache = self.cache if whole else self.dec.cache(len(uniq), W)
+        h = self.dec.read(to_device(_matrix(uniq, W), self.device), to_device(torch.tensor(n), self.device), cache)
+        if whole: return h
+        back,to = (to_device(torch.tensor(list(o)), self.device) for o in (back, at))
+        for old,new in zip(self.cache, cache):
+            for o,x in zip(old, new): o[to, :, :W] = x[back]
+        return h[back]
 
-    def logits(self): return self.model.head(self.hidden)        # (B,V)
+    def logits(self): return self.dec.logits(self.hidden)        # (B,V)
 
-    def push(self, tok): # (B,)
-        "Append a token to each row and read it"
+    def put(self, tok, logprob): # (B,), (B,)
+        "Append a token to each row, without reading it"
         self.ids.scatter_(1, self.length[:, None], tok[:, None])
-        T = self.cfg.n_ctx
-        full = [i for i in range(self.B) if self.pos[i]==T]
-        if len(full)<self.B: self.hidden = self.model.hidden(tok[:, None], cache=self.cache, pos=self.at.clamp(max=T-1)[:, None])[:, -1]
+        self.logprobs.scatter_(1, self.length[:, None], logprob[:, None])
         self.length = self.length+1
-        self.at = self.at+1
         self.total = [n+1 for n in self.total]
+
+    def advance(self, tok): # (B,)
+        "Read the token that was just appended"
+        full = [i for i in range(self.B) if self.pos[i]==self.T]
+        if len(full)<self.B: self.hidden = self.dec.step(tok, self.at.clamp(max=self.T-1), self.cache, min(self.T, max(self.pos)+1))
+        self.at = self.at+1
         self.pos = [p+1 for p in self.pos]
         if full: self._slide(full)
 
     def _slide(self, full):
-        keep = max(1, self.cfg.n_ctx//2)
+        keep = max(1, self.T//2)
         for i in full: self.pos[i] = keep
-        rows = [self.ids[i, self.total[i]-keep:self.total[i]].tolist() for i in full]
-        h,at = self._read(full, rows),torch.tensor(full, device=self.device)
-        self.hidden = h if len(full)==self.B else self.hidden.index_copy(0, at, h)
-        self.at[at] = keep
+        if self.fixed: full = full+full[-1:]*(self.B-len(full))                      # the same row again does no harm and keeps the shape
+        h = self._read(full, [self.ids[i, self.total[i]-keep:self.total[i]].tolist() for i in full])
+        to = to_device(torch.tensor(full), self.device)
+        self.hidden = h if len(set(full))==self.B else self.hidden.index_copy(0, to, h)
+        self.at = self.at.index_fill(0, to, keep)
+
+    def reorder(self, rows): # (B,)
+        "Row i becomes what row `rows[i]` is; all are equally long"
+        for kv in self.cache:
+            for o in kv: o[:, :, :max(self.pos)] = o[rows, :, :max(self.pos)]
+        self.ids,self.logprobs,self.hidden = self.ids[rows],self.logprobs[rows],self.hidden[rows]
 
 # %% ../nbs/13_sample.ipynb #637e6b05
 @torch.inference_mode()
-def _tokens(model, rows, uniforms, rules, eot, min_new=0):
-    "Yield `(tokens, log-probabilities, sound)`, each (B,), for every column of `uniforms` (B,steps)"
-    batch = _Rows(model, rows, uniforms.shape[1])
-    u = torch.from_numpy(np.ascontiguousarray(uniforms.T))
-    for t in range(len(u)):
-        logits = batch.logits().float()
-        sound = logits.amax(-1).isfinite()                       # nan and inf show in the maximum
+def _grow(batch, uniforms, rules, eot, min_new=0):
+    "Append a token to each row for every column of `uniforms` (B,steps), yielding after each"
+    u,steps = to_device(torch.from_numpy(np.ascontiguousarray(uniforms.T)), batch.device),uniforms.shape[1]
+    end_step(batch.device)
+    for t in range(steps):
+        logits,n = batch.logits().float(),batch.length-batch.n_prompt
         x = logits
-        if t<min_new: x = x.index_fill(1, torch.tensor([eot], device=x.device), -torch.inf)
+        if min_new: x = x.index_copy(1, torch.tensor([eot], device=x.device), x[:, [eot]].masked_fill((n<min_new)[:, None], -torch.inf))
         x = rules(x, batch.ids, batch.length, batch.n_prompt)
-        tok = rules.choose(x, to_device(u[t], x.device))
-        yield tok, logits.log_softmax(-1).gather(1, tok[:, None])[:, 0], sound
-        if t+1<len(u): batch.push(tok)
+        tok = rules.choose(x, u.gather(0, n[None])[0])
+        trouble = torch.where(logits.amax(-1).isfinite(), (x.amax(-1)==-torch.inf).long()*2, 1)        # nan and inf show in the maximum
+        batch.trouble = torch.where(batch.trouble>0, batch.trouble, trouble)
+        batch.put(tok, logits.gather(1, tok[:, None])[:, 0]-logits.logsumexp(-1))
+        if t+1<steps or batch.fixed: batch.advance(tok)
+        end_step(batch.device)
+        yield
 
 # %% ../nbs/13_sample.ipynb #b389b7bc
 @dataclass(frozen=True)
@@ -313,12 +348,16 @@ class Sample:
 def _need(ok, msg):
     if not ok: raise ValueError(msg)
 
-def _check(model, tok, prompts, max_new_tokens, n):
-    _need(tok.vocab_size==model.cfg.vocab_size, f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: use the tokenizer that the model was trained with')
+def _check(model, tok, prompts, max_new_tokens, n, min_new_tokens=0, stop=(), rules=None):
+    V = model.cfg.vocab_size
+    _need(tok.vocab_size==V, f'the tokenizer has {tok.vocab_size} tokens and the model {V}: use the tokenizer that the model was trained with')
     _need(len(prompts)>0, 'no prompts: give at least one string')
     for p in prompts: _need(isinstance(p, str), f'a prompt is {type(p).__name__}, not text: give strings')
     _need(_whole(max_new_tokens) and max_new_tokens>=1, f'max_new_tokens={max_new_tokens!r}: give a whole number of at least 1')
+    _need(_whole(min_new_tokens) and 0<=min_new_tokens<=max_new_tokens, f'min_new_tokens={min_new_tokens!r}: give a whole number from 0 to max_new_tokens={max_new_tokens}')
     _need(_whole(n) and n>=1, f'n={n!r}: give a whole number of at least 1')
+    _need(all(stop), 'an empty stop string would end every text at once: leave it out')
+    for i in [*(rules.logit_bias or {}), *(i for b in rules.banned or [] for i in b)] if rules else (): _need(0<=i<V, f'token {i} is biased or banned, but the vocabulary has {V} tokens: give ids from 0 to {V-1}')
 
 def _cut(text, stop):
     "Text up to the first stop string, and whether there was one"
@@ -331,6 +370,9 @@ def _rules(kw):
     return Sampling(**kw)
 
 # %% ../nbs/13_sample.ipynb #2a5fc290
+_trouble = {1: 'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier checkpoint',
+            2: 'the rules forbid every token: ban fewer, or raise no_repeat_ngram'}
+
 class _Text:
     "One row's tokens as they become text"
     def __init__(self, tok, stop): self.dec,self.stop,self.eot,self.text,self.ids,self.lps,self.ended = StreamDecoder(tok),stop,tok.eot,'',[],[],None
@@ -350,27 +392,43 @@ class _Text:
             self._stop()
         return self
 
-def _rows_text(model, tok, rows, uniforms, rules, stop, min_new):
+def _rows_text(dec, tok, rows, uniforms, rules, stop, min_new):
     "Continue `rows` until all have ended, yielding the list of `_Text` after each reading of the device"
-    texts,pending = [_Text(tok, stop) for _ in rows],[]
-    every = 1 if model.wte.weight.device.type=='cpu' else 16     # reading stops an accelerator
-    for t,step in enumerate(_tokens(model, rows, uniforms, rules, tok.eot, min_new), 1):
-        pending.append(step)
-        if t%every and t<uniforms.shape[1]: continue
-        toks,lps,sound = (torch.stack(o).cpu().tolist() for o in zip(*pending))
-        for row in zip(toks, lps, sound):
-            for x,i,lp,ok in zip(texts, *row):
-                if x.ended: continue
-                _need(ok, 'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier checkpoint')
-                x.push(i, lp)
-        pending.clear()
+    batch,texts,done,steps = _start(dec, rows, uniforms.shape[1]),[_Text(tok, stop) for _ in rows],0,uniforms.shape[1]
+    every = 16 if fixed_shapes(dec.device) else 1                # reading stops an accelerator
+    for t,_ in enumerate(_grow(batch, uniforms, rules, tok.eot, min_new), 1):
+        if t%every and t<steps: continue
+        ids,lps,trouble = (o.cpu() for o in (batch.ids, batch.logprobs, batch.trouble))
+        for i,x in enumerate(texts):
+            if x.ended: continue
+            a = len(rows[i])
+            for tok_id,lp in zip(ids[i, a+done:a+t].tolist(), lps[i, a+done:a+t].tolist()):
+                if not x.ended:
+                    _need(not trouble[i], _trouble.get(int(trouble[i])))
+                    x.push(tok_id, lp)
+        done = t
         yield texts
         if all(x.ended for x in texts): break
     for x in texts: x.finish()
     yield texts
 
+@torch.inference_mode()
+def _start(dec, rows, steps): return _Rows(dec, rows, steps)
+
+def _decoder(model, weights, n_tokens):
+    if isinstance(model, Decoder):
+        _need(weights in (None, model.kind), f'weights={weights!r}, but the decoder has {model.kind}: make another with Decoder(model, {weights!r})')
+        return model
+    return Decoder(model, weights, n_tokens=n_tokens)
+
+def _several(o): return [o] if isinstance(o, str) else list(o)
+def _prompt_ids(tok, prompts, n_ctx):
+    rows = [ids or [tok.eot] for ids in tok.encode_batch(prompts)]
+    if long := sum(len(r)>n_ctx for r in rows): warn(f'{long} prompt{"s are" if long>1 else " is"} longer than the context: only the last {n_ctx} tokens of it are read')
+    return rows
+
 def samples(
-    model:GPT2,
+    model,                    # a `GPT2`, or a `Decoder` made of one
     tok,                      # the tokenizer it was trained with
     prompts,                  # a string or several; the empty one begins a document
     max_new_tokens:int=100,
@@ -380,31 +438,34 @@ def samples(
     stop:list=(),             # strings that end a text (and are not part of it)
     min_new_tokens:int=0,     # no `<|endoftext|>` before
     batch_size:int=16,        # rows at a time
+    weights:str=None,         # float32, bfloat16 or int8; the model's own if not given
     **rules,                  # the fields of `Sampling`
 )->list[Sample]:  # `n` for each prompt, in the prompts' order
     "Continue `prompts`. Raises `ValueError` for impossible settings, for another model's tokenizer, and for logits that are not finite"
-    prompts,stop = [prompts] if isinstance(prompts, str) else list(prompts),[stop] if isinstance(stop, str) else list(stop)
-    rules = _rules(rules)
-    _check(model, tok, prompts, max_new_tokens, n)
-    _need(all(stop), 'an empty stop string would end every text at once: leave it out')
+    prompts,stop,rules = _several(prompts),_several(stop),_rules(rules)
+    _check(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
     seed = secrets.randbits(32) if seed is None else seed
     jobs,count = [],Counter()
-    for p,ids in zip(prompts, tok.encode_batch(prompts)):
-        ids = ids or [tok.eot]
+    for p,ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
         for _ in range(n):
             jobs.append((p, ids, row_uniforms(seed, ids, count[tuple(ids)], max_new_tokens)))
             count[tuple(ids)] += 1
     order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][1]))          # alike lengths together
     batches = [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
-    out = [None]*len(jobs)
-    with _evaluating(model):
-        for b in progress(batches, desc='sampling', unit='batch') if len(batches)>1 else batches:
-            for texts in _rows_text(model, tok, [jobs[i][1] for i in b], np.stack([jobs[i][2] for i in b]), rules, stop, min_new_tokens): pass
-            for i,x in zip(b, texts): out[i] = Sample(jobs[i][0], x.text, x.ids, x.lps, x.ended or 'length')
+    dec,out,total = _decoder(model, weights, len(batches)*max_new_tokens),[None]*len(jobs),len(jobs)*max_new_tokens
+    bar = progress(desc='sampling', total=total, unit='token') if len(jobs)>1 and total>2000 else None
+    for b in batches:
+        k = 0
+        for texts in _rows_text(dec, tok, [jobs[i][1] for i in b], np.stack([jobs[i][2] for i in b]), rules, stop, min_new_tokens):
+            if bar: bar.update((new := sum(len(x.ids) for x in texts))-k)
+            k = new if bar else 0
+        if bar: bar.update(len(b)*max_new_tokens-k)                          # what ended early is done too
+        for i,x in zip(b, texts): out[i] = Sample(jobs[i][0], x.text, x.ids, x.lps, x.ended or 'length')
+    if bar: bar.close()
     return out
 
 def generate(
-    model:GPT2,
+    model,                    # a `GPT2`, or a `Decoder` made of one
     tok,                      # the tokenizer it was trained with
     prompts,                  # a string or several; the empty one begins a document
     max_new_tokens:int=100,
@@ -415,7 +476,7 @@ def generate(
 
 # %% ../nbs/13_sample.ipynb #1ca840c0
 def stream(
-    model:GPT2,
+    model,                    # a `GPT2`, or a `Decoder` made of one
     tok,                      # the tokenizer it was trained with
     prompt:str='',
     max_new_tokens:int=100,
@@ -423,21 +484,146 @@ def stream(
     seed:int=None,            # the same seed gives the text that `generate` gives
     stop:list=(),             # strings that end the text
     min_new_tokens:int=0,     # no `<|endoftext|>` before
+    weights:str=None,         # float32, bfloat16 or int8; the model's own if not given
     **rules,                  # the fields of `Sampling`
 ):  # yields strings
     "Yield the continuation of `prompt` piece by piece, in whole characters. Raises what `samples` raises"
-    rules,stop = _rules(rules),[stop] if isinstance(stop, str) else list(stop)
-    _check(model, tok, [prompt], max_new_tokens, 1)
-    _need(all(stop), 'an empty stop string would end every text at once: leave it out')
+    rules,stop = _rules(rules),_several(stop)
+    _check(model, tok, [prompt], max_new_tokens, 1, min_new_tokens, stop, rules)
     seed = secrets.randbits(32) if seed is None else seed
-    ids = tok.encode(prompt) or [tok.eot]
+    [ids],dec = _prompt_ids(tok, [prompt], model.cfg.n_ctx),_decoder(model, weights, max_new_tokens)
     hold,sent = max((len(s) for s in stop), default=1)-1,0
     def pieces():
         nonlocal sent
-        with _evaluating(model):
-            for [x] in _rows_text(model, tok, [ids], row_uniforms(seed, ids, 0, max_new_tokens)[None], rules, stop, min_new_tokens):
-                end = max(sent, len(x.text)-hold)
-                if end>sent: yield x.text[sent:end]
-                sent = end
-            if len(x.text)>sent: yield x.text[sent:]
+        for [x] in _rows_text(dec, tok, [ids], row_uniforms(seed, ids, 0, max_new_tokens)[None], rules, stop, min_new_tokens):
+            end = max(sent, len(x.text)-hold)
+            if end>sent: yield x.text[sent:end]
+            sent = end
+        if len(x.text)>sent: yield x.text[sent:]
     return pieces()
+
+# %% ../nbs/13_sample.ipynb #2b4a0f2b
+@torch.inference_mode()
+def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, logprobs, ended)], best first
+    batch,score,done = _Rows(dec, [ids]*K, steps),torch.full((K,), -1e9, device=dec.device),[]
+    score[0],n0 = 0.,len(ids)                                                   # at first all beams are the same: one counts
+    for t in range(1, steps+1):
+        lp = batch.logits().float().log_softmax(-1)
+        _need(bool(lp.amax().isfinite()), _trouble[1])
+        x = lp if t>min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
+        V,total = x.shape[1],(score[:, None]+rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
+        best = total.topk(min(2*K, len(total)))
+        vals,flat = best.values.tolist(),best.indices.tolist()
+        going = []
+        for rank,(s,i) in enumerate(zip(vals, flat)):
+            row,tok = divmod(i, V)
+            if tok==eot or t==steps:
+                if rank<K and s>-1e8: done.append((s/t**power, row, tok))
+            elif len(going)<K: going.append((s, row, tok))
+        for j,d in enumerate(done):
+            if len(d)==3:
+                s,row,tok = d
+                new = [] if tok==eot else [(tok, lp[row, tok].item())]
+                done[j] = s,[*batch.ids[row, n0:n0+t-1].tolist(), *(o for o,_ in new)],[*batch.logprobs[row, n0:n0+t-1].tolist(), *(o for _,o in new)],'eot' if tok==eot else 'length'
+        done = sorted(done, key=lambda d: -d[0])[:K]
+        if t==steps or not going or (len(done)==K and going[0][0]/t**power<=done[-1][0]): break
+        _need(len(going)==K and going[0][0]>-1e8, _trouble[2])
+        vals,rows,toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
+        batch.reorder(rows)
+        score = vals
+        batch.put(toks, lp[rows, toks])
+        batch.advance(toks)
+    return done
+
+def beam_search(
+    model,                     # a `GPT2`, or a `Decoder` made of one
+    tok,                       # the tokenizer it was trained with
+    prompts,                   # a string or several
+    max_new_tokens:int=100,
+    *,
+    beams:int=4,               # beginnings that are kept
+    n:int=1,                   # best texts for each prompt, at most `beams`
+    length_penalty:float=1.,   # the power of the length by which a text's log-probability is divided; above 0 favours long texts
+    stop:list=(),              # strings at which a text is cut
+    min_new_tokens:int=0,      # no `<|endoftext|>` before
+    weights:str=None,          # float32, bfloat16 or int8; the model's own if not given
+    **rules,                   # the fields of `Sampling`
+)->list[Sample]: # `n` for each prompt, the best first
+    "The most probable continuations that beam search finds. Raises what `samples` raises"
+    prompts,stop,rules = _several(prompts),_several(stop),_rules(rules)
+    _check(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
+    _need(_whole(beams) and 1<=beams<=model.cfg.vocab_size//2, f'beams={beams!r}: give a whole number from 1 to half the vocabulary')
+    _need(n<=beams, f'n={n} texts of {beams} beams: give as many beams as texts, or more')
+    _need(_number(length_penalty), f'length_penalty={length_penalty!r}: give a number')
+    dec,out = _decoder(model, weights, len(prompts)*max_new_tokens),[]
+    for p,ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
+        for _,new,lps,ended in _beams(dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty)[:n]:
+            text,cut = _cut(tok.decode(new), stop)
+            out.append(Sample(p, text, new, lps, 'stop' if cut else ended))
+    return out
+
+# %% ../nbs/13_sample.ipynb #71af3561
+@torch.inference_mode()
+def token_view(
+    model,           # a `GPT2`, or a `Decoder` made of one
+    tok,             # the tokenizer it was trained with
+    prompt:str,      # what comes before
+    ids:list,        # the tokens to look at
+    best:int=5,      # alternatives to list
+)->list[dict]: # `text`, `bits`, `rank` (from 1) and `best`, pairs of text and probability, for each token
+    "What the model thought at each of `ids`. Of a text longer than the context only the last part is looked at"
+    dec,before = _decoder(model, None, 0),tok.encode(prompt) or [tok.eot]
+    T = dec.cfg.n_ctx
+    ids = list(ids)[-(T-1):]
+    seq = [*before, *ids][-T:]
+    if not ids: return []
+    lp = dec.logits(dec.hidden(torch.tensor([seq], device=dec.device))[0, len(seq)-len(ids)-1:-1]).float().log_softmax(-1).cpu()     # (N,V)
+    at = lp.gather(1, torch.tensor(ids)[:, None])
+    top,rank = lp.topk(min(best, lp.shape[1])),(lp>at).sum(1)+1
+    return [dict(text=tok.decode([i]), bits=-p/math.log(2), rank=r, best=[(tok.decode([j]), math.exp(q)) for j,q in zip(js, qs)])
+            for i,p,r,js,qs in zip(ids, at[:, 0].tolist(), rank.tolist(), top.indices.tolist(), top.values.tolist())]
+
+def surprise_figure(
+    view:list[dict], # from `token_view`
+    width:int=78,    # characters in a line
+)->go.Figure:
+    "Tokens as coloured text: the redder, the less expected; alternatives on hover"
+    x,y,col,line,most = [],[],0,0,10.
+    for o in view:
+        if col and col+len(o['text'])>width: col,line = 0,line+1
+        x.append(col); y.append(-line)
+        col += max(1, len(o['text']))
+        if '\n' in o['text']: col,line = 0,line+1
+    show = lambda s: html.escape(s).replace('\n', '⏎').replace(' ', '\xa0')
+    hover = [f"<b>{show(o['text'])}</b> {o['bits']:.1f} bits, number {o['rank']}<br>"+'<br>'.join(f'{p:6.1%} {show(t)}' for t,p in o['best']) for o in view]
+    colors = sample_colorscale('OrRd', [min(1., o['bits']/most) for o in view])
+    shapes = [dict(type='rect', x0=a, x1=a+max(1, len(o['text'])), y0=b-.45, y1=b+.45, fillcolor=c, line_width=0, layer='below') for a,b,o,c in zip(x, y, view, colors)]
+    text = dict(mode='text', textposition='middle right', textfont=dict(family='monospace', size=12, color=['white' if o['bits']>.6*most else 'black' for o in view]))
+    fig = go.Figure([go.Scatter(x=x, y=y, text=[show(o['text']) for o in view], hovertext=hover, hoverinfo='text', showlegend=False, **text),
+        go.Scatter(x=[None], y=[None], mode='markers', showlegend=False, marker=dict(colorscale='OrRd', cmin=0, cmax=most, color=[0], showscale=True, colorbar=dict(title='bits', thickness=10)))])
+    axis = dict(visible=False, fixedrange=True)
+    return fig.update_layout(shapes=shapes, xaxis=dict(range=[-.5, width+8], **axis), yaxis=dict(range=[-line-.8, .8], **axis), height=90+24*(line+1), margin=dict(l=10, r=10, t=10, b=10), plot_bgcolor='rgba(0,0,0,0)', paper_bgcolor='rgba(0,0,0,0)')
+
+@dataclass(frozen=True)
+class Shown:
+    "A sample as a notebook shows it: prompt, continuation, and the picture of its surprise"
+    sample:Sample
+    figure:go.Figure
+    def __str__(self): return self.sample.prompt+self.sample.text
+    def _repr_html_(self):
+        return f'<div style="white-space:pre-wrap"><span style="opacity:.6">{html.escape(self.sample.prompt)}</span><b>{html.escape(self.sample.text)}</b></div>'
+    def _ipython_display_(self):
+        from IPython.display import HTML,display
+        display(HTML(self._repr_html_()), self.figure)
+
+def sample(
+    model,             # a `GPT2`, or a `Decoder` made of one
+    tok,               # the tokenizer it was trained with
+    prompt:str='',
+    max_new_tokens:int=100,
+    **kw,              # more for `samples`
+)->Shown:
+    "One continuation, to be looked at. Raises what `samples` raises"
+    dec = _decoder(model, kw.pop('weights', None), max_new_tokens)
+    [s] = samples(dec, tok, prompt, max_new_tokens, **kw)
+    return Shown(s, surprise_figure(token_view(dec, tok, prompt, s.ids)))

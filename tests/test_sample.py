@@ -4,7 +4,7 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 import numpy as np, pytest, torch
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
-from gpt2repro.sample import Sampling, ban, generate, min_p, no_repeat_ngram, occurrences, repetition_penalty, row_uniforms, samples, temperature, top_k, top_p
+from gpt2repro.sample import Sampling, ban, beam_search, generate, min_p, no_repeat_ngram, occurrences, repetition_penalty, row_uniforms, samples, temperature, top_k, top_p
 from gpt2repro.tokenizer import SentencePiece
 
 hf = pytest.importorskip('transformers')
@@ -131,3 +131,21 @@ def test_dropout_comes_back(tok):
     m = GPT2(GPT2Config(vocab_size=tok.vocab_size, n_ctx=16, n_embd=12, n_layer=1, n_head=1)).train()
     a,b = (generate(m, tok, 'the cat', 8, seed=1) for _ in range(2))
     assert a==b and m.training
+
+@pytest.mark.parametrize('kw', [dict(), dict(length_penalty=0.), dict(length_penalty=2., repetition_penalty=1.3), dict(beams=7, no_repeat_ngram=2)])
+def test_beams_equal_transformers(model, ref, tok, kw):
+    "The same texts in the same order, with ends of text among them"
+    kw = dict(beams=4, length_penalty=1.)|kw
+    names = dict(no_repeat_ngram='no_repeat_ngram_size', beams='num_beams')
+    bias = {tok.eot: 6.}                                             # often enough an end of text
+    for p in ['the cat sat', 'to be or not', 'a']:
+        ids = torch.tensor([tok.encode(p)])
+        got = beam_search(model, tok, p, 14, n=kw['beams'], logit_bias=bias, **kw)
+        out = ref.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=14, do_sample=False, pad_token_id=tok.eot, num_return_sequences=kw['beams'],
+                           sequence_bias=[[[tok.eot], 6.]], **{names.get(k, k): v for k,v in kw.items()})[:, ids.shape[1]:].tolist()
+        assert [s.ids for s in got]==[o[:o.index(tok.eot)] if tok.eot in o else o for o in out]
+
+def test_rows_equal_single_runs_in_int8_and_past_the_context(model, tok):
+    prompts = ['the cat sat on the mat and '*i+'the' for i in range(6)]
+    kw = dict(seed=2, weights='int8', min_new_tokens=100)
+    assert generate(model, tok, prompts, 100, **kw)==[generate(model, tok, p, 100, **kw)[0] for p in prompts]

@@ -1,0 +1,108 @@
+"""GPT-2 124M against transformers' GPT-2 in the same process: tokens/s, share of the measured matrix-product peak, peak memory of a training step.
+On a CPU float32 and bfloat16 autocast, batch 2 × 512, and the memory at batch 4 × 1024; with a CUDA device bfloat16 and torch.compile, 124M and 355M, at the largest batch that fits."""
+import argparse, subprocess, sys, time
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from gpt2repro.backend import autocast, compile_model, get_device, matmul_peak, peak_memory, sync
+import torch
+from transformers import GPT2Config as HFConfig, GPT2LMHeadModel
+from gpt2repro.config import sizes
+from gpt2repro.loss import lm_loss
+from gpt2repro.model import GPT2
+from common import save_table
+
+def ours(cfg, device):
+    "A function (x, y) -> loss, and its parameters"
+    model = GPT2(cfg).to(device)
+    return compile_model(lambda x,y: lm_loss(model, x, y), device), list(model.parameters())
+
+def theirs(cfg, device):
+    hf = GPT2LMHeadModel(HFConfig(n_embd=cfg.n_embd, n_layer=cfg.n_layer, n_head=cfg.n_head, embd_pdrop=0., attn_pdrop=0., resid_pdrop=0., use_cache=False)).to(device).train()
+    f = compile_model(lambda x: hf(x, labels=x).loss, device)
+    return lambda x,y: f(x), list(hf.parameters())
+
+makers = {'gpt2repro': ours, 'transformers': theirs}
+
+def stepper(name, cfg, device, dtype, B, T):
+    "A function that does one whole step: forward, backward, AdamW"
+    torch.manual_seed(0)
+    loss_fn,params = makers[name](cfg, device)
+    opt = torch.optim.AdamW(params, lr=1e-5, fused=True)
+    ids = torch.randint(cfg.vocab_size, (B, T+1), device=device)
+    x,y = ids[:, :-1].contiguous(),ids[:, 1:].contiguous()
+    def step():
+        with autocast(device, dtype): loss = loss_fn(x, y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return step
+
+def timed(step, device):
+    sync(device)
+    t = time.perf_counter()
+    step()
+    sync(device)
+    return time.perf_counter()-t
+
+def race(cfg, device, dtype, B, T, n, limit):
+    "Best step of each, taken in turns: what disturbs the one disturbs the other. Seconds, and the peak measured before, between and after"
+    steps = {k: stepper(k, cfg, device, dtype, B, T) for k in makers}
+    measure = lambda: matmul_peak.__wrapped__(device, getattr(torch, dtype))
+    for s in steps.values(): s()
+    best,peak,end = dict.fromkeys(steps, float('inf')), measure(), time.perf_counter()+limit
+    for i in range(n):
+        for k,s in steps.items(): best[k] = min(best[k], timed(s, device))
+        peak = max(peak, measure())
+        if time.perf_counter()>end: break
+    return best,peak
+
+def rows_of(label, cfg, best, peak, B, T):
+    for k,s in best.items():
+        yield {'size, precision, batch': label, 'what': k, 'tokens/s': B*T/s, 'ratio': best['transformers']/s, 'peak GFLOP/s': peak/1e9, 'share of peak': cfg.flops_per_token(T)*B*T/s/peak}
+
+def memory(name, device, dtype, B, T):
+    "MiB that a step adds to the process or the device, weights and optimizer included; in a process of its own"
+    cfg = sizes['124M'].no_dropout()
+    (torch.ones(2, 2)@torch.ones(2, 2)).sum()
+    before = peak_memory(device)
+    step = stepper(name, cfg, device, dtype, B, T)
+    for _ in range(2): step()
+    print((peak_memory(device)-before)/2**20)
+
+def fits(cfg, device, T, batches):
+    "The largest batch with which both train"
+    for B in batches:
+        try:
+            for k in makers: stepper(k, cfg, device, 'bfloat16', B, T)(); sync(device)
+            return B
+        except torch.OutOfMemoryError: torch.cuda.empty_cache()
+    raise RuntimeError('not even the smallest batch fits')
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument('--only', choices=['float32', 'bfloat16', 'memory', 'cuda'], help='one part, printed and not kept')
+    ap.add_argument('--n', type=int, default=6, help='timed steps of each')
+    ap.add_argument('--seconds', type=float, default=60, help='at most for each race')
+    ap.add_argument('--memory-of', nargs=2, help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    device = get_device()
+    if a.memory_of: return memory(a.memory_of[0], device, a.memory_of[1], 4, 1024)
+    rows,mem = [],[]
+    if device.type=='cuda':
+        for size,T in ('124M', 1024),('355M', 1024):
+            cfg = sizes[size].no_dropout()
+            B = fits(cfg, device, T, (64, 48, 32, 24, 16, 8, 4))
+            rows += rows_of(f'{size}, bfloat16, compiled, {B} × {T}', cfg, *race(cfg, device, 'bfloat16', B, T, 4*a.n, a.seconds), B, T)
+    else:
+        cfg = sizes['124M'].no_dropout()
+        for dtype in 'float32','bfloat16':
+            if a.only in (None, dtype): rows += rows_of(f'124M, {dtype}, 2 × 512', cfg, *race(cfg, device, dtype, 2, 512, a.n, a.seconds), 2, 512)
+    if a.only in (None, 'memory'):
+        for dtype in ('float32',) if device.type=='cpu' else ('bfloat16',):
+            used = {k: float(subprocess.run([sys.executable, __file__, '--memory-of', k, dtype], check=True, capture_output=True, text=True).stdout.split()[-1]) for k in makers}
+            mem += [{'what': k, 'MiB of a step, 4 × 1024, '+dtype: v, 'ratio': v/used['transformers']} for k,v in used.items()]
+    if a.only: return print(*rows, *mem, sep='\n')
+    if rows: save_table(f'Model: a training step ({device.type})', rows, 'Best of the steps taken in turns; forward, backward, fused AdamW, no dropout. FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once.')
+    if mem: save_table(f'Model: peak memory of a training step ({device.type})', mem, 'Two steps in a process of its own; weights, gradients and AdamW included, what the process had before left out.')
+
+if __name__=='__main__': main()
