@@ -24,12 +24,13 @@ from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import from_pretrained,latest_checkpoint
 from .config import RunConfig,nearest,override,progress,recipe as named_recipe,sizes,warn,write_atomic
+from .decode import Decoder,weight_kinds
 from .evaluate import documents_loss,evaluate as evaluate_tasks,yardsticks
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
 from .plan import plan as plan_step
 from .plots import read_log,report as write_report,verdict
-from .sample import generate,stream as stream_text
+from .sample import beam_search,generate,samples,stream as stream_text,word_ids
 from .shards import open_tokens,prepare as prepare_data,verify as verify_prepared
 from .tokenizer import load_tokenizer
 from .train import accumulate,make_optimizer,open_run,read_run,train as train_run
@@ -40,7 +41,7 @@ def find_model(
 )->str:   # folder or hub name for `from_pretrained`
     "Where the model is. Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name"
     p = Path(name)
-    if (p/'model.safetensors').is_file(): return str(p)
+    if (p/'model.safetensors').is_file() or (p/'model.safetensors.index.json').is_file() or p.is_dir() and any(p.glob('*.ckpt*.index')): return str(p)
     if (p/'checkpoints').is_dir() or ((p/'config.json').is_file() and (p/'shards').is_dir()):
         if last := latest_checkpoint(p/'checkpoints'): return str(last)
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
@@ -249,36 +250,81 @@ def train(
     _show(dict(run=run, **last), json, f"{run}: {last['step']} steps, {last['tokens']:,} tokens, held-out loss {last['loss']:.4f} nats per token, {last['bpb']:.4f} bits per byte\nReport: {folder/'report.html'}")
 
 # %% ../nbs/17_cli.ipynb #2afcc42e
+def _biases(tok, text): # "word=nats,…" -> {token id: nats}
+    out = {}
+    for part in filter(None, text.split(',')):
+        word,_,nats = part.rpartition('=')
+        try: v = float(nats)
+        except ValueError: v = None
+        if not word or v is None: raise ValueError(f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"')
+        out |= {ids[0]: v for ids in word_ids(tok, [word])}
+    return out
+
+def _sample_prompts(prompt, file, unconditional):
+    "Prompts, or none where they shall be read from the standard input"
+    if sum([bool(file), bool(prompt), unconditional])>1: raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
+    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
+    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt] if prompt or unconditional else None
+    if prompts==[]: raise ValueError(f'{file} is empty: write one prompt a line')
+    return prompts
+
+def _asked(): # yields the lines of the standard input; in a terminal each after a question
+    if not sys.stdin.isatty(): yield from (l.rstrip('\n') for l in sys.stdin)
+    while sys.stdin.isatty():
+        try: yield input('\nprompt> ')
+        except EOFError: return print()
+
 @call_parse
 def sample(
     model:str,                # a run, a model's folder, or a name on the hub
-    prompt:One='',            # text to continue; without one, text from nothing
-    file:str='',              # prompts, one a line
+    prompt:One='',            # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the standard input
+    file:str='',              # prompts, one a line (2019: --predict_file)
+    unconditional:bool=False, # begin from nothing
     n:int=1,                  # samples for each prompt
     max_new_tokens:int=100,   # length
+    min_new_tokens:int=0,     # no end of text before
     temperature:float=1.,     # 0 takes the most probable token each time
-    top_k:int=0,              # draw from the k most probable tokens; 0: from all
+    top_k:int=0,              # draw from the k most probable tokens; 0: from all (2019: --top_k)
     top_p:float=1.,           # draw from the most probable tokens that hold this much probability together
+    min_p:float=0.,           # draw from the tokens with at least this share of the best one's probability
+    repetition_penalty:float=1., # above 1: less of what was there
+    frequency_penalty:float=0.,  # nats less for each time that a token was written
+    presence_penalty:float=0.,   # nats less for a token that was written
+    no_repeat_ngram:int=0,    # no sequence of so many tokens twice
+    ban:str='',               # words that must not come, with commas between
+    bias:str='',              # nats to add to the first token of words: WORD=NATS, with commas between
+    stop:str='',              # end the text before this string
+    beams:int=0,              # beam search with so many beams instead of drawing
+    weights:str='',           # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
     seed:int=0,               # the same seed gives the same text
+    tokenizer:str='',         # folder with the tokenizer's files, if they are not beside the model
     stream:bool=False,        # print as it is written
     device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
     json:bool=False,          # print one JSON object
+    jsonl:bool=False,         # print one JSON object a line for each text, with tokens and log-probabilities
 ):
     "Text from a model"
-    if file and prompt: raise ValueError('both a prompt and --file given: choose one')
-    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt]
-    if not prompts: raise ValueError(f'{file} is empty: write one prompt a line')
-    net,tok = load_model(model, device)
-    kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, seed=seed)
-    if stream:
-        if len(prompts)>1 or n>1: raise ValueError('--stream writes one text: leave --file and --n out')
-        print(prompts[0], end='', flush=True)
-        for s in stream_text(net, tok, prompts[0], **kw): print(s, end='', flush=True)
-        return print()
-    outs = generate(net, tok, prompts, n=n, **kw)
-    rows = [dict(prompt=p, text=o) for p,o in zip([p for p in prompts for _ in range(n)], outs)]
-    _show(dict(samples=rows), json, '\n---\n'.join(r['prompt']+r['text'] for r in rows))
+    prompts = _sample_prompts(prompt, file, unconditional)
+    if stream and (n>1 or beams or json or jsonl or (prompts and len(prompts)>1)): raise ValueError('--stream writes one text as it comes: leave --file, --n, --beams, --json and --jsonl out')
+    if weights and weights not in weight_kinds: raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
+    if tokenizer: net,tok = from_pretrained(find_model(model)).to(get_device(device)).eval(),load_tokenizer(tokenizer)
+    else: net,tok = load_model(model, device)
+    kw = dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=[stop] if stop else [], repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty, no_repeat_ngram=no_repeat_ngram or None, banned=word_ids(tok, ban.split(',')) if ban else None, logit_bias=_biases(tok, bias) or None)
+    draw = dict(seed=seed, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, min_p=min_p or None)
+    net = Decoder(net, weights or None, n_tokens=max_new_tokens*(len(prompts) if prompts else 10))
+    def texts(ps): return beam_search(net, tok, ps, beams=beams, n=n, **kw) if beams else samples(net, tok, ps, n=n, **draw, **kw)
+    def show(ps, lead=True):
+        if stream:
+            print(ps[0] if lead else '', end='', flush=True)
+            for s in stream_text(net, tok, ps[0], **draw, **kw): print(s, end='', flush=True)
+            return print()
+        out = texts(ps)
+        if jsonl:
+            for s in out: print(dumps(dict(prompt=s.prompt, text=s.text, ended=s.ended, ids=s.ids, logprobs=[round(x, 4) for x in s.logprobs])), flush=True)
+        else: _show(dict(samples=[dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs)) for s in out]), json, '\n---\n'.join(s.prompt+s.text for s in out))
+    if prompts is not None: return show(prompts)
+    for line in _asked(): show([line])
 
 # %% ../nbs/17_cli.ipynb #5e4756f5
 @call_parse
