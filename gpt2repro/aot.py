@@ -53,6 +53,8 @@ def record_training(
     model = _model(cfg.model, precision, remat, dev)
     put = shard_model(model, devices)
     opt = make_optimizer(model, cfg.optim, cfg.max_steps)
+    if precision=='bfloat16' and optimizer=='adafactor':
+        for g in opt.param_groups: g['stochastic_rounding'] = True
     ids = torch.randint(cfg.model.vocab_size, (batch, cfg.model.n_ctx+1))
     sync(dev)
     with recorded_steps() as programs: next(fit(model, opt, lambda step: (put(ids[:, :-1].contiguous()), put(ids[:, 1:].contiguous())), cfg, dev))
