@@ -52,5 +52,7 @@ def test_the_largest_model(kw, gib):
 
 @pytest.mark.slow
 def test_the_claim_of_2019():
-    "1.5B with AdamW does not fit a TPU core of 2019, at 16 bits either"
-    for precision in ('mixed', 'bfloat16'): assert not ask_compiler('training', '1.5B', chip='v3', batch=1, precision=precision, optimizer='adamw').fits, precision
+    "1.5B with AdamW in float32 does not fit a TPU core of 2019. All in bfloat16, with each block computed again, a batch of one does"
+    assert not ask_compiler('training', '1.5B', chip='v3', batch=1, optimizer='adamw').fits
+    v = ask_compiler('training', '1.5B', chip='v3', batch=1, precision='bfloat16', optimizer='adamw')
+    assert v.fits and v.total_gib<14, v
