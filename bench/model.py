@@ -56,9 +56,9 @@ def race(cfg, device, dtype, B, T, n, limit):
         if time.perf_counter()>end: break
     return best,peak
 
-def rows_of(label, cfg, best, peak, B, T):
+def rows_of(cfg, best, peak, B, T):
     for k,s in best.items():
-        yield {'size, precision, batch': label, 'what': k, 'tokens/s': B*T/s, 'ratio': best['transformers']/s, 'peak GFLOP/s': peak/1e9, 'share of peak': cfg.flops_per_token(T)*B*T/s/peak}
+        yield {'what': k, 'tokens/s': B*T/s, 'ratio': best['transformers']/s, 'peak GFLOP/s': peak/1e9, 'share of peak': cfg.flops_per_token(T)*B*T/s/peak}
 
 def memory(name, device, dtype, B, T):
     "MiB that a step adds to the process or the device, weights and optimizer included; in a process of its own"
@@ -78,31 +78,32 @@ def fits(cfg, device, T, batches):
         except torch.OutOfMemoryError: torch.cuda.empty_cache()
     raise RuntimeError('not even the smallest batch fits')
 
+def speed(label, cfg, device, dtype, B, T, a):
+    rows = list(rows_of(cfg, *race(cfg, device, dtype, B, T, a.n, a.seconds), B, T))
+    save_table(f'Model: a training step, {label}', rows, 'Best of the steps, taken in turns; forward, backward, fused AdamW, no dropout. FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once.')
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
-    ap.add_argument('--only', choices=['float32', 'bfloat16', 'memory', 'cuda'], help='one part, printed and not kept')
+    ap.add_argument('--only', choices=['float32', 'bfloat16', 'memory'], help='one part')
     ap.add_argument('--n', type=int, default=6, help='timed steps of each')
     ap.add_argument('--seconds', type=float, default=60, help='at most for each race')
     ap.add_argument('--memory-of', nargs=2, help=argparse.SUPPRESS)
     a = ap.parse_args()
     device = get_device()
+    on_cpu = device.type=='cpu'
     if a.memory_of: return memory(a.memory_of[0], device, a.memory_of[1], 4, 1024)
-    rows,mem = [],[]
-    if device.type=='cuda':
-        for size,T in ('124M', 1024),('355M', 1024):
-            cfg = sizes[size].no_dropout()
-            B = fits(cfg, device, T, (64, 48, 32, 24, 16, 8, 4))
-            rows += rows_of(f'{size}, bfloat16, compiled, {B} × {T}', cfg, *race(cfg, device, 'bfloat16', B, T, 4*a.n, a.seconds), B, T)
-    else:
-        cfg = sizes['124M'].no_dropout()
-        for dtype in 'float32','bfloat16':
-            if a.only in (None, dtype): rows += rows_of(f'124M, {dtype}, 2 × 512', cfg, *race(cfg, device, dtype, 2, 512, a.n, a.seconds), 2, 512)
+    for dtype in 'float32','bfloat16':
+        if a.only not in (None, dtype): continue
+        if on_cpu: speed(f'124M, {dtype}, 2 × 512, CPU', sizes['124M'].no_dropout(), device, dtype, 2, 512, a)
+        elif dtype=='bfloat16':
+            for size in '124M','355M':
+                cfg = sizes[size].no_dropout()
+                B = fits(cfg, device, 1024, (64, 48, 32, 24, 16, 8, 4))
+                speed(f'{size}, {dtype}, compiled, {B} × 1024, {device.type}', cfg, device, dtype, B, 1024, a)
     if a.only in (None, 'memory'):
-        for dtype in ('float32',) if device.type=='cpu' else ('bfloat16',):
-            used = {k: float(subprocess.run([sys.executable, __file__, '--memory-of', k, dtype], check=True, capture_output=True, text=True).stdout.split()[-1]) for k in makers}
-            mem += [{'what': k, 'MiB of a step, 4 × 1024, '+dtype: v, 'ratio': v/used['transformers']} for k,v in used.items()]
-    if a.only: return print(*rows, *mem, sep='\n')
-    if rows: save_table(f'Model: a training step ({device.type})', rows, 'Best of the steps taken in turns; forward, backward, fused AdamW, no dropout. FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once.')
-    if mem: save_table(f'Model: peak memory of a training step ({device.type})', mem, 'Two steps in a process of its own; weights, gradients and AdamW included, what the process had before left out.')
+        dtype = 'float32' if on_cpu else 'bfloat16'
+        used = {k: float(subprocess.run([sys.executable, __file__, '--memory-of', k, dtype], check=True, capture_output=True, text=True).stdout.split()[-1]) for k in makers}
+        save_table(f'Model: peak memory of a training step, 124M, {dtype}, 4 × 1024, {device.type}', [{'what': k, 'MiB': v, 'ratio': v/used['transformers']} for k,v in used.items()],
+                   'Two steps in a process of its own; weights, gradients and AdamW included, what the process had before left out.')
 
 if __name__=='__main__': main()
