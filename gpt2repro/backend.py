@@ -7,12 +7,12 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
            'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
-           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'fixed_shapes',
-           'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state', 'free_memory',
-           'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'compile_c',
+           'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
+           'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
-import functools,importlib.util,os,platform,shutil,sys,time
+import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
 from contextlib import contextmanager,nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -237,6 +237,30 @@ def compile_model(
     if device is None and isinstance(model, torch.nn.Module): device = next(model.parameters()).device
     if device is None or device.type!='cuda' or not can_compile(device): return model
     return torch.compile(model)
+
+# %% ../nbs/01_backend.ipynb #c0de5a11
+@functools.cache
+def compile_c(
+    source:str,       # C, with OpenMP
+)->ctypes.CDLL|None:  # its functions
+    "`source` compiled for this very CPU, or None, with a line that says why, where that cannot be done"
+    cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
+    if cc is None: return warn('no C compiler: the optimizer takes longer (apt-get install gcc)')
+    flags = ['-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
+    name = hashlib.sha256('\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()).hexdigest()[:16]+'.so'
+    try:
+        with tempfile.TemporaryDirectory() as tmp:
+            lib = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'gpt2repro'/name
+            if not lib.exists():
+                (src := Path(tmp)/'a.c').write_text(source)
+                subprocess.run([cc, *flags, str(src), '-o', f'{tmp}/a.so'], check=True, capture_output=True, text=True)
+                try:
+                    lib.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(f'{tmp}/a.so', part := lib.with_suffix(f'.{os.getpid()}'))
+                    os.replace(part, lib)                       # whole or not at all, whoever else compiles it now
+                except OSError: lib = Path(tmp)/'a.so'          # nowhere to keep it: compiled again next time
+            return ctypes.CDLL(str(lib))
+    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer takes longer")
 
 # %% ../nbs/01_backend.ipynb #dec48172
 def fixed_shapes(device:torch.device)->bool:

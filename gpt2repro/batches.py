@@ -69,7 +69,7 @@ class Windows:
         return out
 
     def fill(self, samples, out): # out: (len(samples), n_ctx+1)
-        for row,i in zip(out, self.indices(samples)): self.tokens.read(int(i)*self.n_ctx, row)
+        self.tokens.rows(self.indices(samples)*self.n_ctx, out)
 
 # %% ../nbs/05_batches.ipynb #bf31b6a3
 def document_spans(tokens, eot, block=1<<24):

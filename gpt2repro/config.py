@@ -119,6 +119,7 @@ class DataConfig(Config):
     tokenizer: str = 'bpe'              # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
     valid_fraction: float = .05         # share of the documents held out, chosen by a hash of the document
     overlap: float = .3                 # held-out documents that share this much of their word 8-grams with training are dropped
+    near_copies: float = 1.             # training documents that share this much of theirs with earlier ones are dropped; 1: none
     sampler: str = 'windows'            # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of each `stitch` documents)
     stitch: int = 42                    # documents joined by `stitch2019`
 
@@ -128,6 +129,7 @@ class DataConfig(Config):
         self.need(0<self.overlap<=1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
         self.need(self.sampler in _samplers, 'sampler', nearest(self.sampler, _samplers))
         self.need(self.stitch>0, 'stitch', 'give a number above 0; 42 in 2019')
+        self.need(0<self.near_copies<=1, 'near_copies', 'a share of 8-grams above 0, such as 0.3, or 1 to drop none')
         self.need(bool(self.source), 'source', "name a source, such as 'python-docs' or a file")
 
 # %% ../nbs/00_config.ipynb #4208712e
@@ -135,9 +137,11 @@ class DataConfig(Config):
 class OptimConfig(Config):
     "The optimizer and its learning rate. With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute"
     name: str = 'adafactor'             # `adafactor` or `adamw`
+    preset: str = 'paper'               # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
     lr: float = 1e-2                    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
     schedule: str = 'cosine'            # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
     warmup_steps: int = 0
+    warmup_tokens: int = 0              # instead of `warmup_steps`: stays what it is when the batch changes
     final: float = .1                   # what remains of the peak at the end, for `cosine`
     beta1: float = 0.                   # momentum; Adafactor's paper uses none
     beta2: float = .95                  # AdamW only
@@ -149,14 +153,16 @@ class OptimConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
+        for n,ok in dict(name=('adafactor', 'adamw'), preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
         self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
+        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
         for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
         self.need(self.eps>0, 'eps', 'give a number above 0, such as 1e-8')
         self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
         self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
+        self.need(self.preset=='paper' or self.name=='adafactor', 'preset', 'is a kind of Adafactor: set name=adafactor, or leave it out')
+        self.need(not (self.warmup_tokens and self.warmup_steps), 'warmup_tokens', f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0')
 
 # %% ../nbs/00_config.ipynb #27da6bbe
 _inits,_remats = ('openai', 'connor_june', 'connor_july'),('none', 'block')
@@ -253,7 +259,7 @@ def override(
 def tiny()->RunConfig:
     """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
     Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
-    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
+    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), data=DataConfig(near_copies=.3), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
 
 def _big(name, **kw): # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
     return RunConfig(name=name, model=sizes[name].no_dropout(), data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=.0005), batch_tokens=512*1024,

@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 # %% auto #0
 __all__ = ['tasks', 'Window', 'windows', 'families', 'Packed', 'score_windows', 'check_tokenizer', 'documents_loss', 'smoothed',
            'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb', 'yardsticks', 'prepared', 'answers', 'Result', 'Table',
-           'Results', 'task', 'Job', 'jobs', 'evaluate', 'heldout']
+           'Results', 'task', 'Job', 'jobs', 'example_texts', 'evaluate', 'run_jobs', 'heldout']
 
 # %% ../nbs/14_evaluate.ipynb #e4536762
 import hashlib,json,lzma,math
@@ -17,12 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from .config import nearest,progress
-from .backend import autocast,has_package,to_device
+from .backend import autocast,has_package,prefers_blocks,to_device
 from .batches import document_spans
 from .loss import bits_per_byte
+from .ops import spans
 from .sample import _evaluating,samples
 from .shards import load_manifest,open_tokens
+from .tokenizer import load_tokenizer
 from .tasks.core import Continue,LogLik,Metric,Rolling,Scored,Task,Written,average,bits,bootstrap,paired,perplexity
 from .tasks.lambada import Lambada
 from .tasks.perplexity import PTB,Enwik8,OneBillion,Text8,WikiText103,WikiText2,block_rows
@@ -102,15 +105,25 @@ def _batches(sizes, tokens):
 
 def _up(n, device): return n if device.type=='cpu' else -(-n//64)*64      # few shapes where each costs a compilation
 
-def _head(z, y, without):
-    "Log-probability of `y`, and was it the best of all, of those allowed: (M,V), (M,) -> (3,M). Overwrites `z`"
-    m,best = z.max(-1)
-    zy = z.gather(1, y[:, None])[:, 0]
-    allowed = z.index_fill(1, without, -torch.inf).argmax(-1) if len(without) else best
-    return torch.stack([zy-m-z.sub_(m[:, None]).exp_().sum(-1).log(), (best==y).float(), (allowed==y).float()])
+def _head(h, table, y, without, cols):
+    "Log-probability of each `y`, and was it the best of all, of those allowed: (M,C), (V,C), (M,) -> (3,M). The vocabulary passes by in pieces that stay in the cache"
+    M = len(y)
+    top,low = h.new_full((M,), -torch.inf, dtype=torch.float32),h.new_zeros(M, dtype=torch.float32)
+    total,zy,best,top2,best2 = low,low,torch.full_like(y, -1),top,torch.full_like(y, -1)
+    for a,b in spans(len(table), cols):
+        z = F.linear(h, table[a:b]).float()
+        m,i = z.max(1)
+        zy = torch.where((y>=a)&(y<b), z.gather(1, (y-a).clamp(0, b-a-1)[:, None])[:, 0], zy)
+        best = torch.where(m>top, i+a, best)
+        if len(without):
+            m2,i2 = z.index_fill(1, without[(without>=a)&(without<b)]-a, -torch.inf).max(1)
+            best2,top2 = torch.where(m2>top2, i2+a, best2),torch.maximum(top2, m2)
+        new = torch.maximum(top, m)
+        total,top = total*(top-new).exp()+z.sub_(new[:, None]).exp_().sum(1),new
+    return torch.stack([zy-top-total.log(), (best==y).float(), ((best2 if len(without) else best)==y).float()])
 
 @torch.inference_mode()
-def _score_batch(model, rows, without, dtype, chunk=128):
+def _score_batch(model, rows, without, dtype, chunk=512):
     "`Scored` of each window of each row `(windows, shared)`, in one pass"
     dev,laid = model.wte.weight.device,[_row(*r) for r in rows]
     W = min(model.cfg.n_ctx, _up(max(len(o[0]) for o in laid), dev))
@@ -125,8 +138,9 @@ def _score_batch(model, rows, without, dtype, chunk=128):
     y[:M] = np.concatenate([w.ids[-w.n:] for ws,_ in rows for w in ws])
     x,pos,part,row,col,y,without = (to_device(torch.as_tensor(o), dev) for o in (x, pos, part, row, col, y, without))
     with autocast(dev, dtype):
-        h = model.hidden(x, cache=Packed(part), pos=pos) if any(len(ws)>1 for ws,_ in rows) else model.hidden(x)
-        out = torch.cat([_head(model.head(hc).float(), yc, without) for hc,yc in zip(h[row, col].split(chunk), y.split(chunk))], 1)
+        h,table = model.features(x, cache=Packed(part), pos=pos) if any(len(ws)>1 for ws,_ in rows) else model.features(x)
+        cols = 4096 if prefers_blocks(dev) else len(table)
+        out = torch.cat([_head(hc, table, yc, without, cols) for hc,yc in zip(h[row, col].split(chunk), y.split(chunk))], 1)
     out = np.split(out.cpu().numpy()[:, :M], np.cumsum([len(c) for _,c in at])[:-1], axis=1)
     return [Scored(lp, b>0, c>0) for lp,b,c in out]
 
@@ -160,11 +174,12 @@ def score_windows(
     ws:list[Window],
     without=(),              # ids of tokens that do not count as the best
     dtype:str='float32',     # of the matrix products: `float32` or `bfloat16`
-    batch_tokens:int=4096,   # tokens in a batch, padding included
+    batch_tokens:int=None,   # tokens in a batch, padding included; what suits the device if not given
     desc:str='scoring',
     keep=None,               # file for scores already made
 )->list[Scored]:
     "Log-probabilities of the scored tokens of each window. Raises `ValueError` if the model's numbers are not finite"
+    batch_tokens = batch_tokens or (1024 if prefers_blocks(model.wte.weight.device) else 16384)
     kept,ban = _Kept(keep),torch.as_tensor(sorted(without), dtype=torch.long)
     keys = [_key(w, without) if keep else None for w in ws]
     out = [kept.have.get(k) for k in keys]
@@ -214,11 +229,15 @@ def _documents(model, tok, source, limit):
     source = Path(source) if isinstance(source, (str, Path)) else source
     if isinstance(source, Path) and (source/'shards/valid').is_dir(): source = source/'shards/valid'
     if isinstance(source, Path) and not (source.suffix=='.bin' or (source/'manifest.json').is_file()): raise FileNotFoundError(f'{source} has no shards/valid and is no folder of shards: name a run, a prepared folder, a folder of shards or a .bin file')
-    tokens,check = open_tokens(source),isinstance(source, Path) and source.is_dir()
-    if check and (made := load_manifest(source).tokenizer.get('fingerprint')) and made!=tok.fingerprint: raise ValueError(f'{source} was made with another tokenizer than the model\'s ({made[:12]}… and {tok.fingerprint[:12]}…): prepare the text with the model\'s own')
-    if tokens.eot!=tok.eot: raise ValueError(f'{source} ends documents with token {tokens.eot}, the tokenizer with {tok.eot}: prepare the text with the model\'s own tokenizer')
-    docs = [tokens[a:b] for a,b in list(document_spans(tokens, tok.eot))[:limit]]
+    tokens,reader = open_tokens(source),tok
+    if isinstance(source, Path) and source.is_dir() and (made := load_manifest(source).tokenizer['fingerprint'])!=tok.fingerprint:
+        try: reader = load_tokenizer(source.parent.parent/'tokenizer')
+        except FileNotFoundError: raise ValueError(f'{source} was made with another tokenizer than the model\'s ({made[:12]}… and {tok.fingerprint[:12]}…), which is not beside it: prepare the text with the model\'s own') from None
+        if reader.fingerprint!=made: raise ValueError(f'{source} was not made with the tokenizer beside it: prepare the text again')
+    if tokens.eot!=reader.eot: raise ValueError(f'{source} ends documents with token {tokens.eot}, the tokenizer with {reader.eot}: prepare the text with the model\'s own tokenizer')
+    docs = [tokens[a:b] for a,b in list(document_spans(tokens, reader.eot))[:limit]]
     if not docs: raise ValueError(f'{source} has no documents')
+    if reader is not tok: docs = [np.array(tok.encode(reader.decode(d)), dtype=np.int64) for d in docs]
     if (top := max((int(d.max()) for d in docs if len(d)), default=0))>=model.cfg.vocab_size: raise ValueError(f'{source} has token {top}, the model knows {model.cfg.vocab_size}: prepare the text with the model\'s own tokenizer')
     return docs
 
@@ -506,6 +525,17 @@ def jobs(
             out.append(Job(t, p, t.origin(data, p), xs, reqs, [prepared(rs, tok, model.cfg.n_ctx, truncate, f'{t.name}, example {i}') for i,rs in enumerate(reqs, 1)]))
     return out
 
+def example_texts(
+    name:str,          # of a task
+    data=None,         # as for `jobs`
+    limit:int=None,
+    subset:bool=False,
+)->list[str]:
+    "One text for each example: the longest that the model gets to see of it"
+    t = task(name)
+    xs = t.examples(data, subset)
+    return [max(_texts(t.requests(x, 'paper')), key=len) for x in (t.limit(xs, limit) if limit else xs)]
+
 def _result(task, k, m, v, protocol, context, s, tok, truncate, data, seed):
     with np.errstate(over='ignore', divide='ignore', invalid='ignore'): value,(lo,hi) = float(m.of(v.sum(0))),bootstrap(m, v, seed=seed)
     return Result(task, k, value, lo, hi, m.unit, m.higher, protocol, len(v), context, s['stride'], s['normalisation'], str(tok.fingerprint)[:16], truncate, data, v, m)
@@ -528,14 +558,27 @@ def evaluate(
     truncate:bool=False,     # cut what is longer than the context
     keep=None,               # folder for answers already made: an interrupted evaluation goes on
     dtype:str='float32',     # of the matrix products: `float32` or `bfloat16`
-    batch_tokens:int=4096,   # tokens in a batch
+    batch_tokens:int=None,   # tokens in a batch; what suits the device if not given
     seed:int=0,              # for the bootstrap, and for tasks that draw
 )->Results:
     "Zero-shot scores. Raises `ValueError` or `FileNotFoundError` before work starts: unknown task, missing or damaged file, an item longer than the context, text that the tokenizer cannot write"
+    return run_jobs(jobs(model, tok, tasks, protocol, data, limit, subset, truncate), model, tok, truncate, keep, seed, dtype=dtype, batch_tokens=batch_tokens)
+
+def run_jobs(
+    todo:list[Job],      # from `jobs`
+    model,
+    tok,
+    truncate:bool=False, # as given to `jobs`
+    keep=None,           # folder for answers already made
+    seed:int=0,
+    dtype:str='float32', # of the matrix products
+    **kw,                # more for `score_windows`
+)->Results:
+    "Scores of what `jobs` made ready"
     out = Results()
-    for j in jobs(model, tok, tasks, protocol, data, limit, subset, truncate):
+    for j in todo:
         f = Path(keep)/f'{j.task.name}-{j.protocol}-{_fingerprint(model)}{"" if dtype=="float32" else "-"+dtype}.jsonl' if keep else None
-        out += _run(j, model, tok, truncate, seed, dict(dtype=dtype, batch_tokens=batch_tokens, keep=f))
+        out += _run(j, model, tok, truncate, seed, dict(dtype=dtype, keep=f, **kw))
     return out
 
 def _fingerprint(model):
@@ -562,7 +605,7 @@ def heldout(
     for p in protocols:
         if p=='paper': s,parts = dict(stride=max(1, T//2), normalisation='tokens (loss, ppl), bytes (bpb) of documents'),[windows([tok.eot, *d, tok.eot], T, max(1, T//2)) for d in docs]
         else: s,parts = dict(stride=T, normalisation='tokens (loss, ppl), bytes (bpb) of the stream'),[windows(np.concatenate([[tok.eot], *([*d, tok.eot] for d in docs)]), T, T)]
-        f = Path(keep)/f'heldout-{p}-{_fingerprint(model)}.jsonl' if keep else None
+        f = Path(keep)/f'heldout-{p}-{_fingerprint(model)}{"-bfloat16" if kw.get("dtype")=="bfloat16" else ""}.jsonl' if keep else None
         got = iter(score_windows(model, [w for ws in parts for w in ws], desc=f'heldout ({p})', keep=f, **kw))
         whole = [_whole([next(got) for _ in ws]) for ws in parts]
         if p=='paper': rows,size = np.array([(-a.sum, len(a.logprobs)) for a in whole]),np.array([len(tok.decode(d).encode()) for d in docs])

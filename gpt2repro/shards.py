@@ -9,8 +9,8 @@ __all__ = ['manifest_version', 'ShardFile', 'Manifest', 'load_manifest', 'token_
            'write_shards', 'verify_shards', 'Tokens', 'open_tokens', 'prepare', 'verify']
 
 # %% ../nbs/04_shards.ipynb #01e138b7
-import errno,hashlib,json,os,queue,signal,struct,subprocess,sys
-from collections import deque
+import errno,hashlib,json,os,queue,shutil,signal,struct,subprocess,sys
+from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager,suppress
 from dataclasses import asdict,dataclass,field
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Iterable,Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from .config import nearest,progress,warn,write_atomic
-from .corpus import clean,docs_versions,documents,held_out,overlap_marker
+from .corpus import Holdout,clean,docs_versions,documents,drop_near_copies,overlap_marker,warn_tally
 from .tokenizer import SentencePiece,Tokenizer,load_tokenizer
 
 # %% ../nbs/04_shards.ipynb #4edc6767
@@ -48,7 +49,12 @@ class Manifest:
     facts: dict = field(default_factory=dict)   # where the text came from and how it was treated
     version: int = manifest_version
 
-def _to_json(m): return json.dumps(asdict(m), indent=1, ensure_ascii=False)+'\n'
+def _to_json(m):
+    "The manifest with a checksum of its own, so that a flipped bit in it shows too"
+    d = asdict(m)
+    return json.dumps(dict(d, sha256=_checksum(d)), indent=1, ensure_ascii=False)+'\n'
+
+def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
 
 def load_manifest(
     folder, # of shards
@@ -60,6 +66,7 @@ def load_manifest(
         raise FileNotFoundError(f'{folder}: no shards there (no manifest.json): make them with `gpt2repro prepare`')
     try:
         d = json.loads(f.read_text(encoding='utf-8'))
+        if d.pop('sha256', '')!=_checksum(d): raise ValueError('damaged or edited: its checksum is another')
         if d.get('version')!=manifest_version: raise ValueError(f"version {d.get('version')!r}, this program reads {manifest_version}")
         return Manifest(**{**d, 'files': tuple(ShardFile(**o) for o in d['files'])})
     except (ValueError, TypeError, KeyError, AttributeError) as e: raise ValueError(f'{f}: not a manifest of shards ({e}): make the shards again') from None
@@ -182,6 +189,11 @@ class _Digest:
         self.n_bytes += sum(map(len, group))
 
 # %% ../nbs/04_shards.ipynb #0b1262c2
+def _tidy(folder):
+    "Remove what a killed process leaves: half a shard, files on their way to their name, the workers' copy of the tokenizer"
+    for f in chain(folder.glob('*.part'), folder.glob('.manifest.json.*'), folder.glob('.progress.json.*')): f.unlink()
+    shutil.rmtree(folder/'.tokenizer', ignore_errors=True)
+
 class _Writer:
     "The shards of one folder as they grow; what is finished is on record"
     def __init__(self, folder, tok, facts, shard_tokens, group_bytes):
@@ -194,7 +206,7 @@ class _Writer:
 
     def _resume(self):
         "The record of an earlier run, if it is whole and of the same plan"
-        for f in self.folder.glob('*.part'): f.unlink()
+        _tidy(self.folder)
         f = self.folder/'progress.json'
         if not f.exists(): return dict(files=[], n_docs=0, docs_sha256='')
         done = json.loads(f.read_text(encoding='utf-8'))
@@ -261,6 +273,8 @@ def _check_same(folder, docs, tok, group_bytes):
     h = _Digest()
     for g in _groups(docs, group_bytes): h.add(g)
     if h.h.hexdigest()!=m.docs_sha256: raise ValueError(other % 'other documents')
+    _tidy(folder)
+    (folder/'progress.json').unlink(missing_ok=True)               # killed between the last two acts of `finish`
     return m
 
 def _encoded(groups, tok, folder, workers):
@@ -271,15 +285,14 @@ def _encoded(groups, tok, folder, workers):
     try:
         for g in groups:
             waiting.append((g, threads.submit(pool.encode, _pack(g))))
-            if len(waiting)>workers+1:
+            if len(waiting)>workers:
                 g,ids = waiting.popleft()
                 yield g,ids.result()
         for g,ids in waiting: yield g,ids.result()
     finally:
         pool.close()
         threads.shutdown(cancel_futures=True)
-        for f in (folder/'.tokenizer').iterdir(): f.unlink()
-        (folder/'.tokenizer').rmdir()
+        shutil.rmtree(folder/'.tokenizer')
 
 def write_shards(
     docs:Iterable[str],             # always the same, in the same order
@@ -377,6 +390,18 @@ class Tokens:
             out[done:done+k] = m[at:at+k]
             i,done = i+1,done+k
 
+    def rows(self,
+        starts:np.ndarray, # (B,)
+        out:np.ndarray,    # (B,T) each row gets the ids from its start on
+    ):
+        "Fill `out`, many rows at once where they lie within one file"
+        n,file = out.shape[1],np.searchsorted(self.starts, starts, 'right')-1
+        inside = starts+n<=self.starts[file+1]
+        for i in np.unique(file[inside]):
+            at = np.flatnonzero(inside&(file==i))
+            out[at] = sliding_window_view(np.asarray(self._map(i)), n)[starts[at]-self.starts[i]]
+        for r in np.flatnonzero(~inside): self.read(int(starts[r]), out[r])
+
     def __getitem__(self, s):
         a,b,_ = s.indices(len(self))
         out = np.empty(max(0, b-a), np.int64)
@@ -433,43 +458,44 @@ def prepare(
     vocab_size:int=4096,        # of a tokenizer that is trained
     workers:int=2,              # tokenizer processes
     valid_fraction:float=.05,   # share of the documents to hold out, by their hash
+    valid_bytes:int=16<<20,     # but no more text than this
     overlap:float=.3,           # drop held-out documents that share this much of their 8-grams with training
+    near_copies:float=1.,       # drop training documents that share this much of their 8-grams with earlier ones; 1: none
     field:str='text',           # where JSON, CSV, parquet and data sets hold the text
     separator:str='',           # what divides text files into documents; '': nothing
     errors:str='strict',        # `strict`, `replace` or `skip` what can't be read
     fix_text:bool=False,        # mend characters with ftfy
     min_chars:int=0,            # drop shorter documents
     dedup:bool=False,           # drop exact repetitions
-    sample_bytes:int=100<<20,   # train the tokenizer on a sample of at most this much
+    sample_bytes:int=16<<20,    # train the tokenizer on a sample of at most this much
     shard_tokens:int=100_000_000,
 )->dict: # `train` and `valid`: manifests; `tokenizer`
     "Sources to tokenizer and shards. Raises `ValueError`, `OSError` or `RuntimeError`, in one line"
     sources,out = [sources] if isinstance(sources, (str, Path)) else list(sources),Path(out)
-    if not 0<valid_fraction<1: raise ValueError(f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05')
     options = dict(field=field, separator=separator or None, errors=errors)
     treatment = dict(fix_text=fix_text, min_chars=min_chars, dedup=dedup)
+    holdout = Holdout(valid_fraction, valid_bytes)
+    if not 0<near_copies<=1: raise ValueError(f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none')
+    def new(docs, tally): return drop_near_copies(docs, near_copies, tally=tally) if near_copies<1 else docs
     opened = [documents(s, **options) for s in sources]                       # a source that isn't there fails before anything is written
-    settings = dict(sources=[str(s) for s in sources], tokenizer=str(tokenizer), vocab_size=vocab_size, valid_fraction=valid_fraction, overlap=overlap,
+    settings = dict(sources=[str(s) for s in sources], tokenizer=str(tokenizer), vocab_size=vocab_size, valid_fraction=valid_fraction, valid_bytes=valid_bytes, overlap=overlap, near_copies=near_copies,
                     **options, **treatment, sample_bytes=sample_bytes, shard_tokens=shard_tokens)
     kept = {i: list(o) for i,o in enumerate(opened) if str(sources[i])=='python-docs'}
-    def docs(): return clean(chain.from_iterable(kept[i] if i in kept else documents(s, **options) for i,s in enumerate(sources)), **treatment)
+    def docs(tally): return clean(chain.from_iterable(kept[i] if i in kept else documents(s, **options, tally=tally) for i,s in enumerate(sources)), **treatment, tally=tally)
     with folder_lock(out):
         _same_settings(out, settings)
-        valid = []
-        def train_docs(keep=False):
-            for d in docs():
-                if not held_out(d, valid_fraction): yield d
-                elif keep: valid.append(d)
-        reading = progress(train_docs(keep=True), desc='documents', unit='doc')
+        tally = Counter()
+        reading = progress(new(holdout.collect(docs(tally)), tally), desc='documents', unit='doc')
         tok = _get_tokenizer(tokenizer, out/'tokenizer', reading, vocab_size, sample_bytes)
         for _ in reading: pass                                                # if the tokenizer did not need them
-        if not valid: raise ValueError(f'{out}: no document is held out with valid_fraction={valid_fraction}: raise it, or divide the text with a separator')
+        warn_tally(tally, 'sources')
+        if not (valid := holdout.valid): raise ValueError(f'{out}: no document is held out with valid_fraction={valid_fraction} and valid_bytes={valid_bytes}: raise them, or divide the text with a separator')
         marks = overlap_marker(valid)
-        facts = dict(settings, versions=docs_versions() if kept else {})
-        train = write_shards(marks.watch(train_docs()), tok, out/'shards'/'train', workers, shard_tokens, facts, 'train')
+        facts = dict(settings, documents=dict(tally), held_out=len(valid), versions=docs_versions() if kept else {})
+        train = write_shards(marks.watch(new(holdout.training(docs(Counter())), None)), tok, out/'shards'/'train', workers, shard_tokens, facts, 'train')
         few = [d for d,s in zip(valid, marks.shares()) if s<overlap]
         if not few: raise ValueError(f'{out}: all {len(valid)} held-out documents are near-copies of training text: raise valid_fraction, or overlap above {overlap}')
-        facts = dict(facts, held_out=len(valid), near_copies_dropped=len(valid)-len(few))
+        facts = dict(facts, near_copies_dropped=len(valid)-len(few))
         return dict(tokenizer=tok, train=train, valid=write_shards(few, tok, out/'shards'/'valid', workers, shard_tokens, facts, 'valid'))
 
 def verify(

@@ -15,9 +15,9 @@ __all__ = ['stage_names', 'executors', 'CrawlConfig', 'CleanConfig', 'DedupConfi
            'Clusters', 'DropNear', 'counts', 'funnel', 'funnel_figure', 'card', 'WriteCard', 'Local', 'OnRay',
            'OnSlurm', 'run_stages', 'check_inputs', 'webtext', 'practice_dump']
 
-# %% ../nbs/02a_webtext.ipynb #9c6113c4
-import bz2,gzip,heapq,html,io,ipaddress,json,logging,lzma,os,re,signal,socket,ssl,sys,threading,time,traceback,zlib
-import http.client
+# %% ../nbs/02a_webtext.ipynb #ab27a2c1
+import bz2,codecs,gzip,hashlib,heapq,html,io,ipaddress,json,logging,lzma,os,random,re,signal,socket,ssl,sys,threading,time,traceback,zlib
+import http.client,http.server
 import multiprocessing as mp
 from collections import Counter,OrderedDict,deque
 from concurrent.futures import ThreadPoolExecutor
@@ -477,7 +477,7 @@ class Turns:
             try: yield
             finally:
                 f.touch()
-                os.utime(f)
+                os.utime(f, ns=(time.time_ns(),)*2)         # the kernel's own stamp is up to 4 ms old
 
 class Fetcher:
     "Pages, politely. One for each task, used by many threads"
@@ -580,7 +580,6 @@ def practice_page(
     flood:int=3<<20, # bytes of the page that is too big
 )->tuple: # (status, headers, body as bytes or an iterator of bytes)
     "Page `i` of the practice site: what it is depends on `i` alone"
-    import random
     rng = random.Random(i)
     text,utf8 = _prose(rng, 4+i%5),{'Content-Type': 'text/html; charset=utf-8'}
     kind = i%25
@@ -626,7 +625,6 @@ class PracticeSite:
         self.urls = [f'http://127.0.0.{i%hosts+1}:{self.servers[i%hosts].server_port}/{"private" if i%25==11 else "page"}/{i}' for i in range(pages)]
 
     def _serve(self, address):
-        import http.server
         site_ = self
         class Handler(http.server.BaseHTTPRequestHandler):
             timeout = 10
@@ -804,7 +802,6 @@ def decode(
     declared:str='', # by the server's Content-Type, or ''
 )->tuple[str,str]: # text, encoding
     "A page's text, whatever it says about itself"
-    import codecs
     for mark,enc in ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16')):
         if body.startswith(mark): return body.decode(enc, 'replace'),enc
     said = [declared.lower()]+([m[1].decode().lower()] if (m := _meta.search(body[:4096])) else [])
@@ -950,7 +947,6 @@ def content_hash(
     text:str,
 )->str: # 32 hexadecimal digits
     "Of the text in lower case with single spaces"
-    import hashlib
     return hashlib.blake2b(' '.join(text.lower().split()).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
 
 class NoteContent(PipelineStep):

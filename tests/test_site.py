@@ -62,9 +62,10 @@ def test_api_heading_figure_and_formula(page, url):
 @built
 def test_search(page, url):
     page.goto(f'{url}/index.html')
-    page.locator('label.md-header__button[for="__search"]').first.click() if not page.locator('input[name="query"]').is_visible() else None
-    page.locator('input[name="query"]').fill('perplexity')
-    page.locator('.md-search-result__item a').first.wait_for()
+    query = page.locator('input[name="query"]')
+    if not query.is_visible(): page.locator('label.md-header__button[for="__search"]').first.click()
+    query.press_sequentially('perplexity', delay=20)
+    page.locator('.md-search-result__item a').first.wait_for(timeout=60_000)            # the index is read in the background
     assert 'perplexity' in page.locator('.md-search-result__list').inner_text().lower()
 
 @built

@@ -43,14 +43,14 @@ def test_stopped_and_killed_it_ends_with_the_same_files(whole, tmp_path):
     args = [dump, '--out', b, '--allow-private', 'tasks=2', *crawl]
     before = len(site.log)
     p = process(*args)
-    wait_for(lambda: lines(b) > 10, p)
+    wait_for(lambda: lines(b) > 50, p)
 
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'Traceback' not in err, err
     n = lines(b)
     p = process(*args)
-    wait_for(lambda: lines(b) > n+20, p)
+    wait_for(lambda: lines(b) > n+50, p)
     p.kill()
     p.communicate()
     p = process(*args)

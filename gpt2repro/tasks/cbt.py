@@ -88,7 +88,7 @@ class CBT(Task):
             text = f'{passage} {query}'
             names = [_names.get(o, o) for o in x['options']]
         else: text,names = lm_eval_cbt('Passage: '+' '.join(x['sentences'])+'\nQuestion: '+x['query']),x['options']
-        before,gap,after = text.rpartition('XXXXX') if protocol=='paper' else text.partition('XXXXX')
+        before,gap,after = text.partition('XXXXX')
         return [LogLik(before, o+after.replace(gap, o)) for o in names]
     def score(self, x, answers, protocol): return dict(acc=(int(np.argmax([a.sum for a in answers]))==x['gold'], 1))
     def settings(self, protocol): return dict(normalisation='candidate and the rest')
