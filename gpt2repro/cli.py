@@ -22,10 +22,12 @@ from fastcore.script import anno_parser,call_parse
 from .aot import ask_compiler,compiler_problem
 from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
-from .checkpoint import from_pretrained,latest_checkpoint
+from .checkpoint import _fetch,from_pretrained,latest_checkpoint
 from .config import RunConfig,nearest,override,progress,recipe as named_recipe,sizes,warn,write_atomic
+from .evaluate import Results,documents_loss,example_texts,heldout as heldout_scores,jobs as task_jobs,run_jobs,task,yardsticks
+from .overlap import overlap as text_overlap,shard_grams
+from .table import PaperTable,compare,run_facts,sheet as size_sheet,suite as task_suite,verdict as verdict_of,write_table
 from .decode import Decoder,weight_kinds
-from .evaluate import documents_loss,evaluate as evaluate_tasks,yardsticks
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2
 from .plan import plan as plan_step
@@ -56,10 +58,8 @@ def load_model(
     device:str='auto', # see `backend.get_device`
 )->tuple:              # (model in evaluation mode, tokenizer)
     "Model and tokenizer of a run, folder or hub name"
-    where = find_model(name)
-    dev = get_device(device)
-    model = from_pretrained(where).to(dev).eval()
-    return model,load_tokenizer(where)
+    folder,dev = _fetch(find_model(name)),get_device(device)
+    return from_pretrained(folder).to(dev).eval(),load_tokenizer(folder)
 
 # %% ../nbs/17_cli.ipynb #4fcbb04f
 def fit_warmup(
@@ -144,7 +144,7 @@ def reproduce_run(
     "Raw text → tokenizer → shards → training → samples → scores → report, each stage skipped if its result is there. Raises what the stages raise"
     t0,folder,dev = time.perf_counter(),Path(folder),get_device(device)
     if not (folder/'config.json').exists():
-        prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)
+        prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
         cfg = cfg.replace(dtype=fast_dtype(dev))
         step = step_seconds(cfg, dev)
         left = minutes*60*.97 - (time.perf_counter()-t0) - _reserve
@@ -190,8 +190,14 @@ def prepare(
     tokenizer:str='bpe',        # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
+    near_copies:float=1.,       # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     workers:int=2,              # processes
-    errors:str='strict',        # what to do with invalid UTF-8: strict, replace or skip
+    field:str='text',           # where JSON, CSV, parquet and data sets hold the text
+    separator:str='',           # what divides text files into documents; each file is one if nothing does
+    errors:str='strict',        # what to do with what can't be read, such as invalid UTF-8: strict, replace or skip
+    fix_text:bool=False,        # mend mis-decoded characters with ftfy
+    min_chars:int=0,            # leave shorter documents out
+    dedup:bool=False,           # leave exact repetitions out
     verify:str='',              # check the prepared folder of this name and do nothing else
     json:bool=False,            # print one JSON object
 ):
@@ -201,7 +207,8 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, errors=errors)
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, near_copies=near_copies,
+                      field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
 
@@ -215,7 +222,7 @@ def run_config(
 )->RunConfig:
     "Settings from a recipe and what the command line changes. Raises `ValueError` for names that do not exist"
     cfg = base or named_recipe(recipe or 'tiny').replace(name=name)
-    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data)))
+    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data), near_copies=1.))      # the recipe's filter is for its own corpus
     cfg = override(cfg, list(settings))
     chosen = base or any('warmup_steps' in s for s in settings)
     return cfg if chosen else fit_warmup(cfg, cfg.max_steps)
@@ -243,7 +250,7 @@ def train(
     if from_model and not begun: cfg = cfg.replace(start_from=from_model, model=from_pretrained(find_model(from_model)).cfg)
     if not begun and not (Path(cfg.data.source)/'shards/train/manifest.json').exists():
         prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers,
-                     valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap)
+                     valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
     train_run(cfg, folder, device)
     write_report([folder])
     last = [r for r in read_log(folder) if r['kind']=='valid'][-1]
@@ -327,32 +334,91 @@ def sample(
     for line in _asked(): show([line])
 
 # %% ../nbs/17_cli.ipynb #5e4756f5
+def _has_shards(p): return p and any((Path(p)/o).is_file() for o in ('shards/valid/manifest.json', 'manifest.json')) or str(p).endswith('.bin')
+def _is_run(p): return (Path(p)/'config.json').is_file() and (Path(p)/'checkpoints').is_dir()
+
+def _evaluation(name, names, protocol, data, held, folder, device, limit, subset, truncate, dtype, seed):
+    "(model, function that scores it): everything that can be wrong is found before the function is called"
+    net,tok = load_model(name, device)
+    rest = [t for t in names if t!='heldout']
+    todo = task_jobs(net, tok, rest, protocol, data or None, limit or None, subset, truncate) if rest else []
+    keep = str(folder/'answers') if folder else None
+    def run():
+        res = Results(heldout_scores(net, tok, held, protocol, limit or None, seed, keep, dtype=dtype)) if 'heldout' in names else Results()
+        return Results(res+run_jobs(todo, net, tok, truncate, keep, seed, dtype))
+    return net,run
+
+def _there(names, data, protocol):
+    "Those of the tasks whose files are in the folder, and the others with what is missing"
+    have,missing = [],{}
+    for n in names:
+        try: [task(n).locate(data, p) for p in (('paper', 'modern') if protocol=='both' else (protocol,))]
+        except FileNotFoundError as e: missing[n] = str(e)
+        else: have.append(n)
+    return have,missing
+
+def _overlaps(name, source, names, data, limit, subset, json):
+    if not names: raise ValueError('--overlap needs tasks whose text is looked for: name them with --tasks')
+    texts = {n: example_texts(n, data or None, limit or None, subset) for n in names}
+    seen = shard_grams(source, load_tokenizer(find_model(name)))
+    found = {n: text_overlap(seen, t) for n,t in texts.items()}
+    _show(dict(overlap={n: dict(percent=o.percent, grams=o.grams, found=o.found, n=o.n) for n,o in found.items()}), json, '\n'.join(f'{n}: {o}' for n,o in found.items()))
+
 @call_parse
 def evaluate(
-    model:str,                # a run, a model's folder, or a name on the hub
-    tasks:str='heldout',      # names, with commas between: heldout, lambada, wikitext2, …
-    protocol:str='paper',     # paper, modern or both
-    data:str='',              # folder with the tasks' files; for heldout, a run or a prepared folder
+    model:Some,               # a run, a model's folder, or a name on the hub; two of them are compared example by example
+    tasks:str='',             # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
+    suite:str='',             # paper: all tasks of the paper, its four sizes beside; table3: those of its table
+    protocol:str='',          # paper, modern or both; both for a suite, else paper
+    data:str='',              # folder with the tasks' files as released; for heldout, shards, a run or a prepared folder. Without it, data sets are fetched by name
+    out:str='',               # folder for results.json, figure.html and the answers already made; a run's own folder if not given
+    limit:int=0,              # only the first so many items (of a text: words)
+    subset:bool=False,        # the files are knowingly only a part of what was released
+    truncate:bool=False,      # cut what is longer than the context
+    available:bool=False,     # of a suite, leave out the tasks whose files are not in the folder, and say so
+    sheet:bool=False,         # size, data, compute, quality: each like GPT-2's or not
+    size:str='',              # of GPT-2, for the sheet; the nearest if not given
+    overlap:str='',           # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
+    dtype:str='float32',      # of the matrix products: float32 or bfloat16
+    seed:int=0,               # for intervals, and for tasks that draw
     device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
     json:bool=False,          # print one JSON object
 ):
-    "Scores: held-out bits per byte of a run, or zero-shot tasks"
-    names = [t for t in tasks.split(',') if t]
-    if data and not Path(data).is_dir(): raise FileNotFoundError(f'--data {data} does not exist: name a folder')
-    net,tok = load_model(model, device)
-    out = {}
-    if 'heldout' in names:
-        folder = Path(data or model)
-        if not (folder/'shards/valid').is_dir(): raise FileNotFoundError(f'{folder} has no shards/valid: name a run or a prepared folder with --data')
-        nats,tokens,n_bytes = documents_loss(net, tok, read_documents(folder/'shards/valid', tok))
-        out['heldout'] = dict(bpb=bits_per_byte(nats, n_bytes), nats_per_token=nats/tokens, tokens=tokens, bytes=n_bytes)
-        if not json: print(f"heldout: {out['heldout']['bpb']:.4f} bits per byte, {out['heldout']['nats_per_token']:.4f} nats per token over {tokens:,} tokens")
-    if rest := [t for t in names if t!='heldout']:
-        for p in ('paper', 'modern') if protocol=='both' else (protocol,):
-            res = evaluate_tasks(net, tok, rest, protocol=p, data=data or None)
-            out[p] = res.to_dict()
-            if not json: print(res)
-    if json: print(dumps(out))
+    "Scores: held-out bits per byte, the paper's zero-shot tasks under two protocols, two models compared"
+    if len(model)>2: raise ValueError(f'{len(model)} models given: name one, or two to compare')
+    chosen = task_suite(suite) if suite else () if sheet else ('heldout',)
+    names = [t for t in tasks.split(',') if t] or list(chosen)
+    for n in names: n=='heldout' or task(n)
+    protocol = protocol or ('both' if suite else 'paper')
+    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()): raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if available:
+        if not data: raise ValueError('--available without --data: name the folder to look in')
+        names,missing = _there(names, data, protocol)
+        for n,why in missing.items(): warn(f'left out: {why}')
+        if not names: raise FileNotFoundError(f'{data} has the files of none of the tasks: name another folder')
+    if overlap: return _overlaps(model[0], overlap, [n for n in names if n!='heldout'], data, limit, subset, json)
+    folders = [Path(out)/(f'{i}-{Path(m).name}' if len(model)==2 else '') if out else Path(m)/'evaluation' if _is_run(m) else None for i,m in zip('AB', model)]
+    held = data if data and (_has_shards(data) or names==['heldout']) else model[0]
+    ready = [_evaluation(m, names, protocol, data, held, f, device, limit, subset, truncate, dtype, seed) for m,f in zip(model, folders)]
+    if len(model)==2:
+        diff = compare(*(run() for _,run in ready), seed)
+        return _show(dict(a=model[0], b=model[1], **diff.to_dict()), json, f'A: {model[0]}\nB: {model[1]}\n{diff}')
+    [name],[folder],[(net, run)] = model,folders,ready
+    res,label = run(),Path(name).resolve().name if Path(name).exists() else name
+    d,text = res.to_dict(),[str(res)] if res else []
+    if r := res.get('heldout.bpb'):
+        loss = res.get('heldout.loss')
+        d['heldout'] = dict(bpb=r.value, nats_per_token=loss.value, tokens=int(loss.rows[:, 1].sum()), bytes=round(r.rows[:, 1].sum()))
+    if suite:
+        table = PaperTable(res, label)
+        d |= table.to_dict()
+        text += ['', str(table), '', verdict_of(res)]
+    if folder and res: text += ['', f"Written: {', '.join(map(str, write_table(folder, res, net.cfg.n_params, label)))}"]
+    if sheet:
+        four = size_sheet(net.cfg, res, run_facts(name) if _is_run(name) else None, size)
+        d['sheet'] = four.to_dict()
+        text += ['', str(four)]
+    _show(d, json, '\n'.join(text).strip('\n'))
 
 @call_parse
 def report(

@@ -25,7 +25,7 @@ from .model import GPT2,TableDropout,init_connor_july,init_connor_june
 from .parallel import divide,latest_pieces,load_pieces,mean_over_processes,save_pieces,whole
 from .plots import LiveChart,in_notebook
 from .sample import generate
-from .schedule import constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
+from .schedule import by_tokens,constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
 from .shards import folder_lock,load_manifest
 from .tokenizer import load_tokenizer
 
@@ -49,24 +49,30 @@ def make_model(
 def lr_schedule(
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 ):# function of the step, a tensor counted from 1
     "The run's learning rate as a function of the step"
     n = o.schedule_steps or max_steps
+    if o.warmup_tokens: return by_tokens(_schedule(o, o.warmup_tokens, n*batch_tokens), batch_tokens)
+    return _schedule(o, o.warmup_steps, n)
+
+def _schedule(o, warmup, total):
     if o.schedule=='paper': return paper_relative(o.lr)
     if o.schedule=='constant': return constant(o.lr)
-    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, o.warmup_steps))
-    if o.schedule=='trapezoid': return trapezoid(o.lr, o.warmup_steps, n)
-    return warmup_cosine(o.lr, o.warmup_steps, n, final=o.final)
+    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, warmup))
+    if o.schedule=='trapezoid': return trapezoid(o.lr, warmup, total)
+    return warmup_cosine(o.lr, warmup, total, final=o.final)
 
 def make_optimizer(
     model:GPT2,
     o:OptimConfig, # the run's settings
     max_steps:int, # length of the run, for its schedule
+    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
 )->torch.optim.Optimizer:
     "Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named parameter groups"
     groups = param_groups(model, o.weight_decay)
     if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
-    if o.name=='adafactor': return Adafactor(groups, lr=lr_schedule(o, max_steps), beta1=o.beta1 or None)
+    if o.name=='adafactor': return Adafactor.preset(o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None)
     dev = groups[0]['params'][0].device
     opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
     for g in opt.param_groups:
@@ -208,7 +214,7 @@ def fit(
 ):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps),list(model.parameters()),health or Health(model, opt)
+    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),list(model.parameters()),health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
@@ -424,7 +430,7 @@ def _resume(cfg, folder, dev, fingerprint):
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev, pretrained=not last)
     put = shard_model(model, device_count(dev)) if device_count(dev)>1 else None
-    opt = make_optimizer(model, cfg.optim, cfg.max_steps)
+    opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     pieces = None if last else latest_pieces(folder/'pieces')                        # of a run that `torchrun` began
     if not last and not pieces: return model,opt,dict(step=0, seconds=0., skipped=0),put
     st = load_checkpoint(last, model, opt, verified=True) if last else load_pieces(pieces, model, opt)
@@ -440,7 +446,7 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
     if put: batches,vbatches = (lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches))      # divided among the cores of a slice
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
-    rate = lr_schedule(cfg.optim, N)
+    rate = lr_schedule(cfg.optim, N, cfg.batch_tokens)
     note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
     def save():
         state = dict(step=step, seconds=seconds, skipped=skipped, data=fingerprint)
@@ -503,7 +509,7 @@ def _train_divided(cfg, folder, dev, data, tok, manifest):
     fingerprint,N = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}",cfg.max_steps
     seed_all(cfg.seed, dev)
     model = divide(make_model(cfg, dev))
-    opt,last = make_optimizer(model, cfg.optim, N),latest_pieces(folder/'pieces')
+    opt,last = make_optimizer(model, cfg.optim, N, cfg.batch_tokens),latest_pieces(folder/'pieces')
     st = load_pieces(last, model, opt) if last else dict(step=0, seconds=0., skipped=0, data=fingerprint)
     if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
     batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
