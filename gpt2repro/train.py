@@ -214,7 +214,7 @@ def fit(
 ):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),list(model.parameters()),health or Health(model, opt)
+    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens*processes()[1]),list(model.parameters()),health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
