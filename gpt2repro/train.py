@@ -253,7 +253,7 @@ def valid_loss(
         with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total.squeeze()
+    return total
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
