@@ -1,5 +1,5 @@
 """Greedy text from 124M random weights against transformers and CTranslate2 in the same process, two threads.
-`python bench/sample.py speed` is the table; `quality RUN` gives the bits per byte that smaller weights cost on a trained run. Needs: pip install ctranslate2"""
+`python bench/sample.py greedy [KIND]` for one sequence, `several [KIND]` for sixteen and a long prompt; `quality RUN` gives the bits per byte that smaller weights cost on a trained run. Needs: pip install ctranslate2"""
 import os, sys, tempfile, time
 os.environ.setdefault('HF_HUB_OFFLINE', '1'); os.environ.setdefault('GPT2REPRO_QUIET', '1')
 from pathlib import Path
@@ -17,7 +17,7 @@ steps, n_prompt = 128, 16
 
 def ours(dec, rows, steps):
     "`steps` tokens after each of `rows`, the host reading every one, as `samples` does"
-    with torch.inference_mode(): batch = _Rows(dec, rows, steps)
+    with torch.no_grad(): batch = _Rows(dec, rows, steps)
     for _ in _grow(batch, np.zeros((len(rows), steps), dtype=np.float32), rules, dec.cfg.vocab_size-1, steps): batch.ids[:, -1].cpu()
     return batch.ids[:, len(rows[0]):]
 
@@ -48,52 +48,64 @@ def read_rate():
     x = torch.ones(2**27)
     return x.nbytes/best_of(lambda: x.sum(), 5)/1e9
 
-def speed():
+def greedy(kind='float32', n=3):
+    "One sequence with weights of one kind, against the peers, in turn: the best of `n` rounds each"
     from transformers import GPT2LMHeadModel
-    dev = get_device('auto')
-    torch.manual_seed(0)
-    model = GPT2(sizes['124M'].no_dropout()).eval().to(dev)
-    g = torch.Generator().manual_seed(1)
-    one = torch.randint(50000, (1, n_prompt), generator=g).tolist()
-    many, long = torch.randint(50000, (16, n_prompt), generator=g).tolist(), torch.randint(50000, (1, 512), generator=g).tolist()
-    rate, table = read_rate(), []
+    goals = dict(float32=dict(transformers=2.5, CTranslate2=1.5), bfloat16=dict(transformers=2.2), int8=dict(CTranslate2=1.8))[kind]
+    model, dev, rate = *net(), read_rate()
+    one = torch.randint(50000, (1, n_prompt), generator=torch.Generator().manual_seed(1)).tolist()
+    t = time.perf_counter()
+    dec = Decoder(model, kind, compile=True)
+    ours(dec, one, 4)
+    start = time.perf_counter()-t
     with tempfile.TemporaryDirectory() as d:
         save_pretrained(model, d)
-        hf = GPT2LMHeadModel.from_pretrained(d).eval().to(dev)
-        hf16 = GPT2LMHeadModel.from_pretrained(d, dtype=torch.bfloat16).eval().to(dev)
-        gens = {k: converted(d, k) for k in ('float32', 'int8_float32')} if dev.type=='cpu' else {}
-    def timed(fn, warm, n=2):
-        warm(); sync(dev)
-        def go(): fn(); sync(dev)
-        return best_of(go, n)
-    secs = dict(
-        hf=timed(lambda: theirs(hf, one, steps), lambda: theirs(hf, one, 4)), hf16=timed(lambda: theirs(hf16, one, steps), lambda: theirs(hf16, one, 4)),
-        **{k: timed(lambda: ct2(o, one, steps), lambda: ct2(o, one, 4)) for k,o in gens.items()},
-        hf_many=timed(lambda: theirs(hf, many, 32), lambda: theirs(hf, many, 2), 1), hf_long=timed(lambda: theirs(hf, long, 1), lambda: theirs(hf, long, 1)))
-    peers = dict(float32=dict(transformers=secs['hf'], CTranslate2=secs.get('float32')), bfloat16=dict(transformers=secs['hf16']), int8=dict(CTranslate2=secs.get('int8_float32')))
-    goals = dict(float32='2.5, 1.5', bfloat16='2.2', int8='1.8')
-    for kind in ('float32', 'bfloat16', 'int8'):
-        t = time.perf_counter()
-        dec = Decoder(model, kind, compile=True)
-        ours(dec, one, 4)
-        start = time.perf_counter()-t
-        s = timed(lambda: ours(dec, one, steps), lambda: ours(dec, one, steps), 3)
-        if kind=='float32': same = (ours(dec, one, 32).cpu()==theirs(hf, one, 32).cpu()).float().mean().item()
-        need = dec.weight_bytes + 2*sizes['124M'].n_layer*sizes['124M'].n_embd*(n_prompt+steps/2)*(4 if kind=='float32' else 2)
-        ratios = {p: o/s for p,o in peers[kind].items() if o}
-        table.append({'what': f'one sequence, {n_prompt}+{steps} tokens', 'weights': kind, 'tokens/s': steps/s, **{f'{p}': steps/o for p,o in peers[kind].items() if o},
-            'ratio': ', '.join(f'{r:.2f}' for r in ratios.values()), 'goal': goals[kind], 'share of the floor': f'{need/(rate*1e9)/(s/steps):.0%}', 'first start, s': start})
-    for name,comp in (('batch of 16, uncompiled', False), ('batch of 16, compiled', True)):
-        dec = Decoder(model, 'float32', compile=comp)
-        s = timed(lambda: ours(dec, many, 32), lambda: ours(dec, many, 8), 1)
-        table.append({'what': f'{name}, {n_prompt}+32 tokens', 'weights': 'float32', 'tokens/s': 16*32/s, 'transformers': 16*32/secs['hf_many'], 'ratio': f"{secs['hf_many']/s:.2f}", 'goal': '2'})
-    dec = Decoder(model, 'float32', compile=False)
-    s = timed(lambda: ours(dec, long, 1), lambda: ours(dec, long, 1), 2)
-    table.append({'what': 'first token of a 512-token prompt', 'weights': 'float32', 'tokens/s': 1/s, 'transformers': 1/secs['hf_long'], 'ratio': f"{secs['hf_long']/s:.2f}", 'goal': '0.9'})
-    heads = list(dict.fromkeys(k for r in table for k in r))
-    save_table('Greedy text, 124M random weights', [{k: r.get(k, '') for k in heads} for r in table], packages=('torch', 'transformers', 'ctranslate2'),
-        note=f'{torch.get_num_threads()} threads. {same:.0%} of 32 greedy tokens are the same as transformers\' in float32. Memory read at {rate:.0f} GB/s (sum of 0.5 GB); the floor of a token is the bytes of weights and cache over that. '
-             f'First start: making the decoder and its first four tokens, compilation included unless PyTorch\'s cache on disk has it. Not run on a GPU yet.')
+        hf = GPT2LMHeadModel.from_pretrained(d, dtype=getattr(torch, kind)).eval().to(dev) if 'transformers' in goals else None
+        gen = converted(d, {'int8': 'int8_float32'}.get(kind, kind)) if 'CTranslate2' in goals and dev.type=='cpu' else None
+    fns = {'ours': lambda k: ours(dec, one, k)} | ({'transformers': lambda k: theirs(hf, one, k)} if hf else {}) | ({'CTranslate2': lambda k: ct2(gen, one, k)} if gen else {})
+    best = rounds(fns, steps, n, dev)
+    cfg = model.cfg
+    need = dec.weight_bytes + 2*cfg.n_layer*cfg.n_embd*(n_prompt+steps/2)*dec.dtype.itemsize
+    rows = [{'what': o, 'tokens/s': steps/s, 'ours / it': '' if o=='ours' else f"{s/best['ours']:.2f}", 'goal': goals.get(o, '')} for o,s in best.items()]
+    same = (ours(dec, one, 32).cpu()==theirs(hf, one, 32).cpu()).float().mean().item() if hf else None
+    save_table(f'Greedy text, 124M random weights, {kind}', rows, packages=('torch', 'transformers', 'ctranslate2'),
+        note=f"One sequence, {n_prompt}+{steps} tokens, best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}. Floor: {need/1e6:.0f} MB of weights and cache for a token at the {rate:.0f} GB/s at which this run read memory (sum of 0.5 GB); ours is at {need/(rate*1e9)/(best['ours']/steps):.0%} of it. "
+             f"Start, compilation included unless cached: {start:.1f} s. "+(f"{same:.0%} of 32 greedy tokens are transformers'. " if same is not None else '')+'Not run on a GPU yet.')
+
+def several(kind='float32', n=2):
+    "Sixteen sequences at once, and the first token after a prompt of 512"
+    from transformers import GPT2LMHeadModel
+    model, dev = net()
+    g = torch.Generator().manual_seed(1)
+    many, long = torch.randint(50000, (16, n_prompt), generator=g).tolist(), torch.randint(50000, (1, 512), generator=g).tolist()
+    with tempfile.TemporaryDirectory() as d:
+        save_pretrained(model, d)
+        hf = GPT2LMHeadModel.from_pretrained(d, dtype=getattr(torch, kind)).eval().to(dev)
+    dec = Decoder(model, kind, compile=False)
+    table = []
+    for what,rows,k,goal in ((f'batch of 16, {n_prompt}+32 tokens', many, 32, 2), ('first token of a 512-token prompt', long, 1, .9)):
+        best = rounds({'ours': lambda k: ours(dec, rows, k), 'transformers': lambda k: theirs(hf, rows, k)}, k, n, dev)
+        table.append({'what': what, 'ours, tokens/s': len(rows)*k/best['ours'], 'transformers': len(rows)*k/best['transformers'], 'ratio': f"{best['transformers']/best['ours']:.2f}", 'goal': goal})
+    save_table(f'Batch and first token, 124M random weights, {kind}', table, note=f'Best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}, our step uncompiled. Not run on a GPU yet.')
+
+def net():
+    dev = get_device('auto')
+    torch.manual_seed(0)
+    return GPT2(sizes['124M'].no_dropout()).eval().to(dev), dev
+
+def loaded():
+    return f'load average {os.getloadavg()[0]:.1f} at the end' if hasattr(os, 'getloadavg') else ''
+
+def rounds(fns, k, n, dev):
+    "Fewest seconds of each function over `n` rounds, in turn, after a short first call"
+    best = {}
+    for f in fns.values(): f(min(k, 4))
+    for _ in range(n):
+        for name,f in fns.items():
+            sync(dev); t = time.perf_counter()
+            f(k); sync(dev)
+            best[name] = min(best.get(name, 1e9), time.perf_counter()-t)
+    return best
 
 def quality(run):
     "Held-out bits per byte of a trained run with weights of each kind"
@@ -109,4 +121,4 @@ def quality(run):
     save_table('What smaller weights cost', rows, note=f'{Path(run).name}: {model.cfg.n_params:,} parameters, {len(docs)} held-out documents.')
 
 if __name__=='__main__':
-    {'speed': speed, 'quality': quality}[sys.argv[1] if len(sys.argv)>1 else 'speed'](*sys.argv[2:])
+    {'greedy': greedy, 'several': several, 'quality': quality}[sys.argv[1] if len(sys.argv)>1 else 'greedy'](*sys.argv[2:])

@@ -317,7 +317,7 @@ class _Rows:
         self.ids,self.logprobs,self.hidden = self.ids[rows],self.logprobs[rows],self.hidden[rows]
 
 # %% ../nbs/13_sample.ipynb #637e6b05
-@torch.inference_mode()
+@torch.no_grad()
 def _grow(batch, uniforms, rules, eot, min_new=0):
     "Append a token to each row for every column of `uniforms` (B,steps), yielding after each"
     u,steps = to_device(torch.from_numpy(np.ascontiguousarray(uniforms.T)), batch.device),uniforms.shape[1]
@@ -328,7 +328,8 @@ def _grow(batch, uniforms, rules, eot, min_new=0):
         if min_new: x = x.index_copy(1, torch.tensor([eot], device=x.device), x[:, [eot]].masked_fill((n<min_new)[:, None], -torch.inf))
         x = rules(x, batch.ids, batch.length, batch.n_prompt)
         tok = rules.choose(x, u.gather(0, n[None])[0])
-        trouble = torch.where(logits.amax(-1).isfinite(), (x.amax(-1)==-torch.inf).long()*2, 1)        # nan and inf show in the maximum
+        best = logits.amax(-1)                                                       # nan and inf show in the maximum
+        trouble = torch.where(best.isfinite(), ((best if x is logits else x.amax(-1))==-torch.inf).long()*2, 1)
         batch.trouble = torch.where(batch.trouble>0, batch.trouble, trouble)
         batch.put(tok, logits.gather(1, tok[:, None])[:, 0]-logits.logsumexp(-1))
         if t+1<steps or batch.fixed: batch.advance(tok)
@@ -412,7 +413,7 @@ def _rows_text(dec, tok, rows, uniforms, rules, stop, min_new):
     for x in texts: x.finish()
     yield texts
 
-@torch.inference_mode()
+@torch.no_grad()
 def _start(dec, rows, steps): return _Rows(dec, rows, steps)
 
 def _decoder(model, weights, n_tokens):
@@ -503,7 +504,7 @@ def stream(
     return pieces()
 
 # %% ../nbs/13_sample.ipynb #2b4a0f2b
-@torch.inference_mode()
+@torch.no_grad()
 def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, logprobs, ended)], best first
     batch,score,done = _Rows(dec, [ids]*K, steps),torch.full((K,), -1e9, device=dec.device),[]
     score[0],n0 = 0.,len(ids)                                                   # at first all beams are the same: one counts
@@ -563,7 +564,7 @@ def beam_search(
     return out
 
 # %% ../nbs/13_sample.ipynb #71af3561
-@torch.inference_mode()
+@torch.no_grad()
 def token_view(
     model,           # a `GPT2`, or a `Decoder` made of one
     tok,             # the tokenizer it was trained with

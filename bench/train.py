@@ -1,0 +1,138 @@
+"""The whole training loop at 124M against its own bare step, and against transformers' Trainer: bfloat16 autocast, batch 2 × 512, Adafactor. Each contender in a process of its own, so that each has its own peak of memory.
+`python bench/train.py` runs all and keeps the table; `--size tiny` is a quick look. On a CUDA device the same with batch 16 × 1024 (not run on a GPU yet)."""
+import argparse, json, os, random, subprocess, sys, tempfile, time
+from pathlib import Path
+here = Path(__file__).parent
+sys.path.insert(0, str(here.parent))
+born = float(os.environ.get('BENCH_BORN', time.time()))
+
+def setting(size):
+    "Configuration, device"
+    import torch
+    from gpt2repro.backend import get_device
+    from gpt2repro.config import DataConfig, OptimConfig, RunConfig, sizes
+    dev = get_device('auto')
+    B, T = (16, 1024) if dev.type=='cuda' else (2, 512)
+    model = sizes[size].replace(n_ctx=T) if size!='tiny' else sizes[size].replace(n_ctx=128)
+    cfg = RunConfig(model=model.no_dropout(), data=DataConfig(source=os.environ['BENCH_DATA']), optim=OptimConfig(lr=1e-3, clip=0.), batch_tokens=B*model.n_ctx, micro_batch=B, dtype='bfloat16',
+                    max_steps=21, log_every=10, eval_every=10_000, eval_batches=1, save_every=16, keep=1)
+    return cfg, dev
+
+def timed(step, dev, n):
+    "Seconds of each of `n` calls after two that do not count"
+    from gpt2repro.backend import sync
+    out = []
+    for _ in range(n+2):
+        sync(dev); t = time.perf_counter()
+        step(); sync(dev)
+        out.append(time.perf_counter()-t)
+    return out[2:]
+
+def bare(size, n=6):
+    "Forward, backward, Adafactor, and nothing else"
+    import torch
+    from gpt2repro.backend import autocast, compile_model, peak_memory
+    from gpt2repro.loss import lm_loss
+    from gpt2repro.model import GPT2
+    from gpt2repro.train import make_optimizer
+    cfg, dev = setting(size)
+    model = GPT2(cfg.model).to(dev)
+    opt, f = make_optimizer(model, cfg.optim, 100), compile_model(lambda x, y: lm_loss(model, x, y), dev)
+    ids = torch.randint(300, (cfg.batch_size, cfg.model.n_ctx+1), device=dev)
+    def step():
+        with autocast(dev, cfg.dtype): loss = f(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    ts = timed(step, dev, n)
+    return dict(tokens_per_s=cfg.batch_tokens*n/sum(ts), step=sum(ts)/n, peak_gib=peak_memory(dev)/2**30)
+
+def loop(size):
+    "`train`, logging every 10 steps; a checkpoint after step 16, written while steps 17 to 20 run"
+    import gpt2repro.train as T
+    cfg, dev = setting(size)
+    marks, stalls, begun, logs = {}, [], [], []
+    read, save, look = T.Batches.__call__, T.Saver.__call__, T.update_stats
+    def batches(self, step, *a):
+        if not begun: begun.append(time.time()-born)
+        marks[step] = time.perf_counter()
+        return read(self, step, *a)
+    def saver(self, *a, **kw):
+        t = time.perf_counter()
+        save(self, *a, **kw)
+        stalls.append(time.perf_counter()-t)
+    def stats(*a):
+        t = time.perf_counter()
+        out = look(*a)
+        logs.append(time.perf_counter()-t)
+        return out
+    T.Batches.__call__, T.Saver.__call__, T.update_stats = batches, saver, stats
+    recs = []
+    note = T.Log.__call__
+    def log(self, *a, **kw):
+        t = time.perf_counter()
+        note(self, *a, **kw)
+        logs.append(time.perf_counter()-t)
+    T.Log.__call__ = log
+    with tempfile.TemporaryDirectory(dir=os.environ['BENCH_DATA']) as d: T.train(cfg, Path(d)/'run', watch=[recs.append])
+    step, writing = (marks[15]-marks[1])/14, (marks[20]-marks[16])/4            # steps 2 to 15, with all that is between them
+    mem = [r['memory']/2**30 for r in recs if r['kind']=='train']
+    return dict(tokens_per_s=cfg.batch_tokens/step, step=step, writing=writing, start=begun[0], peak_gib=mem[0], saving_gib=mem[1], stall=stalls[0], log=sum(logs)/2)
+
+def trainer(size, n=5):
+    "transformers' Trainer with its Adafactor"
+    import torch, transformers
+    from gpt2repro.backend import peak_memory
+    cfg, dev = setting(size)
+    c = cfg.model
+    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=c.vocab_size, n_positions=c.n_ctx, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, embd_pdrop=0., attn_pdrop=0., resid_pdrop=0., use_cache=False))
+    data = [dict(input_ids=(o := torch.randint(300, (c.n_ctx,))), labels=o) for _ in range(64)]
+    marks = []
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *a, **kw): marks.append(time.perf_counter())
+        def on_train_end(self, *a, **kw): marks.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as d:
+        args = transformers.TrainingArguments(output_dir=d, per_device_train_batch_size=cfg.batch_size, max_steps=n+2, bf16=True, optim='adafactor', use_cpu=dev.type=='cpu', report_to=[], logging_steps=10, save_strategy='no', max_grad_norm=0., disable_tqdm=True)
+        transformers.Trainer(model=hf, args=args, train_dataset=data, callbacks=[Clock()]).train()
+    seconds = marks[-1]-marks[2]
+    return dict(tokens_per_s=cfg.batch_tokens*n/seconds, step=seconds/n, peak_gib=peak_memory(dev)/2**30)
+
+def make_data(folder):
+    from gpt2repro.shards import write_shards
+    from gpt2repro.tokenizer import SentencePiece
+    rng = random.Random(0)
+    docs = [' '.join(rng.choices('the cat sat on a mat and saw how one dog ran past it'.split(), k=200)) for _ in range(400)]
+    tok = SentencePiece.train(docs, vocab_size=320)
+    tok.save(folder/'tokenizer')
+    for name, part in dict(train=docs[:360], valid=docs[360:]).items(): write_shards(part, tok, folder/'shards'/name, workers=1)
+
+contenders = dict(bare=bare, loop=loop, trainer=trainer)
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser()
+    p.add_argument('--size', default='124M')
+    p.add_argument('--one', choices=contenders)
+    a = p.parse_args()
+    if a.one: print('RESULT', json.dumps(contenders[a.one](a.size))); sys.exit()
+    from common import save_table
+    with tempfile.TemporaryDirectory() as d:
+        make_data(Path(d))
+        env = {**os.environ, 'BENCH_DATA': d, 'GPT2REPRO_QUIET': '1'}
+        def run(name):
+            out = subprocess.run([sys.executable, __file__, '--one', name, '--size', a.size], env={**env, 'BENCH_BORN': str(time.time())}, capture_output=True, text=True)
+            if out.returncode: raise SystemExit(out.stderr)
+            print(name, out.stdout.strip().splitlines()[-1], flush=True)
+            return json.loads(next(l for l in out.stdout.splitlines() if l.startswith('RESULT'))[7:])
+        r = {name: run(name) for name in contenders}
+    b, l, t = (r[k] for k in ('bare', 'loop', 'trainer'))
+    rows = [dict(what=w, **{'tokens/s': o['tokens_per_s'], 's per step': o['step'], 'peak GiB': o['peak_gib']}) for w, o in
+            (('bare step: forward, backward, Adafactor', b), ('whole loop, logging every 10 steps', l), ("transformers' Trainer, its Adafactor", t))]
+    ratios = [('whole loop / bare step, tokens/s', '≥ 0.97', l['tokens_per_s']/b['tokens_per_s']), ("whole loop / Trainer, tokens/s", '≥ 1.3', l['tokens_per_s']/t['tokens_per_s']),
+              ('whole loop / Trainer, peak memory', '≤ 0.7', l['peak_gib']/t['peak_gib']), ('a logging boundary / ten steps', '≤ 0.01', l['log']/(10*l['step'])),
+              ('seconds until the first step begins', '≤ 10', l['start']), ('stall of a checkpoint, share of a step (≤ 0.05 on average over the steps)', '', l['stall']/l['step']),
+              ('a step while a checkpoint is written / a step', '', l['writing']/l['step']), ('peak with a checkpoint under way, GiB', '', l['saving_gib'])]
+    note = '\n'.join(['| number | target | measured |', '|---|---|---|']+[f'| {n} | {g} | {v:.3g} |' for n, g, v in ratios])
+    if a.size=='124M': save_table('Training loop (bench/train.py)', rows, note, packages=('torch', 'transformers', 'accelerate'))
+    else:
+        for o in rows: print(o)
+        print(note)
