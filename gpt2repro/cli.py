@@ -19,6 +19,7 @@ from typing import Annotated
 
 import torch
 from fastcore.script import anno_parser,call_parse
+from .aot import ask_compiler,compiler_problem
 from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import fetch,from_pretrained,latest_checkpoint
@@ -487,6 +488,7 @@ def plan(
     devices:int=0,              # how many; 0: what the chip's name says
     recipe:str='',              # how long would these settings take: tiny or 124M
     tokens:float=0.,            # how long would so many tokens take, such as 1e9
+    compile:bool=False,         # ask the TPU's compiler too: takes minutes, needs no TPU
     json:bool=False,            # print one JSON object
 ):
     "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
@@ -494,8 +496,9 @@ def plan(
     if recipe:
         cfg = named_recipe(recipe)
         tokens = float(cfg.max_steps*cfg.batch_tokens)
-    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}))
-    _show(d, json, f'{p}' + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+    said = ask_compiler('training', size, chip, batch, precision=precision, optimizer=optimizer, remat=remat) if compile else None
+    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}), **(dict(formulas=p.total_gib) | said.to_dict() if said else {}))
+    _show(d, json, f'{p}' + (f'\n{said}' if said else '') + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
 
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():
@@ -525,7 +528,7 @@ def doctor(
     d = dict(gpt2repro=version('gpt2repro'), python=sys.version.split()[0], libraries=libs, available=available(), device=str(dev), what=describe(dev), free_gib=round(free/2**30, 1),
              problems=[dict(problem=p, remedy=r) for p,r in wrong])
     lines = [f"gpt2repro {d['gpt2repro']}, Python {d['python']}", '  '+', '.join(f'{k} {v}' for k,v in libs.items()), f"device: {d['device']} ({d['what']}); available: {', '.join(d['available'])}",
-             f"disk: {d['free_gib']} GiB free here", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
+             f"disk: {d['free_gib']} GiB free here", f"plan --compile: {compiler_problem() or 'the TPU compiler is there'}", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
     _show(d, json, '\n'.join(lines))
     return 1 if wrong else 0
 
