@@ -6,9 +6,10 @@ WORKERS ?= 2
 ARGS    ?=
 PIP     := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := settings.ini pyproject.toml setup.py constraints.txt
+XLA     := .venv-xla
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow docs export save prepare clean
+.PHONY: help reproduce test test-slow test-xla docs export save prepare clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +35,14 @@ test: $(VENV)/dev ## export and cleanliness, every cell and every test that this
 
 test-slow: $(VENV)/dev ## the long ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
+
+$(XLA)/run: settings.ini setup.py constraints-xla.txt # torch_xla with the versions of Colab's TPU image, and the TPU compiler
+	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/python -m pip install -q --disable-pip-version-check -c constraints-xla.txt -e '.[xla,plan]' ipython pytest pytest-xdist transformers
+	@touch $@
+
+test-xla: $(XLA)/run ## under torch_xla on the CPU: one compilation, steps compiled for TPUs, every notebook
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_xla*.py tests/test_distributed*.py) $(ARGS)
 
 node_modules: package-lock.json
 	npm ci --no-audit --no-fund --silent

@@ -89,9 +89,9 @@ def child(kind, job, folder, a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--items', type=int, default=100)
-    p.add_argument('--tokens', type=int, default=5000)
-    p.add_argument('--stride32', type=int, default=5, help='windows')
+    p.add_argument('--items', type=int, default=40)
+    p.add_argument('--tokens', type=int, default=2500)
+    p.add_argument('--stride32', type=int, default=3, help='windows')
     p.add_argument('--dtype', default='float32')
     p.add_argument('--batch', type=int, default=0, help="lm-eval's batch size; 0: 8 for short items, 1 for whole contexts")
     p.add_argument('--child', nargs=3)

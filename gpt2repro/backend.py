@@ -6,13 +6,15 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'autocast', 'can_compile',
-           'compile_model', 'compile_c', 'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all',
-           'rng_state', 'set_rng_state', 'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
+           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'compile_c',
+           'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
+           'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
 from contextlib import contextmanager,nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')     # large CPU tensors in pages of 2 MiB (Linux): new memory costs a tenth; read by PyTorch at its first allocation
@@ -52,6 +54,7 @@ def get_device(
     if kind not in have: raise ValueError(f'device {name!r} is not available here: {_remedy[kind]}, or use --device {have[0]}')
     if kind=='xla':
         import torch_xla
+        if device_count(torch.device('xla'))>1: _spmd()
         return torch_xla.device()
     if kind=='tpu': import torch_tpu  # registers the device type
     return torch.device(name)
@@ -152,6 +155,63 @@ class OneProgram:
         if self.left>=0 or device_counts(self.device)['compilations']==self.n: return
         what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k,v in new.items() if old.get(k)!=v)
         raise RuntimeError('the step was compiled again: ' + (what or 'its inputs have the shapes they had, so a Python number or branch in it changed: make it a tensor on the device'))
+
+# %% ../nbs/01_backend.ipynb #17c6decb
+def device_count(device:torch.device)->int:
+    "Devices that one program uses: all cores of a slice under XLA; elsewhere one, and `torchrun` starts a process for each"
+    if device.type!='xla': return 1
+    from torch_xla import runtime
+    return runtime.global_runtime_device_count()
+
+def _spmd():
+    from torch_xla import runtime
+    if not runtime.is_spmd(): runtime.use_spmd()
+
+def virtual_devices(n:int=1)->torch.device:
+    "XLA on the CPU, as `n` devices that SPMD sees as one. Raises `RuntimeError` where XLA already runs otherwise in this process"
+    os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(n))
+    dev = get_device('xla')
+    if (have := device_count(dev))!=n: raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
+    return dev
+
+def shard_model(
+    model,      # with its blocks in `h`, on an XLA device
+    devices:int,# how many; with one nothing is divided
+):              # function that puts a batch (B,…) on the devices, B/devices each
+    "Divide weights, and so gradients and optimizer state, among XLA's devices (FSDPv2 on SPMD)"
+    dev = next(model.parameters()).device
+    if devices==1: return lambda x: to_device(x, dev)
+    from torch_xla.distributed import spmd
+    from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullyShardedDataParallel
+    mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
+    rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None]*(x.ndim-1)))
+    for block in model.h:
+        SpmdFullyShardedDataParallel(block, mesh=mesh)               # marks the parameters
+        block.register_forward_hook(lambda m,args,out: (rows(out), out)[1])
+    SpmdFullyShardedDataParallel(model, mesh=mesh)                   # what is left: the tables and the last norm
+    def put(x):
+        x = to_device(x, dev)
+        rows(x)
+        return x
+    return put
+
+# %% ../nbs/01_backend.ipynb #bbf42998
+def processes()->tuple[int,int]: # number of this process, number of processes
+    "What `torchrun` says; (0, 1) without it"
+    return int(os.environ.get('RANK', 0)),int(os.environ.get('WORLD_SIZE', 1))
+
+def join_processes(
+    device:torch.device,
+    minutes:float=10.,  # to wait for each other before giving up
+)->torch.device:        # that of this process
+    "Meet the other processes of `torchrun`; alone nothing happens"
+    if processes()[1]==1: return device
+    from torch import distributed
+    if device.type!='cpu':
+        device = torch.device(device.type, int(os.environ.get('LOCAL_RANK', 0)))
+        getattr(torch, device.type).set_device(device)
+    if not distributed.is_initialized(): distributed.init_process_group(timeout=timedelta(minutes=minutes))       # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
+    return device
 
 # %% ../nbs/01_backend.ipynb #4ef5e380
 def autocast(

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import torch
 from fastcore.script import anno_parser,call_parse
+from .aot import ask_compiler,compiler_problem
 from .backend import available,describe,fast_dtype,get_device,problems,sync
 from .batches import document_spans
 from .checkpoint import fetch,from_pretrained,latest_checkpoint
@@ -190,6 +191,7 @@ def prepare(
     tokenizer:str='bpe',        # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     vocab_size:int=4096,        # of a tokenizer that is trained
     valid_fraction:float=.05,   # share of the documents held out
+    overlap:float=.3,           # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
     near_copies:float=1.,       # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     workers:int=2,              # processes
     field:str='text',           # where JSON, CSV, parquet and data sets hold the text
@@ -207,7 +209,7 @@ def prepare(
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
     if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, near_copies=near_copies,
+    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, overlap=overlap, near_copies=near_copies,
                       field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
           '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
@@ -486,6 +488,7 @@ def plan(
     devices:int=0,              # how many; 0: what the chip's name says
     recipe:str='',              # how long would these settings take: tiny or 124M
     tokens:float=0.,            # how long would so many tokens take, such as 1e9
+    compile:bool=False,         # ask the TPU's compiler too: takes minutes, needs no TPU
     json:bool=False,            # print one JSON object
 ):
     "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
@@ -493,8 +496,9 @@ def plan(
     if recipe:
         cfg = named_recipe(recipe)
         tokens = float(cfg.max_steps*cfg.batch_tokens)
-    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}))
-    _show(d, json, f'{p}' + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+    said = ask_compiler('training', size, chip, batch, precision=precision, optimizer=optimizer, remat=remat) if compile else None
+    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}), **(dict(formulas=p.total_gib) | said.to_dict() if said else {}))
+    _show(d, json, f'{p}' + (f'\n{said}' if said else '') + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
 
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():
@@ -524,7 +528,7 @@ def doctor(
     d = dict(gpt2repro=version('gpt2repro'), python=sys.version.split()[0], libraries=libs, available=available(), device=str(dev), what=describe(dev), free_gib=round(free/2**30, 1),
              problems=[dict(problem=p, remedy=r) for p,r in wrong])
     lines = [f"gpt2repro {d['gpt2repro']}, Python {d['python']}", '  '+', '.join(f'{k} {v}' for k,v in libs.items()), f"device: {d['device']} ({d['what']}); available: {', '.join(d['available'])}",
-             f"disk: {d['free_gib']} GiB free here", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
+             f"disk: {d['free_gib']} GiB free here", f"plan --compile: {compiler_problem() or 'the TPU compiler is there'}", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
     _show(d, json, '\n'.join(lines))
     return 1 if wrong else 0
 

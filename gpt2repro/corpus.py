@@ -294,7 +294,7 @@ def _damaged(path, e): return ValueError(f'{path}: the file is damaged ({e}): fe
 
 def warn_tally(tally, source):
     "Say what was left out and what was changed"
-    words = dict(skipped='left out that could not be read', replaced='with U+FFFD in the place of what could not be read', mended='mended', too_short='left out as too short', repeated='left out as repetitions')
+    words = dict(skipped='left out that could not be read', replaced='with U+FFFD in the place of what could not be read', mended='mended', too_short='left out as too short', repeated='left out as repetitions', near_copies='left out as near-copies of earlier ones')
     for k,n in tally.items(): warn(f"{source}: {n:,} document{'s'*(n!=1)} {words[k]}")
 
 # %% ../nbs/02_corpus.ipynb #cee428ae

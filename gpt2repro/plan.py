@@ -59,29 +59,34 @@ def state_bytes(
     ms = matrices(cfg)
     return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
 
-# %% ../nbs/12_plan.ipynb #7c5272ed
+# %% ../nbs/12_plan.ipynb #bd6d524d
+_attention = dict(float32=12., mixed=9.3, bfloat16=11.3)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
+_table = 15.                                               # bytes for each number of the token table at that moment, under XLA
+
 def saved_bytes(
     cfg:GPT2Config,
-    tokens:int,       # on this device
+    tokens:float,     # on this device
     precision:str,
     remat:str,        # `none` or `block`
-    fused:bool,       # attention in one kernel, which never holds its weights
-)->int:
+    xla:bool,         # compiled by XLA; otherwise attention is one kernel, and its weights are never held
+)->float:
     "Bytes that the forward pass keeps for the backward pass, all blocks"
     w,c = precisions[precision]
-    stream,attn = w*cfg.n_embd,0 if fused else 2*c*cfg.n_head*cfg.n_ctx
-    return cfg.n_layer*tokens*(stream if remat=='block' else 2*stream+15*c*cfg.n_embd+attn)
+    if remat=='block': return cfg.n_layer*tokens*cfg.n_embd*(c if xla else w)
+    return cfg.n_layer*tokens*((2*w+15*c)*cfg.n_embd + (2*c*cfg.n_head*cfg.n_ctx if xla else 0))
 
 def peak_bytes(
     cfg:GPT2Config,
-    tokens:int,       # on this device
+    tokens:float,     # on this device
     precision:str,
-    fused:bool,
-)->int:
-    "Bytes of the largest moment: one block backwards, or one chunk of the loss"
+    xla:bool,
+)->float:
+    "Bytes of the largest moment: one block backwards and the table's gradient; or one chunk of the loss"
     w,c = precisions[precision]
-    block = tokens*((2*w+15*c)*cfg.n_embd + 4*w*cfg.n_embd + (0 if fused else (4+2*c)*cfg.n_head*cfg.n_ctx))
-    head = min(tokens, 1024)*cfg.vocab_size*(4+c) + (4+c)*cfg.vocab_size*cfg.n_embd + 4*tokens*cfg.n_embd
+    V,C = cfg.vocab_size,cfg.n_embd
+    if xla: return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table*V*C
+    block = tokens*(6*w+15*c)*C
+    head = min(tokens, 1024)*V*(4+c) + (4+c)*V*C + 4*tokens*C
     return max(block, head)
 
 # %% ../nbs/12_plan.ipynb #f16fdf49
@@ -135,8 +140,9 @@ def memory(
     N,xla,tokens,gib = cfg.n_params,chip.kind=='tpu',rows*(T or cfg.n_ctx),2**30
     parts = dict(weights=w*N, gradients=(c if xla else w)*N, optimizer=state_bytes(cfg, optimizer, w))
     parts = {k: v/devices for k,v in parts.items()}
-    parts['kept'] = saved_bytes(cfg, tokens, precision, remat, not xla) + (2*N if precision=='mixed' and not xla else 0)
-    parts['moment'] = peak_bytes(cfg, tokens, precision, not xla)
+    parts['kept'] = saved_bytes(cfg, tokens, precision, remat, xla) + (2*N if precision=='mixed' and not xla else 0)
+    parts['moment'] = peak_bytes(cfg, tokens, precision, xla)
+    if xla: parts['program'] = (.15+.014*cfg.n_layer)*gib         # its code, read off the compiler's answers
     if devices>1: parts['gathered'] = c*(2*12*cfg.n_embd**2+cfg.vocab_size*cfg.n_embd)
     return parts
 

@@ -11,17 +11,18 @@ __all__ = ['make_model', 'lr_schedule', 'make_optimizer', 'accumulate', 'sequenc
 
 # %% ../nbs/15_train.ipynb #b72124e0
 import json,math,os,signal,threading,time
-from contextlib import contextmanager
+from contextlib import contextmanager,nullcontext
 from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import OneProgram,adamw_options,autocast,compile_model,describe,end_step,free_memory,get_device,matmul_peak,peak_memory,prefers_blocks,seed_all,to_device
+from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,to_device
 from .batches import Batches,key
-from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,retry
+from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
 from .loss import bits_per_byte,lm_loss
 from .model import GPT2,TableDropout,init_connor_july,init_connor_june
+from .parallel import divide,latest_pieces,load_pieces,mean_over_processes,save_pieces,whole
 from .plots import LiveChart,in_notebook
 from .sample import generate
 from .schedule import by_tokens,constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
@@ -76,8 +77,9 @@ def make_optimizer(
     opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
     for g in opt.param_groups:
         g['lr'] = torch.tensor(o.lr).to(dev)
-        for p in g['params'] if g['capturable'] else ():       # made and sent there before the first step, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
-            opt.state[p] = dict(step=torch.zeros(1).to(dev), exp_avg=torch.zeros(p.shape).to(dev), exp_avg_sq=torch.zeros(p.shape).to(dev))
+        for p in g['params']:           # made before the first step, so that a checkpoint finds its place; capturable: sent there, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
+            moments = [torch.zeros(p.shape, dtype=p.dtype).to(dev) if g['capturable'] else torch.zeros_like(p, requires_grad=False) for _ in range(2)]
+            opt.state[p] = dict(step=torch.zeros(1).to(dev) if g['capturable'] else torch.zeros((), device=dev), exp_avg=moments[0], exp_avg_sq=moments[1])
     return opt
 
 # %% ../nbs/15_train.ipynb #1d7d0398
@@ -144,7 +146,7 @@ class Health:
         loss:torch.Tensor,
     )->tuple[torch.Tensor,torch.Tensor]: # global norm; is all finite?
         "Take the norms of the gradients as they are now"
-        self.norms = torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named]))
+        self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named])))
         norm = self.norms.square().sum().sqrt()
         ok = norm.isfinite() & loss.isfinite()
         first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).max(), (~loss.isfinite()).float()])
@@ -212,14 +214,14 @@ def fit(
 ):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens),list(model.parameters()),health or Health(model, opt)
+    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens*processes()[1]),list(model.parameters()),health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
     end_step(device)
     model.train()
     program = OneProgram(device)
     for step in range(start, cfg.max_steps):
         program.begin()
-        seed_all(step_seed(cfg.seed, step), device)
+        seed_all(step_seed(cfg.seed, step, processes()[0]), device)
         x,y = (to_device(o, device) for o in batches(step))
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
         if loss is None: return opt.zero_grad()
@@ -241,7 +243,7 @@ def valid_loss(
     n:int,               # batches to look at
     device:torch.device,
     dtype:str='float32', # of the matrix products
-)->torch.Tensor:         # nats per token, on the device
+)->torch.Tensor:         # (1,) nats per token, on the device
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
@@ -251,7 +253,7 @@ def valid_loss(
         with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
         end_step(device)
     model.train(was)
-    return total.squeeze()
+    return total
 
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
@@ -411,13 +413,14 @@ def train(
 )->Path:                # the run's folder
     """Train until `max_steps`, going on from the last checkpoint. Raises `Stopped` after a signal (its state is saved), `Diverged` when more than `max_skips` updates were not finite,
     `FileNotFoundError` without tokens, `ValueError` for settings that do not fit and when no checkpoint is whole"""
-    folder,dev = Path(folder),get_device(device)
+    folder,dev = Path(folder),join_processes(get_device(device))
     cfg = open_run(cfg, folder, dev)
     data = data_folder(cfg, folder)
     tok,manifest = load_tokenizer(data/'tokenizer'),load_manifest(data/'shards/train')
     if tok.vocab_size>cfg.model.vocab_size:
         raise ValueError(f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in {data}: set model.vocab_size={tok.vocab_size}')
     if watch is None: watch = [LiveChart(folder)] if in_notebook() else []
+    if processes()[1]>1: return _train_divided(cfg, folder, dev, data, tok, manifest)
     with folder_lock(folder): return _train(cfg, folder, dev, data, tok, manifest, watch)
 
 def _resume(cfg, folder, dev, fingerprint):
@@ -426,18 +429,21 @@ def _resume(cfg, folder, dev, fingerprint):
     if not last and checkpoints(folder/'checkpoints'): raise ValueError(f'{folder}/checkpoints: none is whole; restore one, or delete them to begin again')
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev, pretrained=not last)
+    put = shard_model(model, device_count(dev)) if device_count(dev)>1 else None
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
-    if not last: return model,opt,dict(step=0, seconds=0., skipped=0)
-    st = load_checkpoint(last, model, opt, verified=True)
-    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
-    return model,opt,st
+    pieces = None if last else latest_pieces(folder/'pieces')                        # of a run that `torchrun` began
+    if not last and not pieces: return model,opt,dict(step=0, seconds=0., skipped=0),put
+    st = load_checkpoint(last, model, opt, verified=True) if last else load_pieces(pieces, model, opt)
+    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {(last or pieces).name}: put the old ones back, or start a new run')
+    return model,opt,st,put
 
 def _train(cfg, folder, dev, data, tok, manifest, watch):
     fingerprint = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}"
-    model,opt,st = _resume(cfg, folder, dev, fingerprint)
+    model,opt,st,put = _resume(cfg, folder, dev, fingerprint)
     step,saved,seconds,skipped,score,N = st['step'],st['step'],st['seconds'],st['skipped'],(-1, math.nan),cfg.max_steps
     if step>=N: return folder
     batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
+    if put: batches,vbatches = (lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches))      # divided among the cores of a slice
     peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
     bpb = lambda loss: bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)
     rate = lr_schedule(cfg.optim, N, cfg.batch_tokens)
@@ -492,4 +498,47 @@ def _train(cfg, folder, dev, data, tok, manifest, watch):
             if saved<step: save()
             saver.wait()
             raise Stopped(f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`')
+    return folder
+
+# %% ../nbs/15_train.ipynb #636e21aa
+def _train_divided(cfg, folder, dev, data, tok, manifest):
+    rank,world = processes()
+    if cfg.batch_size%world: raise ValueError(f'batch_tokens={cfg.batch_tokens} are {cfg.batch_size} sequences, which {world} processes can not share: choose a multiple')
+    rows = cfg.batch_size//world
+    part = cfg.replace(batch_tokens=rows*cfg.model.n_ctx, micro_batch=max(n for n in range(1, min(rows, cfg.micro_batch)+1) if rows%n==0))
+    fingerprint,N = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}",cfg.max_steps
+    seed_all(cfg.seed, dev)
+    model = divide(make_model(cfg, dev))
+    opt,last = make_optimizer(model, cfg.optim, N, cfg.batch_tokens),latest_pieces(folder/'pieces')
+    st = load_pieces(last, model, opt) if last else dict(step=0, seconds=0., skipped=0, data=fingerprint)
+    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
+    batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
+    step,seconds,skipped = st['step'],st['seconds'],st['skipped']
+    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got:
+        log,t = Log(folder/'log.jsonl', step) if rank==0 else None,time.perf_counter()
+        def note(kind, **kw):
+            if log: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
+        def save(): save_pieces(folder/'pieces', step, model, opt, dict(seconds=seconds, skipped=skipped, data=fingerprint), cfg.keep)
+        note('event', what='resume' if step else 'start', device=f'{world} × {describe(dev)}', torch=torch.__version__, dtype=cfg.dtype, optimizer=repr(opt).split('\n')[0])
+        for step,loss,norm in fit(model, opt, lambda s: batches(s, rank, world), part, dev, step, health):
+            told = False
+            if _due(step, cfg.log_every, N):
+                loss,told = mean_over_processes(torch.stack([loss.float(), torch.tensor(float(bool(got)), device=dev)])).tolist()
+                n,first,(norm,) = health.read(norm)
+                now = time.perf_counter()
+                seconds,skipped,t = seconds+now-t,skipped+n,now
+                note('train', loss=_finite(loss), bpb=_finite(bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)), grad_norm=_finite(norm), seconds=round(seconds, 3))
+                if skipped>cfg.max_skips: raise Diverged(f'{skipped} updates not finite and skipped, more than max_skips={cfg.max_skips}: lower optim.lr')
+            if _due(step, cfg.eval_every, N):
+                v = float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
+                note('valid', loss=_finite(v), bpb=_finite(bits_per_byte(v*manifest.n_tokens, manifest.n_bytes)))
+            if _due(step, cfg.save_every, N) or told: save()
+            if told and step<N: raise Stopped(f'stopped at step {step} of {N}, all saved: give the same command to go on')
+        weights = {n: whole(p.detach()).cpu() for n,p in model.named_parameters()}
+        if rank==0:
+            plain = GPT2(cfg.model)
+            plain.load_state_dict(weights)
+            save_checkpoint(folder/'checkpoints', step, plain, tok, state=dict(seconds=seconds, skipped=skipped, data=fingerprint))
+            note('event', what='end', peak_memory=peak_memory(dev))
+            log.close()
     return folder

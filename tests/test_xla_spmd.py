@@ -1,0 +1,48 @@
+"One program for eight devices (SPMD, FSDPv2), which are virtual ones of the CPU. Runs in `.venv-xla` (`make test-xla`)"
+import json, os, subprocess, sys
+import pytest
+pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-xla')
+
+code = '''
+import copy, json, sys
+from itertools import islice
+import torch
+from gpt2repro.backend import device_counts, shard_model, sync, virtual_devices
+from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
+from gpt2repro.model import GPT2
+from gpt2repro.train import fit, make_optimizer
+n = int(sys.argv[1])
+dev = virtual_devices(n)
+cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=16*16, micro_batch=16, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10))
+def counting(step, B=16, T=16):
+    x = (torch.arange(T+1)+torch.tensor([[37*step+11*b] for b in range(B)])) % 97
+    return x[:, :-1].contiguous(), x[:, 1:].contiguous()
+torch.manual_seed(0)
+m = GPT2(cfg.model)
+eager = copy.deepcopy(m)
+m = m.to(dev)
+put = shard_model(m, n)
+names = [k for k, _ in m.named_parameters()]==[k for k, _ in eager.named_parameters()]
+opt = make_optimizer(m, cfg.optim, 40)
+sync(dev)
+before = device_counts(dev)
+losses = [l for _, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev), 20)]
+sync(dev)
+after = device_counts(dev)
+import torch_xla
+spec = torch_xla._XLAC._get_xla_sharding_spec(m.h[0].mlp.c_fc.weight)
+want = [float(l) for _, l, _ in islice(fit(eager, make_optimizer(eager, cfg.optim, 40), counting, cfg, torch.device('cpu')), 20)]
+print(json.dumps(dict(losses=[float(l) for l in losses], want=want, names=names, spec=spec, compilations=after['compilations']-before['compilations'], weight=float((m.wte.weight.cpu()-eager.wte.weight).abs().max()))))
+'''
+
+@pytest.fixture(scope='module')
+def eight():
+    p = subprocess.run([sys.executable, '-c', code, '8'], env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    assert p.returncode==0, p.stderr[-2000:]
+    return json.loads(p.stdout.splitlines()[-1])
+
+def test_losses_are_those_of_one_device(eight): assert eight['losses']==pytest.approx(eight['want'], abs=1e-5)
+def test_weights_are_divided_and_keep_their_names(eight):
+    assert eight['names'] and 'devices=[8,1]' in eight['spec'], eight['spec']
+    assert eight['weight']<1e-4
+def test_one_compilation(eight): assert eight['compilations']==1, eight['compilations']
