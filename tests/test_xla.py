@@ -36,7 +36,7 @@ optims = dict(adafactor=OptimConfig(lr=3e-2, warmup_steps=10), adamw=OptimConfig
 
 @pytest.mark.parametrize('name', list(optims))
 def test_one_compilation_and_eager_losses(dev, name):
-    cfg = run_config(optim=optims[name])
+    cfg = run_config(optim=optims[name], model=small.replace(n_embd=dict(adafactor=24, adamw=27)[name]))      # another shape: another program, none that an earlier test left compiled
     a, b = twins(cfg, dev)
     want = [float(l) for _, l, _ in islice(fit(a, make_optimizer(a, cfg.optim, 40), counting, cfg, cpu), 20)]
     opt = make_optimizer(b, cfg.optim, 40)
@@ -56,7 +56,7 @@ def test_one_compilation_and_eager_losses(dev, name):
     assert evaluated['compilations']-trained['compilations']==1, (trained, evaluated)
     assert end['compilations']==evaluated['compilations'], (evaluated, end)
     assert end['reads']==start['reads'], 'a value was read back between logging boundaries'
-    assert end['fallbacks']==0
+    assert end['fallbacks']==start['fallbacks']
     for i, (x, y) in enumerate(zip(want, losses)): assert abs(x-float(y))<1e-5, (i, x, float(y))
     assert abs(float(v)-float(valid_loss(a, counting, 3, cpu)))<1e-5
 
@@ -69,7 +69,7 @@ def test_the_loop_raises_when_its_step_changes(dev):
 
 def test_checkpointing_computes_again_and_changes_nothing(dev):
     "Under XLA torch's own checkpointing is merged away; ours leaves the second forward pass in the program"
-    size, losses = {}, {}
+    size, barrier, losses = {}, {}, {}
     for remat in ('none', 'block'):
         cfg = run_config(micro_batch=8)
         torch.manual_seed(0)
@@ -77,12 +77,13 @@ def test_checkpointing_computes_again_and_changes_nothing(dev):
         opt = make_optimizer(m, cfg.optim, 40)
         sync(dev)
         with recorded_steps() as programs: next(fit(m, opt, counting, cfg, dev))
-        size[remat] = len(programs[-1])
+        size[remat], barrier[remat] = len(programs[-1]), b'optimization_barrier' in programs[-1]
         torch.manual_seed(0)
         m = GPT2(small, remat=remat).to(dev)
         opt = make_optimizer(m, cfg.optim, 40)
         losses[remat] = [float(l) for _, l, _ in islice(fit(m, opt, counting, cfg, dev), 5)]
-    assert size['block']>1.1*size['none'], size
+    assert barrier==dict(none=False, block=True), 'without barriers the compiler would merge the second forward pass with the first'
+    assert size['block']>1.04*size['none'], size           # the second pass; most of so small a program is the optimizer's
     assert losses['none']==pytest.approx(losses['block'], abs=1e-6)
 
 def test_autocast_is_bfloat16(dev):
