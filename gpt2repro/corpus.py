@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 # %% auto #0
 __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'docstrings', 'docs_versions', 'doc_hash', 'unique',
            'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'overlap_marker',
-           'overlap_shares', 'drop_overlap', 'split_documents', 'drop_near_copies']
+           'overlap_shares', 'drop_overlap', 'split_documents', 'doc_grams', 'drop_near_copies']
 
 # %% ../nbs/02_corpus.ipynb #30f52a35
 import ast,codecs,csv,glob,gzip,hashlib,io,json,lzma,os,re,sys,sysconfig,zlib
@@ -538,6 +538,13 @@ def split_documents(
     return train, drop_overlap(valid, train, n, overlap)
 
 # %% ../nbs/02_corpus.ipynb #f9ee8d4d
+def doc_grams(
+    doc:str,
+    n:int=8, # words in a gram
+)->np.ndarray: # uint64
+    "One number for each run of `n` words; equal runs have equal numbers, in every process"
+    return np.concatenate([_gram_keys([p], n) for p in _pieces(doc.encode('utf-8', 'surrogatepass'), n)])
+
 def drop_near_copies(
     docs:Iterable[str],
     share:float=.3,     # a document with this much of its word n-grams in earlier ones is dropped
@@ -547,7 +554,7 @@ def drop_near_copies(
     "Documents that are new. Raises `ValueError` when there is more text than the filter can hold"
     seen,room = np.zeros(1<<26, bool),1<<24
     for d in docs:
-        k = np.concatenate([_gram_keys([p], n) for p in _pieces(d.encode('utf-8', 'surrogatepass'), n)])
+        k = doc_grams(d, n)
         a,b = k>>np.uint64(38),(k*np.uint64(0x9E3779B97F4A7C15))>>np.uint64(38)
         old = seen[a]&seen[b]
         if len(k) and old.mean()>=share:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from .batches import document_spans,mix
 from .config import progress
-from .corpus import _gram_keys
+from .corpus import doc_grams
 from .shards import open_tokens
 
 # %% ../nbs/14a_overlap.ipynb #9bf36ac7
@@ -74,7 +74,7 @@ def grams_of(
     "All runs of `n` words of the training texts"
     b = Bloom(n_max, rate)
     for d in docs:
-        if len(k := _gram_keys(words(d), n)): b.add(k)
+        if len(k := doc_grams(' '.join(words(d)), n)): b.add(k)
     return b
 
 def overlap(
@@ -83,7 +83,7 @@ def overlap(
     n:int=8,
 )->Overlap:
     "Which part of the test set's runs of `n` words is in the training text. Raises `ValueError` if there are none"
-    hits = [seen.has(k) if len(k := _gram_keys(words(t), n)) else np.zeros(0, bool) for t in texts]
+    hits = [seen.has(k) if len(k := doc_grams(' '.join(words(t)), n)) else np.zeros(0, bool) for t in texts]
     total = sum(map(len, hits))
     if not total: raise ValueError(f'no text has {n} words: an overlap cannot be measured')
     return Overlap(total, int(sum(h.sum() for h in hits)), n, tuple(float(h.mean()) if len(h) else 0. for h in hits))

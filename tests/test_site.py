@@ -48,7 +48,7 @@ def test_index(page, url):
     assert page.locator('h1').first.inner_text().startswith('gpt2repro')
     assert page.locator('img[alt="Open in Colab"]').first.evaluate('e => e.naturalWidth')>0
     assert page.locator('img[alt^="The report"]').evaluate('e => e.naturalWidth')>300
-    page.locator('article').get_by_role('link', name='the whole reproduction on one page', exact=True).click()
+    page.locator('article').get_by_role('link', name='the whole reproduction on one page', exact=True).first.click()
     page.wait_for_url('**/one_page.html')
 
 @built
