@@ -24,8 +24,8 @@ def verdict(program, size, chip, tmp_path):
     _worker('compile_to', out=str(tmp_path/'verdict'), program=str(program(size, devices)), chip=chip.partition('-')[0], devices=devices)
     return Verdict(**json.loads((tmp_path/'verdict').read_text()))
 
-@pytest.mark.parametrize('chip', ['v5e', 'v6e', 'v3', 'v2-8'])
-@pytest.mark.parametrize('size', ['tiny', '124M'])
+minutes = pytest.mark.slow               # 124M: two minutes a chip on two cores, so one chip by default
+@pytest.mark.parametrize('size,chip', [*(('tiny', c) for c in ('v5e', 'v6e', 'v3', 'v2-8')), ('124M', 'v5e'), *(pytest.param('124M', c, marks=minutes) for c in ('v6e', 'v3', 'v2-8'))])
 def test_the_step_compiles(program, size, chip, tmp_path):
     v, p = verdict(program, size, chip, tmp_path), plan(size, chip, batch=8)
     assert v.fits and sum(v.parts.values())==pytest.approx(v.total_gib)

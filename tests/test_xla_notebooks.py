@@ -22,6 +22,7 @@ def run(nb):
         res = shell.run_cell(src, store_history=False)
         if (e := res.error_before_exec or res.error_in_exec) is None: continue
         if isinstance(e, ModuleNotFoundError) and e.name in extras: print(f'SKIP {nb.name}#{i} needs {e.name}')
+        if isinstance(e, ImportError) and 'gpt2repro[' in str(e): print(f'SKIP {nb.name}#{i} needs an extra: {e}')
         sys.exit(f'{nb.name}#{i} failed')
 
 if __name__=='__main__': run(Path(sys.argv[1]).resolve())
