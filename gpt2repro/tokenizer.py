@@ -9,7 +9,7 @@ __all__ = ['eot_text', 'gpt2_pattern', 'model_types', 'Tokenizer', 'StreamDecode
            'sample_documents', 'SentencePiece', 'load_tokenizer', 'save_hf']
 
 # %% ../nbs/03_tokenizer.ipynb #00924539
-import codecs,hashlib,heapq,json,os,re,struct,subprocess,sys
+import codecs,hashlib,heapq,io,json,os,re,struct
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -206,25 +206,20 @@ model_types = ('bpe', 'unigram')
 _unseen = re.compile('[\0\u2585]+')                         # the trainer would drop the whole document because of these
 _required = ''.join(sorted(set(eot_text+'<unk>0123456789ABCDEFx')))   # so that the names of special pieces can be spelt
 
-_trainer = '''
-import io, json, sys
-import sentencepiece as spm
-job,out = json.load(sys.stdin.buffer),io.BytesIO()
-spm.SentencePieceTrainer.train(sentence_iterator=iter(job['texts']), model_writer=out, **job['options'])
-sys.stdout.buffer.write(out.getvalue())'''
-
 def _train_sp(texts, vocab_size, model_type):
-    "Train in a process of its own: a failed check inside SentencePiece ends its process, and beside torch_xla such checks fail for no reason of ours"
-    options = dict(vocab_size=vocab_size, model_type=model_type, normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, byte_fallback=True,
-        max_sentence_length=1<<30, allow_whitespace_only_pieces=True, required_chars=_required,
-        unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=[eot_text], num_threads=4, minloglevel=2)
-    job = json.dumps(dict(texts=[_escape(p) for t in texts for p in _unseen.split(t) if p], options=options)).encode()
-    p = subprocess.run([sys.executable, '-c', _trainer], input=job, capture_output=True)
-    if not p.returncode: return p.stdout
-    why = ' '.join(p.stderr.decode(errors='replace').strip().rpartition('\n')[2].split())
-    if m := re.search(r'<= (\d+)', why): hint = f'give {m[1]} or less, or more text'
-    else: hint = f'give more text, or another size: {why[:200]}'
-    raise ValueError(f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}')
+    import sentencepiece as spm
+    out = io.BytesIO()
+    feed = chain((_escape(p) for t in texts for p in _unseen.split(t) if p), [_required])      # SentencePiece 0.2.2, Colab's, aborts where a required character does not occur
+    try:
+        spm.SentencePieceTrainer.train(sentence_iterator=feed, model_writer=out, vocab_size=vocab_size, model_type=model_type,
+            normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, byte_fallback=True,
+            max_sentence_length=1<<30, allow_whitespace_only_pieces=True, required_chars=_required,
+            unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=[eot_text], num_threads=4, minloglevel=2)
+    except RuntimeError as e:
+        if m := re.search(r'<= (\d+)', str(e)): hint = f'give {m[1]} or less, or more text'
+        else: hint = 'give more text, or another size: ' + ' '.join(str(e).split())[:200]
+        raise ValueError(f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}') from None
+    return out.getvalue()
 
 # %% ../nbs/03_tokenizer.ipynb #9b4ef1c4
 def _varint(b, i):
