@@ -42,7 +42,7 @@ $(XLA)/run: settings.ini setup.py constraints-xla.txt # torch_xla with the versi
 	@touch $@
 
 test-xla: $(XLA)/run ## under torch_xla on the CPU: one compilation, steps compiled for TPUs, every notebook
-	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_xla*.py tests/test_distributed*.py) $(ARGS)
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_*xla*.py tests/test_distributed*.py) $(ARGS)
 
 node_modules: package-lock.json
 	npm ci --no-audit --no-fund --silent
