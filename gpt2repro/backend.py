@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
-           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'compile_c',
-           'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
-           'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'view_bits', 'device_counts', 'OneProgram', 'device_count',
+           'virtual_devices', 'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model',
+           'compile_c', 'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state',
+           'set_rng_state', 'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
@@ -127,6 +127,20 @@ def to_device(
     "`x` on `device`, without waiting for the copy where that is possible"
     if device.type=='cuda': return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+# %% ../nbs/01_backend.ipynb #b24cfae7
+@functools.cache
+def _bitcast():
+    from torch_xla.core import xla_op_registry
+    return xla_op_registry.register('bitcast', lambda x, to: x.bitcast(to))
+
+def view_bits(
+    x:torch.Tensor,
+    dtype:torch.dtype, # int32 or float32, as wide as that of `x`
+)->torch.Tensor:
+    "The bits of `x` read as another type"
+    if x.device.type!='xla': return x.view(dtype)
+    return _bitcast()(x, to={torch.int32: 's32', torch.float32: 'f32'}[dtype])
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
 def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
