@@ -516,8 +516,8 @@ def _train_divided(cfg, folder, dev, data, tok, manifest):
     if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
     batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
     step,seconds,skipped = st['step'],st['seconds'],st['skipped']
-    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got:
-        log,t = Log(folder/'log.jsonl', step) if rank==0 else None,time.perf_counter()
+    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got, Log(folder/'log.jsonl', step) if rank==0 else nullcontext() as log:
+        t = time.perf_counter()
         def note(kind, **kw):
             if log: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
         def save(): save_pieces(folder/'pieces', step, model, opt, dict(seconds=seconds, skipped=skipped, data=fingerprint), cfg.keep)
@@ -542,5 +542,4 @@ def _train_divided(cfg, folder, dev, data, tok, manifest):
             plain.load_state_dict(weights)
             save_checkpoint(folder/'checkpoints', step, plain, tok, state=dict(seconds=seconds, skipped=skipped, data=fingerprint))
             note('event', what='end', peak_memory=peak_memory(dev))
-            log.close()
     return folder
