@@ -168,7 +168,8 @@ def update_figure(runs:dict[str, list[dict]])->go.Figure:
     groups = list(dict.fromkeys(g for recs in runs.values() for r in recs for g in r.get('groups', {})))
     for i,(name,recs) in enumerate(runs.items()):
         for j,g in enumerate(groups):
-            _line(fig, column(recs, 'train', f'{g}.update_rms'), g if len(runs)==1 else f'{name}, {g}', palette[j%len(palette)], line=dict(dash=dashes[i%4]))
+            x,y = column(recs, 'train', f'{g}.update_rms')
+            _line(fig, (x[y>0], y[y>0]), g if len(runs)==1 else f'{name}, {g}', palette[j%len(palette)], line=dict(dash=dashes[i%4]))
     return _style(fig, 'RMS of the update', yaxis_type='log')
 
 def speed_figure(runs:dict[str, list[dict]])->go.Figure:
