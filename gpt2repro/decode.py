@@ -302,7 +302,7 @@ def _in_c(o): # Layer, Matrix or (gain, bias, epsilon) -> the structure that C k
 class CStep:
     "`Decoder`'s step in C. The tensors are read where they are"
     def __init__(self, lib, layers, ln_f, table, kind):
-        self.lib,self.kind,self.n = lib,weight_kinds.index(kind),len(layers)
+        self.lib,self.kind,self.n,self.tensors = lib,weight_kinds.index(kind),len(layers),(layers, ln_f, table)      # kept, since C has addresses alone
         self.layers,self.ln_f,self.table = (_CLayer*self.n)(*map(_in_c, layers)),_in_c(ln_f),_in_c(table)
         self.wide = max(m.w.shape[0] for m in (layers[0].c_attn, layers[0].c_fc))
     def step(self,
