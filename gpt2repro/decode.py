@@ -84,7 +84,7 @@ class Layer(NamedTuple):
 
 def _norm(o): return o.weight.detach(),o.bias.detach(),o.eps
 def _apply_norm(x, ln): return F.layer_norm(x, x.shape[-1:], ln[0], ln[1], ln[2])
-def _mlp(x, l): return x+product(F.gelu(product(_apply_norm(x, l.ln_2), l.c_fc), approximate='tanh'), l.c_out)
+def _mlp(x, l, mul=product): return x+mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate='tanh'), l.c_out)
 
 def token_layer(x, l, k, v, rows, at, see): # (B,C), Layer, (B,H,S,D) twice, (B,), (B,), (B,S) -> (B,C)
     B,C = x.shape
@@ -104,6 +104,7 @@ _c = r"""
 #include <immintrin.h>
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
 #define UNROLL _Pragma("GCC unroll 8")
 typedef struct { const void *w; const float *bias, *scale; int64_t N, K; } matrix;
 typedef struct { const float *gain, *bias; double eps; } norm;
@@ -141,15 +142,22 @@ INLINE void put(void *w, int64_t i, int kind, float x) {
     ((uint16_t*)w)[i] = x==x ? (z.u+0x7fff+(z.u>>16&1))>>16 : 0x7fc0;           /* to the nearest, ties to even */
 }
 
-static __attribute__((noinline)) float few(const char *w, const float *x, int64_t n, int kind) {
+NOINLINE float few(const char *w, const float *x, int64_t n, int kind) {
     float s = 0;
     for (int64_t i = 0; i < n; i++) s += get(w, i, kind)*x[i];
     return s;
 }
 
+INLINE float sum(f32 t) {
+    float a[16];
+    *(f32*)a = t;
+    UNROLL for (int w = 8; w; w /= 2) UNROLL for (int i = 0; i < w; i++) a[i] += a[i+w];
+    return a[0];
+}
+
 /* sums[r][b] = row n+r of w times row b of x, for constant R, B and U (vectors at a time); what lies `ahead` bytes further is asked for */
 INLINE void dots(const void *w, const float *x, int64_t n, int64_t K, int kind, int R, int B, int U, int ahead, float sums[8][8]) {
-    f32 a[R][B][U];
+    f32 a[8][8][2];
     for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) for (int u = 0; u < U; u++) a[r][b][u] = (f32){0};
     int64_t k = 0;
     for (; k+16*U <= K; k += 16*U)
@@ -163,17 +171,19 @@ INLINE void dots(const void *w, const float *x, int64_t n, int64_t K, int kind, 
     for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) {
         f32 t = a[r][b][0];
         for (int u = 1; u < U; u++) t += a[r][b][u];
-        float s = 0;
-        for (int i = 0; i < 16; i++) s += t[i];
+        float s = sum(t);
         sums[r][b] = k==K ? s : s+few((const char*)w+((n+r)*K+k)*bytes(kind), x+b*K+k, K-k, kind);
     }
 }
 
-static __attribute__((noinline)) void dots8(const float *w, const float *x, int64_t K, int B, float sums[8][8]) { if (B==2) dots(w, x, 0, K, 0, 8, 2, 1, 0, sums); else dots(w, x, 0, K, 0, 8, 1, 1, 0, sums); }
+NOINLINE void dots8(const float *w, const float *x, int64_t K, int B, float sums[8][8]) {
+    if (B==3) dots(w, x, 0, K, 0, 8, 3, 1, 0, sums);
+    else dots(w, x, 0, K, 0, 8, 1, 1, 0, sums);
+}
 
 /* What happens to a sum before it is written */
 enum { SET, ADD, GELU };
-static __attribute__((noinline)) void finish(const matrix *m, float sums[8][8], float *y, int64_t n, int R, int B, int then) {
+NOINLINE void finish(const matrix *m, float sums[8][8], float *y, int64_t n, int R, int B, int then) {
     for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) {
         float s = sums[r][b], *o = y+b*m->N+n+r;
         if (m->scale) s *= m->scale[n+r];
@@ -190,7 +200,7 @@ INLINE void product_of(const matrix *m, const float *x, float *y, int B, int kin
         #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; n++) {
             int b = 0;
-            #define TAKE(T) for (; b+T <= B; b += T) { dots(m->w, x+b*K, n, K, kind, 1, T, 2, b ? 0 : 4096, s); finish(m, s, y+b*N, n, 1, T, then); }
+            #define TAKE(T) for (; b+T <= B; b += T) { dots(m->w, x+b*K, n, K, kind, 1, T, 2, 4096, s); finish(m, s, y+b*N, n, 1, T, then); }
             TAKE(8) TAKE(4) TAKE(2) TAKE(1)
             #undef TAKE
         }
@@ -209,7 +219,7 @@ INLINE void product_of(const matrix *m, const float *x, float *y, int B, int kin
         for (i = R*K; i < 8*K; i++) rows[i] = 0;
         int b = 0;
         for (int T; b < B; b += T) {
-            T = b+2 <= B ? 2 : 1;
+            T = b+3 <= B ? 3 : 1;
             dots8(rows, x+b*K, K, T, s);
             finish(m, s, y+b*N, n, R, T, then);
         }
@@ -221,7 +231,7 @@ static void product(const matrix *m, const float *x, float *y, int B, int kind, 
     else product_of(m, x, y, B, 2, then);
 }
 
-static __attribute__((noinline)) void normalize(const norm *o, const float *x, float *y, int B, int64_t C) {
+NOINLINE void normalize(const norm *o, const float *x, float *y, int B, int64_t C) {
     #pragma omp for schedule(static)
     for (int b = 0; b < B; b++) {
         const float *p = x+b*C;
@@ -284,6 +294,12 @@ void head(const norm *ln_f, const matrix *table, const float *x, float *h, float
         product(table, h, y, B, kind, SET);
     }
 }
+
+/* y (B,N) = x (B,K) @ w.T * scale + bias */
+void linear(const matrix *m, const float *x, float *y, int B, int kind) {
+    #pragma omp parallel
+    product(m, x, y, B, kind, SET);
+}
 """
 
 # %% ../nbs/12a_decode.ipynb #d9a24daa
@@ -319,6 +335,11 @@ class CStep:
     def head(self, x)->Tensor: # (B,C) -> (B,V)
         h,y = torch.empty_like(x),x.new_empty(len(x), self.table.N)
         self.lib.head(ctypes.byref(self.ln_f), ctypes.byref(self.table), _at(x), _at(h), _at(y), len(x), self.kind)
+        return y
+    def linear(self, x, m)->Tensor: # (…,K), a matrix of the decoder's kind -> (…,N)
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], m.w.shape[0])
+        self.lib.linear(ctypes.byref(_in_c(m)), _at(x), _at(y), x.numel()//x.shape[-1], self.kind)
         return y
 
 # %% ../nbs/12a_decode.ipynb #55443444
@@ -365,12 +386,13 @@ class Decoder:
     )->Tensor: # (B,T,C)
         "Read texts from position 0"
         B,T = ids.shape
+        mul = self.c.linear if self.c and self.kind=='int8' else product             # the library would widen the whole matrix first
         H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
         for i,l in enumerate(self.layers):
-            qkv = product(_apply_norm(x, l.ln_1), l.c_attn)                                # (B,T,3C)
+            qkv = mul(_apply_norm(x, l.ln_1), l.c_attn)                                    # (B,T,3C)
             if cache is not None:
                 for mem,new in zip(cache[i], qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)[1:]): mem[:, :, :T] = new     # (B,H,T,D)
-            x = _mlp(x+product(causal_attention(qkv, H), l.c_proj), l)
+            x = _mlp(x+mul(causal_attention(qkv, H), l.c_proj), l, mul)
         return x
 
     def read(self,
