@@ -197,7 +197,7 @@ INLINE void product_of(const matrix *m, const float *x, float *y, int B, int kin
     const int64_t N = m->N, K = m->K;
     float s[8][8];
     if (B <= 8) {
-        #pragma omp for schedule(static)
+        #pragma omp for schedule(dynamic, 64)
         for (int64_t n = 0; n < N; n++) {
             int b = 0;
             #define TAKE(T) for (; b+T <= B; b += T) { dots(m->w, x+b*K, n, K, kind, 1, T, 2, 4096, s); finish(m, s, y+b*N, n, 1, T, then); }
@@ -206,7 +206,7 @@ INLINE void product_of(const matrix *m, const float *x, float *y, int B, int kin
         }
         return;
     }
-    #pragma omp for schedule(static)
+    #pragma omp for schedule(dynamic, 8)
     for (int64_t n = 0; n < N; n += 8) {
         const int R = n+8 < N ? 8 : N-n;
         float rows[8*K];
@@ -386,7 +386,8 @@ class Decoder:
     )->Tensor: # (B,T,C)
         "Read texts from position 0"
         B,T = ids.shape
-        mul = self.c.linear if self.c and self.kind=='int8' else product             # the library would widen the whole matrix first
+        few = self.kind=='int8' or self.kind=='float32' and B*T<=64                  # the library would widen int8 first, and is slow with few rows
+        mul = self.c.linear if self.c and few else product
         H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
         for i,l in enumerate(self.layers):
             qkv = mul(_apply_norm(x, l.ln_1), l.c_attn)                                    # (B,T,3C)
