@@ -9,10 +9,10 @@ SOURCES := settings.ini pyproject.toml setup.py constraints.txt
 XLA     := .venv-xla
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow test-xla docs export save prepare clean
+.PHONY: help reproduce test test-slow test-xla docs why2019 why2019-quick export save prepare clean
 
 help: ## what there is to make
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(VENV)/python: # the environment itself
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python {v[0]}.{v[1]} found, 3.11 or later is needed: make PYTHON=python3.11 …") if v<(3, 11) else 0'
@@ -50,6 +50,12 @@ node_modules: package-lock.json
 
 docs: $(VENV)/dev node_modules ## the documentation site, into _docs/, and README.md
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py --readme
+
+why2019: $(VENV)/dev ## the experiments on why the reproduction of 2019 fell short, those that are not in bench/why2019 yet: hours (ARGS='--minutes 60' for some)
+	$(BIN)/python bench/why2019.py --workers $(WORKERS) $(ARGS)
+
+why2019-quick: $(VENV)/dev ## its strongest switches at the smallest size, anew, into runs/why2019-quick: under 15 minutes on two cores
+	$(BIN)/python bench/why2019.py --quick --workers $(WORKERS) --out runs/why2019-quick $(ARGS)
 
 export: $(VENV)/dev ## the package from the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export

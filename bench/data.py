@@ -114,7 +114,7 @@ def make_row(n):
     class Any(GPT2BPE):
         def encode_np(self, text): return np.random.default_rng(int(text)).integers(0, 50256, 999_999).astype(np.uint32)
     folder = tmp/f'row-{n}'
-    if not (folder/'manifest.json').exists(): write_shards(map(str, range(n//1_000_000)), Any.from_folder(data/'tokenizer'), folder, workers=0)
+    if not (folder/'manifest.json').exists(): write_shards(map(str, range(n//1_000_000)), Any.from_folder(data/'tokenizer'), folder, workers=0, group_bytes=1)
     return folder
 
 def batches():

@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
-           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'runs_c',
-           'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
-           'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'view_bits', 'device_counts', 'OneProgram', 'device_count',
+           'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
+           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'rng_state',
+           'set_rng_state', 'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
@@ -30,12 +30,12 @@ def has_package(name:str)->bool:
     return importlib.util.find_spec(name) is not None
 
 def _tpu_here():
-    if os.environ.get('PJRT_DEVICE'): return os.environ['PJRT_DEVICE'] in ('TPU', 'CPU')
+    if named := os.environ.get('PJRT_DEVICE'): return named=='TPU'
     return any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
 
 def available()->list[str]: # best first; always ends with `cpu`
     "Device types that this machine can use, in the order in which they are chosen"
-    ok = dict(cuda=torch.cuda.is_available(), xla=has_package('torch_xla') and _tpu_here(), tpu=has_package('torch_tpu') and _tpu_here(),
+    ok = dict(cuda=torch.cuda.is_available(), xla=has_package('torch_xla') and (_tpu_here() or os.environ.get('PJRT_DEVICE')=='CPU'), tpu=has_package('torch_tpu') and _tpu_here(),
               mps=torch.backends.mps.is_available(), cpu=True)
     return [k for k,v in ok.items() if v]
 
@@ -55,8 +55,11 @@ def get_device(
     if kind=='xla':
         import torch_xla
         if device_count(torch.device('xla'))>1: _spmd()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)      # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
         return torch_xla.device()
-    if kind=='tpu': import torch_tpu  # registers the device type
+    if kind=='tpu':
+        import torch_tpu         # registers the device type if it finds a TPU
+        if torch._C._get_privateuse1_backend_name()!='tpu': raise ValueError(f'device {name!r}: torch_tpu is installed and finds no TPU: use --device cpu, or see that TORCH_DEVICE_BACKEND_AUTOLOAD is not 0')
     return torch.device(name)
 
 # %% ../nbs/01_backend.ipynb #1c25dd19
@@ -125,8 +128,32 @@ def to_device(
     device:torch.device, # where it shall go
 )->torch.Tensor:
     "`x` on `device`, without waiting for the copy where that is possible"
-    if device.type=='cuda': return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+    if device.type=='cuda' and x.device.type=='cpu': return x.pin_memory().to(device, non_blocking=True)
+    if x.device==device: return x
+    return _whole(x.to(device))
+
+_mesh = None        # of XLA's devices, where a model is divided among them
+
+def _whole(x):
+    "Say that each of XLA's devices holds all of `x`"
+    if _mesh and x.device.type=='xla':
+        from torch_xla.distributed import spmd
+        spmd.mark_sharding(x, _mesh, (None,)*x.ndim)
+    return x
+
+# %% ../nbs/01_backend.ipynb #b24cfae7
+@functools.cache
+def _bitcast():
+    from torch_xla.core import xla_op_registry
+    return xla_op_registry.register('bitcast', lambda x, to: x.bitcast(to))
+
+def view_bits(
+    x:torch.Tensor,
+    dtype:torch.dtype, # int32 or float32, as wide as that of `x`
+)->torch.Tensor:
+    "The bits of `x` read as another type"
+    if x.device.type!='xla': return x.view(dtype)
+    return _bitcast()(x, to={torch.int32: 's32', torch.float32: 'f32'}[dtype])
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
 def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
@@ -178,22 +205,34 @@ def shard_model(
     model,      # with its blocks in `h`, on an XLA device
     devices:int,# how many; with one nothing is divided
 ):              # function that puts a batch (B,…) on the devices, B/devices each
-    "Divide weights, and so gradients and optimizer state, among XLA's devices (FSDPv2 on SPMD)"
+    "Divide weights, and so gradients, among XLA's devices (FSDPv2 on SPMD)"
+    global _mesh
     dev = next(model.parameters()).device
     if devices==1: return lambda x: to_device(x, dev)
     from torch_xla.distributed import spmd
     from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullyShardedDataParallel
-    mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
+    mesh = _mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
     rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None]*(x.ndim-1)))
     for block in model.h:
         SpmdFullyShardedDataParallel(block, mesh=mesh)               # marks the parameters
         block.register_forward_hook(lambda m,args,out: (rows(out), out)[1])
     SpmdFullyShardedDataParallel(model, mesh=mesh)                   # what is left: the tables and the last norm
     def put(x):
-        x = to_device(x, dev)
+        x = x.to(dev)
         rows(x)
         return x
     return put
+
+def shard_state(
+    optimizer, # with its state made
+):
+    "Divide optimizer state as its weights are. Left to the first step, the second would be another program. One device, or none of XLA's: nothing happens"
+    if not _mesh: return
+    import torch_xla
+    for p,s in optimizer.state.items():
+        for v in s.values():
+            if v.shape==p.shape and v.device.type=='xla': torch_xla._XLAC._xla_mark_sharding(v, torch_xla._XLAC._get_xla_op_sharding(p))
+            else: _whole(v)
 
 # %% ../nbs/01_backend.ipynb #bbf42998
 def processes()->tuple[int,int]: # number of this process, number of processes
@@ -295,7 +334,7 @@ def seed_all(seed:int, device:torch.device):
 def rng_state(device:torch.device)->dict[str, torch.Tensor]: # name -> uint8 state
     "State of every generator that a step on `device` may use"
     st = dict(cpu=torch.get_rng_state())
-    if device.type=='cuda': st['cuda'] = torch.cuda.get_rng_state(device)
+    if device.type in ('cuda', 'tpu'): st[device.type] = getattr(torch, device.type).get_rng_state(device)
     elif device.type=='mps': st['mps'] = torch.mps.get_rng_state()
     elif device.type=='xla':
         from torch_xla.core import xla_model as xm
@@ -309,7 +348,7 @@ def set_rng_state(
     "Put the generators back. A state of another kind of device is left out: that generator goes on from the seed"
     torch.set_rng_state(state['cpu'])
     if device.type not in state or device.type=='cpu': return
-    if device.type=='cuda': torch.cuda.set_rng_state(state['cuda'], device)
+    if device.type in ('cuda', 'tpu'): getattr(torch, device.type).set_rng_state(state[device.type], device)
     elif device.type=='mps': torch.mps.set_rng_state(state['mps'])
     elif device.type=='xla':
         from torch_xla.core import xla_model as xm

@@ -9,7 +9,7 @@ __all__ = ['manifest_version', 'ShardFile', 'Manifest', 'load_manifest', 'token_
            'write_shards', 'verify_shards', 'Tokens', 'open_tokens', 'prepare', 'verify']
 
 # %% ../nbs/04_shards.ipynb #01e138b7
-import errno,hashlib,json,os,queue,shutil,signal,struct,subprocess,sys
+import errno,hashlib,json,mmap,os,queue,shutil,signal,struct,subprocess,sys
 from collections import Counter,deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager,suppress
@@ -374,9 +374,20 @@ class Tokens:
     def __len__(self): return int(self.starts[-1])
 
     def _map(self, i):
+        "The bytes of file `i`, and its ids"
         path,dtype,header,n = self.files[i]
-        if self._maps[i] is None: self._maps[i] = np.memmap(path, dtype=dtype, mode='r', offset=header, shape=(n,))
+        if self._maps[i] is None:
+            with open(path, 'rb') as f: m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[i] = m,np.frombuffer(m, dtype, n, header)
         return self._maps[i]
+
+    def _fetch(self, i, starts, n):
+        "Ask the system for these pieces of file `i` all at once. It would fetch them one after the other, and megabytes around each"
+        if not hasattr(mmap, 'MADV_WILLNEED'): return                    # Windows
+        m,ids = self._map(i)
+        for s in (self.files[i][2]+starts*ids.itemsize).tolist():
+            a = s//mmap.PAGESIZE*mmap.PAGESIZE
+            m.madvise(mmap.MADV_WILLNEED, a, s+n*ids.itemsize-a)
 
     def read(self,
         start:int,
@@ -385,7 +396,7 @@ class Tokens:
         "Fill `out`"
         i,done = int(np.searchsorted(self.starts, start, 'right'))-1,0
         while done<len(out):
-            m,at = self._map(i),start+done-self.starts[i]
+            (_,m),at = self._map(i),start+done-self.starts[i]
             k = min(len(out)-done, len(m)-at)
             out[done:done+k] = m[at:at+k]
             i,done = i+1,done+k
@@ -397,10 +408,23 @@ class Tokens:
         "Fill `out`, many rows at once where they lie within one file"
         n,file = out.shape[1],np.searchsorted(self.starts, starts, 'right')-1
         inside = starts+n<=self.starts[file+1]
-        for i in np.unique(file[inside]):
+        for i in set(file[inside].tolist()):
             at = np.flatnonzero(inside&(file==i))
-            out[at] = sliding_window_view(np.asarray(self._map(i)), n)[starts[at]-self.starts[i]]
+            first = starts[at]-self.starts[i]
+            self._fetch(i, first, n)
+            out[at] = sliding_window_view(self._map(i)[1], n)[first]
         for r in np.flatnonzero(~inside): self.read(int(starts[r]), out[r])
+
+    def where(self,
+        id:int,
+        block:int=1<<24, # ids looked at together
+    )->np.ndarray: # (n,) int64
+        "The places of `id`"
+        found = [np.zeros(0, np.int64)]
+        for i,start in enumerate(self.starts[:-1]):
+            ids = self._map(i)[1]
+            found += [np.flatnonzero(ids[a:a+block]==id)+start+a for a in range(0, len(ids), block)]
+        return np.concatenate(found)
 
     def __getitem__(self, s):
         a,b,_ = s.indices(len(self))

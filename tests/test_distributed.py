@@ -86,7 +86,7 @@ def test_the_command_under_torchrun(tmp_path):
         how = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(31500+os.getpid()%2000), '-m'] if n>1 else [sys.executable, '-m']
         return subprocess.Popen([*how, 'gpt2repro', 'train', str(run), *more, '--device', 'cpu'], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     def log(run): return [json.loads(l) for l in (run/'log.jsonl').read_text().splitlines()]
-    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab_size', '320'], env=env, check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab-size', '320'], env=env, check=True, capture_output=True)
     p = train(1, tmp_path/'one', *small, '--data', str(tmp_path/'data'))
     assert p.communicate(timeout=200) and p.returncode==0
     p = train(2, tmp_path/'two', *small, '--data', str(tmp_path/'data'))
