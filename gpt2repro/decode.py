@@ -264,10 +264,13 @@ INLINE void attend(const float *q, const float *k_new, const float *v_new, void 
     }
 }
 
+/* So many products that several threads gain more than their waiting for each other costs? */
+INLINE int worth_it(int64_t n) { return n >= 1<<20; }
+
 /* x (B,C) through L layers, in place; keys and values (B,H,S,D) are of kind `kept`; h (B,C) and u (B, the widest) are scratch */
 void step(const layer *layers, int L, float *x, char **kv, const int64_t *at, int B, int H, int D, int S, int kind, int kept, float *h, float *u) {
     const int64_t C = (int64_t)H*D;
-    #pragma omp parallel
+    #pragma omp parallel if(worth_it(12*C*C*B))
     for (const layer *l = layers; l < layers+L; l++) {
         char *k = kv[2*(l-layers)], *v = kv[2*(l-layers)+1];
         normalize(&l->ln_1, x, h, B, C);
@@ -288,7 +291,7 @@ void step(const layer *layers, int L, float *x, char **kv, const int64_t *at, in
 
 /* y (B,N): the logits */
 void head(const norm *ln_f, const matrix *table, const float *x, float *h, float *y, int B, int kind) {
-    #pragma omp parallel
+    #pragma omp parallel if(worth_it(table->N*table->K*B))
     {
         normalize(ln_f, x, h, B, table->K);
         product(table, h, y, B, kind, SET);
@@ -297,7 +300,7 @@ void head(const norm *ln_f, const matrix *table, const float *x, float *h, float
 
 /* y (B,N) = x (B,K) @ w.T * scale + bias */
 void linear(const matrix *m, const float *x, float *y, int B, int kind) {
-    #pragma omp parallel
+    #pragma omp parallel if(worth_it(m->N*m->K*B))
     product(m, x, y, B, kind, SET);
 }
 """
