@@ -60,7 +60,7 @@ def state_bytes(
     return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
 
 # %% ../nbs/12_plan.ipynb #bd6d524d
-_attention = dict(float32=12., mixed=9.3, bfloat16=11.3)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
+_attention = dict(float32=12., mixed=7.2, bfloat16=7.2)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
 _table = 15.                                               # bytes for each number of the token table at that moment, under XLA
 
 def saved_bytes(
