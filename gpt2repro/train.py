@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
+from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,keep_memory,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
 from .batches import Batches,key
 from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
@@ -422,7 +422,7 @@ def train(
         raise ValueError(f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in {data}: set model.vocab_size={tok.vocab_size}')
     if watch is None: watch = [LiveChart(folder)] if in_notebook() else []
     if processes()[1]>1: return _train_divided(cfg, folder, dev, data, tok, manifest)
-    with folder_lock(folder): return _train(cfg, folder, dev, data, tok, manifest, watch)
+    with folder_lock(folder), keep_memory(dev): return _train(cfg, folder, dev, data, tok, manifest, watch)
 
 def _resume(cfg, folder, dev, fingerprint):
     "Model, optimizer and the rest of a run's state, from its last whole checkpoint or fresh"
