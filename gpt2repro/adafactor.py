@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import compile_c,prefers_blocks
+from .backend import compile_c,prefers_blocks,view_bits
 from .config import nearest
 from .schedule import paper_relative,warmup_cosine
 
@@ -280,9 +280,16 @@ def moments(
 
 # %% ../nbs/09_adafactor.ipynb #0073a475
 def _mix(x): # int32 -> int32, the last steps of MurmurHash3
-    x = (x^(x>>16&0xffff))*-2048144789
-    x = (x^(x>>13&0x7ffff))*-1028477387
-    return x^(x>>16&0xffff)
+    def right(n): return (torch.bitwise_right_shift(x, n)&(1<<32-n)-1).int()        # under torch_xla `>>` divides, towards 0, and this makes a single number int64
+    x = (x^right(16))*-2048144789
+    x = (x^right(13))*-1028477387
+    return x^right(16)
+
+def _index(shape, device): # int32
+    "The number of each element, from axis to axis: XLA writes a range into the program number by number"
+    i = torch.zeros((), dtype=torch.int32, device=device)
+    for n in shape: i = i[..., None]*n+torch.arange(n, dtype=torch.int32, device=device)
+    return i
 
 def round_stochastic(
     x:Tensor,    # float32
@@ -290,9 +297,9 @@ def round_stochastic(
     start:int=0, # index of the first number, when `x` is a part of a tensor
 )->Tensor:       # bfloat16
     "`x` to one of its two neighbours, the nearer one more often, so that the mean stays. The random numbers are a hash of seed and index: no generator, no state"
-    i = torch.arange(start, start+x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    i = _index(x.shape, x.device)+start
     noise = _mix(i*-1640531535^_mix(seed))&0xffff
-    return ((x.view(torch.int32)+noise)&-0x10000).view(torch.float32).bfloat16()
+    return view_bits((view_bits(x, torch.int32)+noise)&-0x10000, torch.float32).bfloat16()
 
 # %% ../nbs/09_adafactor.ipynb #2a54c358
 def _slices(p, s, o):
