@@ -8,8 +8,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
            'end_step', 'recorded_steps', 'to_device', 'view_bits', 'device_counts', 'OneProgram', 'device_count',
            'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
-           'compile_model', 'compile_c', 'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all',
-           'free_memory', 'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
+           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
+           'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
@@ -278,13 +278,17 @@ def compile_model(
     return torch.compile(model)
 
 # %% ../nbs/01_backend.ipynb #c0de5a11
+def runs_c(device:torch.device)->bool:
+    "Can the functions of `compile_c` work on the tensors of `device`?"
+    return device.type=='cpu'
+
 @functools.cache
 def compile_c(
     source:str,       # C, with OpenMP
 )->ctypes.CDLL|None:  # its functions
     "`source` compiled for this very CPU, or None, with a line that says why, where that cannot be done"
     cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
-    if cc is None: return warn('no C compiler: the optimizer takes longer (apt-get install gcc)')
+    if cc is None: return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
     flags = ['-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
     name = hashlib.sha256('\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()).hexdigest()[:16]+'.so'
     try:
@@ -299,23 +303,12 @@ def compile_c(
                     os.replace(part, lib)                       # whole or not at all, whoever else compiles it now
                 except OSError: lib = Path(tmp)/'a.so'          # nowhere to keep it: compiled again next time
             return ctypes.CDLL(str(lib))
-    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer takes longer")
+    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer and sampling take longer")
 
 # %% ../nbs/01_backend.ipynb #dec48172
 def fixed_shapes(device:torch.device)->bool:
     "Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for its shapes"
     return device.type in ('xla', 'tpu', 'cuda')
-
-@functools.cache
-def compile_step(
-    fn,                  # a function of tensors that runs once for each token
-    device:torch.device,
-):
-    "`torch.compile(fn)` on CPU and CUDA; `fn` itself where XLA compiles anyway, and, with one line that says so, where there is no compiler"
-    if device.type not in ('cpu', 'cuda'): return fn
-    if can_compile(device): return torch.compile(fn)
-    warn('no C++ compiler (or, on CUDA, no triton): the same text comes uncompiled and more slowly; install g++ for the fast step')
-    return fn
 
 # %% ../nbs/01_backend.ipynb #c73a7c9f
 def activation_checkpoint(

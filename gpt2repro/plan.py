@@ -86,7 +86,7 @@ def peak_bytes(
     V,C = cfg.vocab_size,cfg.n_embd
     if xla: return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table*V*C
     block = tokens*(6*w+15*c)*C
-    head = min(tokens, 1024)*V*(4+c) + (4+c)*V*C + 4*tokens*C
+    head = 2*c*min(tokens, 1024)*V + c*V*C + 4*tokens*C              # logits and their softmax, the table in the products' precision
     return max(block, head)
 
 # %% ../nbs/12_plan.ipynb #f16fdf49
