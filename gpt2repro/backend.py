@@ -337,7 +337,8 @@ def free_memory(device:torch.device)->int: # bytes; 0: not known
     if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
     if device.type=='xla':
         from torch_xla.core import xla_model as xm
-        m = xm.get_memory_info(device)
+        try: m = xm.get_memory_info(device)
+        except RuntimeError: return 0         # XLA's CPU device does not know
         return m['bytes_limit']-m['bytes_used']
     if device.type!='cpu' or not (info := Path('/proc/meminfo')).exists(): return 0
     free = int(next(l for l in info.read_text().splitlines() if l.startswith('MemAvailable')).split()[1])*1024
