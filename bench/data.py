@@ -69,7 +69,7 @@ def rates():
                 best[k] = max(best.get(k, 0), mb/best_of(lambda: bare(docs) if k=='bare' else shards(k), 1))
                 cpu[k] = min(cpu.get(k, 1e9), sum(os.times()[:4])-before)
         rows.append({'tokenizer': name, 'bare, 2 threads, MB/s': best['bare'], **{f'{w} worker{"s"*(w>1)}, MB/s': best[w] for w in (1, 2, 3)}, 'ratio of 2 workers': best[2]/best['bare'], 'ratio by processor time': cpu['bare']/cpu[2]})
-    save_table('Text to shards', rows, 'Ratio: 0.85 is asked for. Bare: `encode_ordinary_batch` of tiktoken, `encode` of SentencePiece. Shards: JSON read, documents and ids hashed, files synced. Processor time: of all processes, which other work on the machine disturbs less than the clock.'+note, packages)
+        save_table('Text to shards', rows, 'Ratio: 0.85 is asked for. Bare: `encode_ordinary_batch` of tiktoken, `encode` of SentencePiece. Shards: JSON read, documents and ids hashed, files synced. Processor time: of all processes, which other work on the machine disturbs less than the clock.'+note, packages)
 
 def peak_pss(argv):
     "Most memory of a command and all its processes together (each shared page counted once), MiB, and its seconds"
