@@ -85,16 +85,16 @@ def peak_pss(argv):
     assert p.returncode==0, argv
     return peak/2**20, time.perf_counter()-t
 
-def memory():
-    rows = []
-    kinds = {'GPT-2 BPE': data/'tokenizer'} if data.exists() else {}
-    for name, tok in {**kinds, 'SentencePiece bpe': 'bpe'}.items():
-        for size in (100_000_000, 1_000_000_000):
-            f, out = make_corpus(size), tmp/'prepared'
-            shutil.rmtree(out, ignore_errors=True)
-            mib, s = peak_pss([sys.executable, '-m', 'gpt2repro', 'prepare', str(f), '--out', str(out), '--tokenizer', str(tok), '--overlap', '1.1'])
-            rows.append({'tokenizer': name, 'text, MB': size//1_000_000, 'peak PSS, MiB': mib, 'seconds': s, 'MB/s': size/1e6/s})
-            save_table('Memory of prepare', rows, 'The whole command with two workers: two readings of the text, the tokenizer (trained here if SentencePiece), the check for near-copies, shards. 600 MiB are asked for, the sum over all processes. '+note, packages)
+def memory(name):
+    kinds = {'SentencePiece bpe': 'bpe', **({'GPT-2 BPE': data/'tokenizer'} if data.exists() else {})}
+    if name not in kinds: return
+    rows,out = [],tmp/'prepared'
+    for size in (100_000_000, 1_000_000_000):
+        f = make_corpus(size)
+        shutil.rmtree(out, ignore_errors=True)
+        mib, s = peak_pss([sys.executable, '-m', 'gpt2repro', 'prepare', str(f), '--out', str(out), '--tokenizer', str(kinds[name]), '--overlap', '1.1'])
+        rows.append({'text, MB': size//1_000_000, 'peak PSS, MiB': mib, 'seconds': s, 'MB/s': size/1e6/s})
+        save_table(f'Memory of prepare, {name}', rows, 'The whole command with two workers: two readings of the text, the tokenizer (trained here if SentencePiece), the check for near-copies, shards. 600 MiB are asked for, the sum over all processes.'+note, packages)
 
 cold_code = '''
 import sys, time, os, glob
@@ -144,6 +144,6 @@ def training():
         rows.append({'model': kind, 'text, MB': 100, 'sample, MB': (16<<20)/1e6, 'seconds': s, 'asked for': '< 120'})
         save_table('Training SentencePiece', rows, 'From a .jsonl file of 100 MB to the model, 4,096 pieces. Trained on a sample by hash, which `prepare` says.'+note, packages)
 
-parts = dict(rates=rates, memory=memory, batches=batches, training=training)
+parts = {'rates': rates, 'memory-gpt2': lambda: memory('GPT-2 BPE'), 'memory-bpe': lambda: memory('SentencePiece bpe'), 'batches': batches, 'training': training}
 if __name__=='__main__':
     for part in sys.argv[1:] or parts: parts[part]()
