@@ -555,21 +555,22 @@ class Bloom:
         if n<1 or not 0<rate<1: raise ValueError(f'n={n}, rate={rate}: give at least 1 key, and a rate between 0 and 1')
         self.m = max(64, math.ceil(-n*math.log(rate)/math.log(2)**2))
         self.k = max(1, round(-math.log2(rate)))
-        self.bits = np.zeros(self.m//8+1, np.uint8)
+        self.bits,self._i = np.zeros(self.m//8+1, np.uint8),np.arange(self.k, dtype=np.uint64)[:, None]
 
-    def _places(self, keys):
-        h,step = mix(keys),mix(keys^np.uint64(0x9E3779B97F4A7C15))|np.uint64(1)
-        for _ in range(self.k):
-            at = h%np.uint64(self.m)
-            yield (at>>np.uint64(3)).astype(np.int64),np.uint8(1)<<(at&np.uint64(7)).astype(np.uint8)
-            h = h+step
+    def _places(self, keys, block=1<<16):
+        "(k,n) bytes and the bit in each, for some of the keys at a time, and which these are"
+        for a in range(0, len(keys), block):
+            s = slice(a, a+block)
+            h,step = mix(np.stack([keys[s], keys[s]^np.uint64(0x9E3779B97F4A7C15)]))
+            at = (h+(step|np.uint64(1))*self._i)%np.uint64(self.m)
+            yield s,(at>>np.uint64(3)).view(np.int64),np.uint8(1)<<(at&np.uint64(7)).astype(np.uint8)
 
     def add(self, keys:np.ndarray): # (N,) uint64
-        for at,bit in self._places(np.unique(keys)): np.bitwise_or.at(self.bits, at, bit)
+        for _,at,bit in self._places(keys): np.bitwise_or.at(self.bits, at, bit)
 
     def has(self, keys:np.ndarray)->np.ndarray: # (N,) uint64 -> (N,) bool
-        out = np.ones(len(keys), bool)
-        for at,bit in self._places(keys): out &= (self.bits[at]&bit)>0
+        out = np.empty(len(keys), bool)
+        for s,at,bit in self._places(keys): out[s] = (self.bits[at]&bit).all(0)
         return out
 
 # %% ../nbs/02_corpus.ipynb #f9ee8d4d
@@ -585,10 +586,10 @@ def drop_near_copies(
     share:float=.3,     # a document with this much of its word n-grams in earlier ones is dropped
     n:int=8,            # words in a gram
     tally:Counter=None, # gets the number of documents `near_copies`
-    room:int=1<<24,     # different n-grams at most; 20 MB of memory
+    room:int=1<<24,     # different n-grams at most; 10 MB of memory
 )->Iterator[str]: # the others, in the same order
     "Documents that are new. Raises `ValueError` when there is more text than the filter has room for"
-    seen,full = Bloom(room, .01),f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)'
+    seen,full = Bloom(room, .1),f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)'
     for d in docs:
         k = doc_grams(d, n)
         old = seen.has(k)
