@@ -1,5 +1,5 @@
 "Adafactor at 124M: seconds a step, memory and state beside AdamW, torch's and transformers' Adafactor. (The three-seed comparison of losses is bench/adafactor_runs.py.)"
-import argparse, ctypes, gc, json, os, sys, threading, time
+import argparse, ctypes, os, statistics, sys, threading, time
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -40,44 +40,45 @@ def state_bytes(size):
     return sum(v.numel()*v.element_size() for s in opt.state.values() for v in s.values())
 
 def steps(size, n, device):
-    "Every optimizer in turn, n rounds, on the same weights and gradients"
+    "Every optimizer in turns, n rounds, on the same weights and gradients"
     m = GPT2(sizes[size]).to(device)
     ps = list(m.parameters())
     for p in ps: p.grad = torch.randn_like(p)*1e-3
     largest = max(p.numel()*p.element_size() for p in ps)
     makers = {'Adafactor, ours': lambda: Adafactor(param_groups(m)), 'the same, with statistics': lambda: Adafactor(param_groups(m), track=True),
               'AdamW, fused': lambda: torch.optim.AdamW(ps, lr=1e-4, fused=True), 'torch.optim.Adafactor': lambda: torch.optim.Adafactor(ps), "transformers' Adafactor": lambda: HFAdafactor(ps)}
-    if device.type=='cpu': makers['Adafactor, ours, without a compiler'] = lambda: Adafactor(param_groups(m))
-    times,rows = {},[]
-    for name,make in makers.items():
-        if name.endswith('compiler'):
-            import gpt2repro.adafactor as a
-            a.compile_c = lambda source: None               # as on a machine that has none
-        opt = make()
-        opt.step()
+    opts,memory,times = {},{},{}
+    def timed(name):
+        t = time.perf_counter()
+        opts[name].step()
         sync(device)
-        mem = peak_of(opt.step, device)
-        times[name] = []
-        for _ in range(n):
-            t = time.perf_counter()
-            opt.step()
-            sync(device)
-            times[name].append(time.perf_counter()-t)
-        rows.append({'optimizer': name, 'ms': min(times[name])*1e3, 'temporary memory, × the largest parameter': mem/largest})
-        del opt
-        gc.collect()
-    ms = {r['optimizer']: r['ms'] for r in rows}
+        times.setdefault(name, []).append(time.perf_counter()-t)
+    for name,make in makers.items():
+        opts[name] = make()
+        opts[name].step()
+        sync(device)
+        memory[name] = peak_of(opts[name].step, device)
+    for _ in range(n):
+        for name in makers: timed(name)
+    if device.type=='cpu':
+        import gpt2repro.adafactor as a
+        a.compile_c = lambda source: None                   # as on a machine that has none
+        name = 'Adafactor, ours, without a compiler'
+        opts[name] = opts['Adafactor, ours']
+        memory[name] = peak_of(opts[name].step, device)
+        for _ in range(n): timed(name)
+    rows = [{'optimizer': k, 'ms': min(times[k])*1e3, 'median ms': statistics.median(times[k])*1e3, 'temporary memory, × the largest parameter': memory[k]/largest} for k in opts]
     for r in rows:
-        for k in ('AdamW, fused', 'torch.optim.Adafactor', "transformers' Adafactor"): r[f'time / {k}'] = r['ms']/ms[k]
+        for k in ('AdamW, fused', 'torch.optim.Adafactor', "transformers' Adafactor"): r[f'time / {k}'] = statistics.median(a/b for a,b in zip(times[r['optimizer']], times[k]))
     return rows
 
 if __name__=='__main__':
     arg = argparse.ArgumentParser(description=__doc__)
     arg.add_argument('--size', default='124M')
-    arg.add_argument('--n', type=int, default=10, help='steps of each optimizer; the fastest counts')
+    arg.add_argument('--n', type=int, default=10, help='steps of each optimizer, in turns; the median counts')
     arg.add_argument('--device', default='auto')
     a = arg.parse_args()
     small,large = state_bytes('124M')/1e6,state_bytes('1.5B')/1e6
     device = get_device(a.device)
     save_table(f'Adafactor: one step at {a.size}', steps(a.size, a.n, device),
-               f'{torch.get_num_threads()} threads. State: {small:.2f} MB at 124M, {large:.2f} MB at 1.5B (counted on meta tensors). '+('' if device.type=='cuda' else 'Not run on a GPU yet.'))
+               f'{torch.get_num_threads()} threads. Steps of all optimizers in turns; the ratios are medians over the rounds of ratios within a round. State: {small:.2f} MB at 124M, {large:.2f} MB at 1.5B (counted on meta tensors). '+('' if device.type=='cuda' else 'Not run on a GPU yet.'))

@@ -3,7 +3,7 @@ import json, subprocess, sys
 from common import save_table
 from gpt2repro.plan import plan
 
-configs = [dict(size='124M', batch=2), dict(size='124M', batch=4, precision='float32'), dict(size='124M', batch=4, remat='none'), dict(size='124M', batch=2, optimizer='adamw'), dict(size='124M', batch=4, precision='float32', remat='none')]
+configs = [dict(size='124M', batch=2), dict(size='124M', batch=2, precision='float32'), dict(size='124M', batch=2, remat='none'), dict(size='124M', batch=1, optimizer='adamw'), dict(size='124M', batch=4, precision='float32', remat='none')]
 
 code = '''
 import json, resource, sys, torch

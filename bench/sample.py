@@ -81,12 +81,12 @@ def several(kind='float32', n=2):
     with tempfile.TemporaryDirectory() as d:
         save_pretrained(model, d)
         hf = GPT2LMHeadModel.from_pretrained(d, dtype=getattr(torch, kind)).eval().to(dev)
-    dec = Decoder(model, kind, compile=False)
+    dec = Decoder(model, kind)
     table = []
     for what,rows,k,goal in ((f'batch of 16, {n_prompt}+32 tokens', many, 32, 2), ('first token of a 512-token prompt', long, 1, .9)):
         best = rounds({'ours': lambda k: ours(dec, rows, k), 'transformers': lambda k: theirs(hf, rows, k)}, k, n, dev)
         table.append({'what': what, 'ours, tokens/s': len(rows)*k/best['ours'], 'transformers': len(rows)*k/best['transformers'], 'ratio': f"{best['transformers']/best['ours']:.2f}", 'goal': goal})
-    save_table(f'Batch and first token, 124M random weights, {kind}', table, note=f'Best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}, our step uncompiled. Not run on a GPU yet.')
+    save_table(f'Batch and first token, 124M random weights, {kind}', table, note=f'Best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}. Not run on a GPU yet.')
 
 def net():
     dev = get_device('auto')

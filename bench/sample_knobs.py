@@ -25,6 +25,7 @@ def main(run):
     model, tok = load_model(run, 'cpu')
     docs = [d for d in (tok.encode(o) for o in read_documents(Path(run)/'shards/valid', tok)) if len(d)>n_prompt+n_new][:32]
     prompts, real = [tok.decode(d[:n_prompt]) for d in docs], [d[n_prompt:n_prompt+n_new] for d in docs]
+    prose = max(range(len(docs)), key=lambda i: np.mean([c.isalpha() for c in prompts[i]+tok.decode(real[i])]))      # to be shown: the most letters
     own = [[-o['bits']*np.log(2) for o in token_view(model, tok, p, r)] for p, r in zip(prompts, real)]
     seen = {}
     def write(**kw):
@@ -46,9 +47,10 @@ def main(run):
         if not k: continue
         start = next(i for i in range(len(s.ids)) if all(s.ids[j]==s.ids[j+k] for j in range(i, len(s.ids)-k)))
         for r, i in enumerate(range(start, len(s.ids)-k+1, k)): rounds.setdefault(r+1, []).append(float(np.exp(np.mean(s.logprobs[i:i+k]))))
-    out = dict(run=Path(run).name, parameters=model.cfg.n_params, n_prompt=n_prompt, n_new=n_new, texts=len(docs), made_with=f'{machine()}; {versions("torch")}', real=rounded(measure(real, own)),
+    log = [json.loads(l) for l in (Path(run)/'log.jsonl').read_text(encoding='utf-8').splitlines()]
+    out = dict(parameters=model.cfg.n_params, tokens=max(o['tokens'] for o in log if 'tokens' in o), bits_per_byte=round([o['bpb'] for o in log if o['kind']=='valid'][-1], 3), n_prompt=n_prompt, n_new=n_new, texts=len(docs), made_with=f'{machine()}; {versions("torch")}', real=rounded(measure(real, own)),
                curves=curves, knobs=knobs, cures=cures, rounds=[dict(round=r, p=round(float(np.mean(v)), 4), texts=len(v)) for r, v in sorted(rounds.items()) if r<=8 and len(v)>=4],
-               examples={n: write(**kw)[1][3].text[:300] for n, kw in {'greedy': dict(temperature=0), 'temperature 0.7, top-k 40': dict(temperature=.7, top_k=40), 'temperature 1': {}, 'temperature 1.5': dict(temperature=1.5)}.items()}, prompt=prompts[3])
+               examples={n: write(**kw)[1][prose].text[:300] for n, kw in {'greedy': dict(temperature=0), 'temperature 0.7, top-k 40': dict(temperature=.7, top_k=40), 'temperature 1': {}, 'temperature 1.5': dict(temperature=1.5)}.items()}, prompt=prompts[prose])
     (Path(__file__).parent/'sample_knobs.json').write_text(json.dumps(out, indent=1, ensure_ascii=False)+'\n')
     print(json.dumps({k: out[k] for k in ('real', 'cures', 'rounds')}))
 

@@ -23,14 +23,14 @@ configs = {  # name -> (arguments, most GiB that it should take; 0: it should no
     'greedy': (dict(what='decoding', size='1.5B', chip='v5e', batch=1), 6.),
     'top-k': (dict(what='decoding', size='1.5B', chip='v5e', batch=1, top_k=40), 6.),
     '124M': (dict(train, size='124M', batch=8), None),
-    '124M-32': (dict(train, size='124M', batch=32), None),
+    '124M-v6e': (dict(train, size='124M', chip='v6e', batch=8), None),
+    '124M-v3': (dict(train, size='124M', chip='v3', batch=8), None),
+    '124M-v2-8': (dict(train, size='124M', chip='v2-8', batch=8), None),
     '124M-fp32': (dict(train, size='124M', batch=8, precision='float32'), None),
     '124M-bf16': (dict(train, size='124M', batch=16, precision='bfloat16'), None),
     '124M-adamw': (dict(train, size='124M', batch=8, optimizer='adamw'), None),
     '124M-none': (dict(train, size='124M', batch=8, remat='none'), None),
     '345M': (dict(train, size='345M', batch=8), None),
-    '345M-v2-8': (dict(train, size='345M', chip='v2-8', batch=16), None),
-    '774M-v6e': (dict(train, size='774M', chip='v6e', batch=8), None),
 }
 
 def row(name, said):
@@ -42,11 +42,14 @@ def row(name, said):
                 target='does not fit' if target==0 else f'≤ {target:g} GiB' if target else '', formula=f'{p:.2f}' if p else '', TFLOP=f"{said['tflop']:.1f}" if said['fits'] else '',
                 **{'record s': round(said['record_s']), 'compile s': round(said['compile_s'])})
 
+def table(said):
+    save_table('GPT-2 through the TPU compiler', [row(k, said[k]) for k in configs if k in said], packages=('torch', 'torch_xla', 'jax', 'libtpu'),
+               note='GiB for each device, as `libtpu` says it without a TPU; *formula* is `gpt2repro plan`. Context 1024, no dropout. Nothing here was run on a TPU. Times are of a shared machine. Training rows of 1.5B, and 124M on v5e, are of the program before attention in bfloat16 lost its float32 copies.')
+
 if __name__=='__main__':
     said = json.loads(kept.read_text()) if kept.exists() else {}
     for name in sys.argv[1:] or configs:
-        said[name] = ask_compiler(**configs[name][0]).to_dict()
+        said[name] = dict(args=configs[name][0], **ask_compiler(**configs[name][0]).to_dict())
         kept.write_text(json.dumps(said, indent=1)+'\n')
         print(name, said[name], flush=True)
-        save_table('GPT-2 through the TPU compiler', [row(k, said[k]) for k in configs if k in said], packages=('torch', 'torch_xla', 'jax', 'libtpu'),
-                   note='GiB for each device, as `libtpu` says it without a TPU; *formula* is `gpt2repro plan`. Context 1024, no dropout. Nothing here was run on a TPU. Compile times are of a shared machine with two cores.')
+        table(said)

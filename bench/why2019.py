@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from bench.common import machine, versions
 from gpt2repro.backend import describe, get_device, seed_all
-from gpt2repro.config import GPT2Config, RunConfig, override, recipe, write_atomic
+from gpt2repro.config import GPT2Config, RunConfig, override, recipe, to_dict, write_atomic
 from gpt2repro.corpus import documents, drop_near_copies, split_documents
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards
@@ -83,7 +83,7 @@ def others(end): return ends['2019' if end=='ours' else 'ours']
 strong = ['2019', 'ours', '2019, lr=ours', 'ours, lr=2019', '2019, optimizer=adamw 2019', 'ours, dropout=tables', 'ours, init=july', '2019, dropout=none', '2019, init=openai', '2019, lr=ours, dropout=none',
           'ours, optimizer=adamw 2019', f'2019, optimizer=adamw {tuned:g}', f'ours, optimizer=adamw {tuned:g}', 'ours, init=june']
 weak = ['ours, dropout=sum', *[f'{e}, {s}={others(e)[s]}' for e in ('ours', '2019') for s in ('sampler', 'text', 'decay', 'clip')], '2019, dropout=sum', '2019, init=july']
-few = strong[:5]
+few, core = strong[:5], strong[:7]+strong[9:10]
 corners = ['ours, lr=2019, init=july', 'ours, lr=2019, dropout=tables', 'ours, init=july, dropout=tables', 'ours, lr=2019, init=july, dropout=tables']     # with `ours` and its single switches: 2 × 2 × 2
 ladder = [f'2019, lr=2019 at {x:g}' for x in (1e-3, 3e-3, 1e-2, 3e-2)]
 cut = ['2019, lr=2019 cut', '2019, lr=paper', 'ours, lr=paper', 'ours, lr=2019 cut']
@@ -92,10 +92,10 @@ tuning = [f'ours, optimizer=adamw {x:g}' for x in (1e-3, 3e-3, 1e-2)]
 def jobs(cells, seeds=(0,), **kw): return [Job(c, seed=s, **kw) for s in seeds for c in cells]
 def design():
     "Every run, once, the most informative first"
-    def long(seeds): return [Job(c, seed=s, steps=n) for s in seeds for n in (steps//4, 4*steps) for c in few[:3]]
-    out = [*jobs(strong, (0, 1)), *jobs(weak[:5]), *jobs(few[:3], size='3M'), *long((0,))[:5], *jobs(tuning), *jobs(strong, (2,)), *jobs(cut+corners), *jobs(weak+ladder), *jobs(few, (0, 1), size='3M'), *jobs(few, corpus='wikitext2'), *jobs(weak, (1, 2)),
-           *jobs(few[:3], size='10M'), *jobs(few, (2,), size='3M'), *jobs(few, (1, 2), corpus='wikitext2'), *jobs(cut+ladder+corners, (1, 2)), *jobs(few[:3], (1, 2), size='10M'), *jobs(strong+weak, (3, 4)), *long((0, 1, 2)),
-           *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2')]
+    def long(seeds): return [Job(c, seed=s, steps=n) for s in seeds for n in (steps//4, 2*steps, 4*steps) for c in few[:3]]
+    out = [*jobs(strong), *long((0,))[:3], *jobs(core[:5], (1,)), *jobs(ladder[1::2]), *jobs(weak[:5]), *long((0,))[3:4], *jobs(core, (1,)), *jobs(core[:5], (2,)), *jobs(weak[:5], (1,)), *jobs(few[:3], size='3M'), *jobs(strong+weak[:5], (1, 2)), *jobs(tuning+cut+corners+ladder), *long((0,)), *jobs(weak),
+           *jobs(few, (0, 1), size='3M'), *jobs(few, corpus='wikitext2'), *jobs(weak, (1, 2)), *jobs(few[:3], size='10M'), *jobs(few, (2,), size='3M'), *jobs(few, (1, 2), corpus='wikitext2'), *jobs(cut+ladder+corners, (1, 2)), *jobs(few[:3], (1, 2), size='10M'),
+           *jobs(strong+weak, (3, 4)), *long((1, 2)), *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2')]
     if torch.cuda.is_available(): out += [*jobs(few, (0, 1, 2), size='30M', steps=8*steps), *jobs(few, (0, 1, 2), size='85M', steps=32*steps)]
     return list(dict.fromkeys(out))
 def quick_design(): return jobs(strong)
@@ -161,7 +161,7 @@ def one(job, root, some=16, many=128):
         for g, s in stats.items(): groups.setdefault(g, []).append([step*cfg.batch_tokens, short(s.get('param_rms')), short(s.get('update_rms'))])
         curve.append([step*cfg.batch_tokens, short(bpb(some, v), 5)])
         losses.append(short(loss, 5))
-    return dict(cell=job.cell, seed=job.seed, steps=n, bpb=short(bpb(many, v), 6), curve=curve, train_loss=losses, groups=groups, skipped=skipped, cpu_seconds=round(time.process_time()-start, 1), levels=job.levels)
+    return dict(cell=job.cell, seed=job.seed, steps=n, bpb=short(bpb(many, v), 6), curve=curve, train_loss=losses, groups=groups, skipped=skipped, cpu_seconds=round(time.process_time()-start, 1), levels=job.levels, settings={k: v for k, v in to_dict(cfg).items() if k in ('optim', 'init', 'table_pdrop')})
 
 def file_of(job, folder): return Path(folder)/f'{job.size}-{job.corpus}.json'
 def read(f): return json.loads(Path(f).read_text()) if Path(f).exists() else dict(about={}, runs=[])

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import compile_c,prefers_blocks
+from .backend import compile_c,prefers_blocks,view_bits
 from .config import nearest
 from .schedule import paper_relative,warmup_cosine
 
@@ -142,12 +142,14 @@ def _new_state(p, o):
 
 # %% ../nbs/09_adafactor.ipynb #64710c54
 _c = r"""
+#include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <omp.h>
 
-/* Means of g² by row and by column but for a factor: each square times `scale` is summed. Four rows at a time, so that a column's sum is touched once for four numbers.
+/* Means of g² by row and by column but for a factor: each square times `scale` is summed; columns in parts of 64 rows, which loses fewer digits.
    Threads get fixed shares of the rows and are added up in order: the same bits each time. Returns 1 when there is no memory */
 int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float *col) {
     int n = omp_get_max_threads();
@@ -160,17 +162,6 @@ int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float
         for (int64_t k = 0; k < (R+63)/64; k++) {
             int64_t i = k*64, end = i+64 < R ? i+64 : R;
             memset(part, 0, C*sizeof(float));
-            for (; i+4 <= end; i += 4) {
-                const float *x = g+i*C, *y = x+C, *z = y+C, *w = z+C;
-                float s = 0, t = 0, u = 0, v = 0;
-                #pragma omp simd reduction(+:s,t,u,v)
-                for (int64_t j = 0; j < C; j++) {
-                    float a = (x[j]*x[j])*scale, b = y[j]*y[j]*scale, c = z[j]*z[j]*scale, d = w[j]*w[j]*scale;
-                    s += a; t += b; u += c; v += d;
-                    part[j] += (a+b)+(c+d);
-                }
-                row[i] = s; row[i+1] = t; row[i+2] = u; row[i+3] = v;
-            }
             for (; i < end; i++) {
                 const float *x = g+i*C;
                 float s = 0;
@@ -187,8 +178,25 @@ int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float
     return 0;
 }
 
-/* By row: u2[i] = Σ (g·r·c)², x2[i] = Σ x² */
-void sums(const float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float *u2, float *x2) {
+/* Moves n means `old` to `new` + eps by the share w, as torch.lerp does */
+static void ema(float *old, const float *new, int64_t n, float eps, float w) {
+    for (int64_t i = 0; i < n; i++) { float a = old[i], b = new[i]+eps; old[i] = w < .5f ? a+w*(b-a) : b-(b-a)*(1-w); }
+}
+
+/* The means of this step (unless !ok, which keeps those that are there) and the factors of U = G·r·c */
+void factors(float *row, float *col, const float *new_row, const float *new_col, int64_t R, int64_t C, float eps, const float *w, const uint8_t *ok, float *r, float *c) {
+    if (*ok) { ema(row, new_row, R, eps, *w); ema(col, new_col, C, eps, *w); }
+    double sum = 0;
+    for (int64_t i = 0; i < R; i++) sum += row[i];
+    const float mean = sum/R;
+    for (int64_t i = 0; i < R; i++) r[i] = 1/sqrtf(fmaxf(row[i]/mean, FLT_MIN));
+    for (int64_t j = 0; j < C; j++) c[j] = 1/sqrtf(col[j]);
+}
+
+/* out = Σ x², Σ (g·r·c)². Returns 1 when there is no memory */
+int sums(const float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float *out) {
+    float *u2 = malloc(2*R*sizeof(float)), *x2 = u2+R;
+    if (!u2) return 1;
     #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < R; i++) {
         const float *a = g+i*C, *b = x+i*C;
@@ -198,16 +206,21 @@ void sums(const float *x, const float *g, const float *r, const float *c, int64_
         u2[i] = s*r[i]*r[i];
         x2[i] = t;
     }
+    double u = 0, v = 0;                                /* in order: the same bits whatever the threads */
+    for (int64_t i = 0; i < R; i++) { u += u2[i]; v += x2[i]; }
+    out[0] = v; out[1] = u;
+    free(u2);
+    return 0;
 }
 
-/* x -= x·shrink + f·g·c, f by row; nothing at all unless ok */
-void apply(float *x, const float *g, const float *f, const float *c, int64_t R, int64_t C, const float *shrink, const uint8_t *ok) {
+/* x -= x·shrink + f·g·r·c; nothing at all unless ok */
+void apply(float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, const float *f, const float *shrink, const uint8_t *ok) {
     if (!*ok) return;
     const float k = *shrink;
     #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < R; i++) {
         const float *a = g+i*C;
-        float *b = x+i*C, e = f[i];
+        float *b = x+i*C, e = *f*r[i];
         #pragma omp simd
         for (int64_t j = 0; j < C; j++) b[j] -= b[j]*k+e*(a[j]*c[j]);
     }
@@ -267,9 +280,16 @@ def moments(
 
 # %% ../nbs/09_adafactor.ipynb #0073a475
 def _mix(x): # int32 -> int32, the last steps of MurmurHash3
-    x = (x^(x>>16&0xffff))*-2048144789
-    x = (x^(x>>13&0x7ffff))*-1028477387
-    return x^(x>>16&0xffff)
+    def right(n): return (torch.bitwise_right_shift(x, n)&(1<<32-n)-1).int()        # under torch_xla `>>` divides, towards 0, and this makes a single number int64
+    x = (x^right(16))*-2048144789
+    x = (x^right(13))*-1028477387
+    return x^right(16)
+
+def _index(shape, device): # int32
+    "The number of each element, from axis to axis: XLA writes a range into the program number by number"
+    i = torch.zeros((), dtype=torch.int32, device=device)
+    for n in shape: i = i[..., None]*n+torch.arange(n, dtype=torch.int32, device=device)
+    return i
 
 def round_stochastic(
     x:Tensor,    # float32
@@ -277,9 +297,9 @@ def round_stochastic(
     start:int=0, # index of the first number, when `x` is a part of a tensor
 )->Tensor:       # bfloat16
     "`x` to one of its two neighbours, the nearer one more often, so that the mean stays. The random numbers are a hash of seed and index: no generator, no state"
-    i = torch.arange(start, start+x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    i = _index(x.shape, x.device)+start
     noise = _mix(i*-1640531535^_mix(seed))&0xffff
-    return ((x.view(torch.int32)+noise)&-0x10000).view(torch.float32).bfloat16()
+    return view_bits((view_bits(x, torch.int32)+noise)&-0x10000, torch.float32).bfloat16()
 
 # %% ../nbs/09_adafactor.ipynb #2a54c358
 def _slices(p, s, o):
@@ -308,7 +328,7 @@ def _look(unit):
     elif len(unit)>1: new = torch.stack([g.flatten() for _,g,_ in unit])
     else: new = g
     h = new[0] if 'row' in s else new.to(_wide(new)).square()
-    return _plain(_mean(h.flatten()))[0],new
+    return _plain((h*(1/h.numel())).sum()),new
 
 # %% ../nbs/09_adafactor.ipynb #74b5e74c
 def _ema(old, new, w, ok):
@@ -344,15 +364,14 @@ def _row_col(new, s, o, w, ok, low):
 def _update_dense(k, unit, new, t, w, rho, ok, o, size):
     "Update a matrix with the passes in C"
     (p,g,s), = unit
-    r,c = _row_col(new, s, o, w, ok, 0.)
-    u2,x2 = sums = g.new_empty(2, len(g))
-    k.sums(*_at(p, g, r, c), *_shape(g), *_at(u2, x2))
-    u2,x2 = sums.sum(-1).unbind()
-    alpha,f,shrink = _factors(o, size, t, rho, (x2/p.numel()).sqrt(), (u2/p.numel()).sqrt(), ok)
-    f_row = r*f
-    k.apply(*_at(p, g, f_row, c), *_shape(g), *_at(shrink, ok))
-    torch.autograd.graph.increment_version(p)
-    return x2,u2*f.square(),alpha*p.numel()
+    r,c,sums = g.new_empty(len(g)),g.new_empty(g.shape[1]),g.new_empty(2)
+    k.factors(*_at(s['row'], s['col'], *new), *_shape(g), ctypes.c_float(o['eps'][0]), *_at(w, ok, r, c))
+    if k.sums(*_at(p, g, r, c), *_shape(g), *_at(sums)): raise MemoryError(f'no memory for the sums of the {len(g)} rows of a gradient')
+    rms_x,rms_u = (sums/p.numel()).sqrt().unbind()
+    alpha,f,shrink = _factors(o, size, t, rho, rms_x, rms_u, ok)
+    k.apply(*_at(p, g, r, c), *_shape(g), *_at(f, shrink, ok))
+    torch.autograd.graph.increment_version((p, s['row'], s['col']))
+    return *sums.unbind(),f,alpha,p.numel()
 
 def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
     "Update a tensor block by block"
@@ -379,7 +398,7 @@ def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
         y = _apply(x.to(wide), u, f if r is None else (r*f)[..., None], shrink, m, o, ok)
         if y is not x: _store(x, y, o, seed, start)
         start += x.numel()
-    return x2,u2*f.square(),alpha*p.numel()
+    return x2,u2,f,alpha,p.numel()
 
 def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     "Update small unfactored tensors of one shape, stacked: (B,N)"
@@ -397,7 +416,7 @@ def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     _apply(x, u, f[:, None], shrink[:, None], first, o, ok)
     if first is not None: back([s['first'] for s in ss], first)
     back(ps, round_stochastic(x, seed()) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
-    return x2.sum(),(u2*f.square()).sum(),(alpha*n).sum()
+    return x2,u2,f,alpha,n
 
 # %% ../nbs/09_adafactor.ipynb #699db332
 @patch
@@ -435,7 +454,7 @@ def step(self:Adafactor, closure:Callable=None):
 def _summary(us, ls, sums):
     n = sum(p.numel() for u in us for p,_,_ in u)
     g2 = sum(new[0].sum()*u[0][1].shape[-1] if isinstance(new, tuple) else new.float().square().sum() for u,(_,new) in zip(us, ls))
-    x2,u2,alpha = (torch.stack(o).sum() for o in zip(*sums))
+    x2,u2,alpha = (sum(o) for o in zip(*((x2.sum(), (u2*f.square()).sum(), (alpha*m).sum()) for x2,u2,f,alpha,m in sums)))
     return dict(param_rms=(x2/n).sqrt(), grad_rms=(_plain(g2)/n).sqrt(), update_rms=(u2/n).sqrt(), lr=alpha/n)
 
 @patch

@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'recorded_steps', 'to_device', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
-           'shard_model', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'compile_c',
-           'fixed_shapes', 'compile_step', 'activation_checkpoint', 'seed_all', 'rng_state', 'set_rng_state',
-           'free_memory', 'adamw_options', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'view_bits', 'device_counts', 'OneProgram', 'device_count',
+           'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
+           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
+           'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
@@ -30,12 +30,12 @@ def has_package(name:str)->bool:
     return importlib.util.find_spec(name) is not None
 
 def _tpu_here():
-    if os.environ.get('PJRT_DEVICE'): return os.environ['PJRT_DEVICE'] in ('TPU', 'CPU')
+    if named := os.environ.get('PJRT_DEVICE'): return named=='TPU'
     return any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
 
 def available()->list[str]: # best first; always ends with `cpu`
     "Device types that this machine can use, in the order in which they are chosen"
-    ok = dict(cuda=torch.cuda.is_available(), xla=has_package('torch_xla') and _tpu_here(), tpu=has_package('torch_tpu') and _tpu_here(),
+    ok = dict(cuda=torch.cuda.is_available(), xla=has_package('torch_xla') and (_tpu_here() or os.environ.get('PJRT_DEVICE')=='CPU'), tpu=has_package('torch_tpu') and _tpu_here(),
               mps=torch.backends.mps.is_available(), cpu=True)
     return [k for k,v in ok.items() if v]
 
@@ -55,8 +55,11 @@ def get_device(
     if kind=='xla':
         import torch_xla
         if device_count(torch.device('xla'))>1: _spmd()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)      # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
         return torch_xla.device()
-    if kind=='tpu': import torch_tpu  # registers the device type
+    if kind=='tpu':
+        import torch_tpu         # registers the device type if it finds a TPU
+        if torch._C._get_privateuse1_backend_name()!='tpu': raise ValueError(f'device {name!r}: torch_tpu is installed and finds no TPU: use --device cpu, or see that TORCH_DEVICE_BACKEND_AUTOLOAD is not 0')
     return torch.device(name)
 
 # %% ../nbs/01_backend.ipynb #1c25dd19
@@ -125,8 +128,32 @@ def to_device(
     device:torch.device, # where it shall go
 )->torch.Tensor:
     "`x` on `device`, without waiting for the copy where that is possible"
-    if device.type=='cuda': return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+    if device.type=='cuda' and x.device.type=='cpu': return x.pin_memory().to(device, non_blocking=True)
+    if x.device==device: return x
+    return _whole(x.to(device))
+
+_mesh = None        # of XLA's devices, where a model is divided among them
+
+def _whole(x):
+    "Say that each of XLA's devices holds all of `x`"
+    if _mesh and x.device.type=='xla':
+        from torch_xla.distributed import spmd
+        spmd.mark_sharding(x, _mesh, (None,)*x.ndim)
+    return x
+
+# %% ../nbs/01_backend.ipynb #b24cfae7
+@functools.cache
+def _bitcast():
+    from torch_xla.core import xla_op_registry
+    return xla_op_registry.register('bitcast', lambda x, to: x.bitcast(to))
+
+def view_bits(
+    x:torch.Tensor,
+    dtype:torch.dtype, # int32 or float32, as wide as that of `x`
+)->torch.Tensor:
+    "The bits of `x` read as another type"
+    if x.device.type!='xla': return x.view(dtype)
+    return _bitcast()(x, to={torch.int32: 's32', torch.float32: 'f32'}[dtype])
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
 def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
@@ -178,22 +205,34 @@ def shard_model(
     model,      # with its blocks in `h`, on an XLA device
     devices:int,# how many; with one nothing is divided
 ):              # function that puts a batch (B,…) on the devices, B/devices each
-    "Divide weights, and so gradients and optimizer state, among XLA's devices (FSDPv2 on SPMD)"
+    "Divide weights, and so gradients, among XLA's devices (FSDPv2 on SPMD)"
+    global _mesh
     dev = next(model.parameters()).device
     if devices==1: return lambda x: to_device(x, dev)
     from torch_xla.distributed import spmd
     from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullyShardedDataParallel
-    mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
+    mesh = _mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
     rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None]*(x.ndim-1)))
     for block in model.h:
         SpmdFullyShardedDataParallel(block, mesh=mesh)               # marks the parameters
         block.register_forward_hook(lambda m,args,out: (rows(out), out)[1])
     SpmdFullyShardedDataParallel(model, mesh=mesh)                   # what is left: the tables and the last norm
     def put(x):
-        x = to_device(x, dev)
+        x = x.to(dev)
         rows(x)
         return x
     return put
+
+def shard_state(
+    optimizer, # with its state made
+):
+    "Divide optimizer state as its weights are. Left to the first step, the second would be another program. One device, or none of XLA's: nothing happens"
+    if not _mesh: return
+    import torch_xla
+    for p,s in optimizer.state.items():
+        for v in s.values():
+            if v.shape==p.shape and v.device.type=='xla': torch_xla._XLAC._xla_mark_sharding(v, torch_xla._XLAC._get_xla_op_sharding(p))
+            else: _whole(v)
 
 # %% ../nbs/01_backend.ipynb #bbf42998
 def processes()->tuple[int,int]: # number of this process, number of processes
@@ -239,13 +278,17 @@ def compile_model(
     return torch.compile(model)
 
 # %% ../nbs/01_backend.ipynb #c0de5a11
+def runs_c(device:torch.device)->bool:
+    "Can the functions of `compile_c` work on the tensors of `device`?"
+    return device.type=='cpu'
+
 @functools.cache
 def compile_c(
     source:str,       # C, with OpenMP
 )->ctypes.CDLL|None:  # its functions
     "`source` compiled for this very CPU, or None, with a line that says why, where that cannot be done"
     cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
-    if cc is None: return warn('no C compiler: the optimizer takes longer (apt-get install gcc)')
+    if cc is None: return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
     flags = ['-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
     name = hashlib.sha256('\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()).hexdigest()[:16]+'.so'
     try:
@@ -260,23 +303,12 @@ def compile_c(
                     os.replace(part, lib)                       # whole or not at all, whoever else compiles it now
                 except OSError: lib = Path(tmp)/'a.so'          # nowhere to keep it: compiled again next time
             return ctypes.CDLL(str(lib))
-    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer takes longer")
+    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer and sampling take longer")
 
 # %% ../nbs/01_backend.ipynb #dec48172
 def fixed_shapes(device:torch.device)->bool:
     "Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for its shapes"
     return device.type in ('xla', 'tpu', 'cuda')
-
-@functools.cache
-def compile_step(
-    fn,                  # a function of tensors that runs once for each token
-    device:torch.device,
-):
-    "`torch.compile(fn)` on CPU and CUDA; `fn` itself where XLA compiles anyway, and, with one line that says so, where there is no compiler"
-    if device.type not in ('cpu', 'cuda'): return fn
-    if can_compile(device): return torch.compile(fn)
-    warn('no C++ compiler (or, on CUDA, no triton): the same text comes uncompiled and more slowly; install g++ for the fast step')
-    return fn
 
 # %% ../nbs/01_backend.ipynb #c73a7c9f
 def activation_checkpoint(
@@ -299,29 +331,6 @@ def seed_all(seed:int, device:torch.device):
         import torch_xla
         torch_xla.manual_seed(seed)
 
-def rng_state(device:torch.device)->dict[str, torch.Tensor]: # name -> uint8 state
-    "State of every generator that a step on `device` may use"
-    st = dict(cpu=torch.get_rng_state())
-    if device.type=='cuda': st['cuda'] = torch.cuda.get_rng_state(device)
-    elif device.type=='mps': st['mps'] = torch.mps.get_rng_state()
-    elif device.type=='xla':
-        from torch_xla.core import xla_model as xm
-        st['xla'] = torch.tensor(list(int(xm.get_rng_state()).to_bytes(8, 'little', signed=True)), dtype=torch.uint8)
-    return st
-
-def set_rng_state(
-    device:torch.device,
-    state:dict[str, torch.Tensor], # what `rng_state` returned
-):
-    "Put the generators back. A state of another kind of device is left out: that generator goes on from the seed"
-    torch.set_rng_state(state['cpu'])
-    if device.type not in state or device.type=='cpu': return
-    if device.type=='cuda': torch.cuda.set_rng_state(state['cuda'], device)
-    elif device.type=='mps': torch.mps.set_rng_state(state['mps'])
-    elif device.type=='xla':
-        from torch_xla.core import xla_model as xm
-        xm.set_rng_state(int.from_bytes(bytes(state['xla'].tolist()), 'little', signed=True))
-
 # %% ../nbs/01_backend.ipynb #a1f0e002
 def free_memory(device:torch.device)->int: # bytes; 0: not known
     "Memory that a run may still take: of the device, or of this machine (and the container it is in)"
@@ -339,6 +348,22 @@ def free_memory(device:torch.device)->int: # bytes; 0: not known
 def adamw_options(device:torch.device)->dict:
     "How torch's AdamW runs here without reading anything back: one kernel where there is one, tensor arithmetic elsewhere"
     return dict(fused=True) if device.type in ('cpu', 'cuda', 'mps') else dict(capturable=True)
+
+# %% ../nbs/01_backend.ipynb #a1f0e029
+@contextmanager
+def keep_memory(device:torch.device):
+    "While inside, freed memory stays with this process instead of going back to the system and coming again: faster steps on a CPU with glibc; nothing elsewhere"
+    libc = ctypes.CDLL(None) if device.type=='cpu' and platform.libc_ver()[0]=='glibc' else None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(-4, 0)                   # M_MMAP_MAX: no block is a mapping of its own
+    libc.mallopt(-1, 2**31-1)             # M_TRIM_THRESHOLD
+    try: yield
+    finally:
+        libc.mallopt(-4, 65536)           # glibc's own values
+        libc.mallopt(-1, 2**17)
+        libc.malloc_trim(0)
 
 # %% ../nbs/01_backend.ipynb #de5e53eb
 @functools.cache

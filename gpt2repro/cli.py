@@ -300,7 +300,10 @@ def _sample_prompts(prompt, file, unconditional):
     return prompts
 
 def _asked(): # yields the lines of the standard input; in a terminal each after a question
-    if not sys.stdin.isatty(): yield from (l.rstrip('\n') for l in sys.stdin)
+    if not sys.stdin.isatty():
+        i = None
+        for i,l in enumerate(sys.stdin): yield l.rstrip('\n')
+        if i is None: raise ValueError('no prompt: give one, --file or --unconditional, or write prompts to the standard input, one a line')
     while sys.stdin.isatty():
         try: yield input('\nprompt> ')
         except EOFError: return print()

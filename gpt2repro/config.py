@@ -283,7 +283,7 @@ def gpt2_1558m()->RunConfig:
     return _big('1.5B', max_steps=61_000, optim=OptimConfig(warmup_steps=700, clip=1.), remat='block')
 
 _adam2019 = dict(name='adamw', lr=2.5e-4, schedule='cosine', final=0., warmup_steps=2000, beta1=.9, beta2=.98, eps=1e-9, weight_decay=.01, decay='all', clip=0.)
-_adafactor2019 = {**_adam2019, **dict(name='adafactor', beta1=0., beta2=OptimConfig.beta2, eps=OptimConfig.eps)}
+_adafactor2019 = {**_adam2019, **dict(name='adafactor', preset='connor2019', beta1=0., beta2=OptimConfig.beta2, eps=OptimConfig.eps)}
 
 def _connor2019(size, optim, scale, batch, steps, tables=.1, **dropout):
     return RunConfig(name=f'connor2019-{size}', model=sizes[size].replace(embd_pdrop=0., **dropout), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=OptimConfig(**optim),
@@ -345,7 +345,7 @@ def from_json2019(
     if d['opt_name'] not in ('adam', 'adafactor'): raise ValueError(f"{path}: opt_name={d['opt_name']!r}: only adam and adafactor were there")
     ada = d['opt_name']=='adafactor'
     opt = OptimConfig(name='adafactor' if ada else 'adamw', lr=d['lr'], schedule='cosine', final=0., warmup_steps=d['warmup_steps'], beta1=d.get('beta1', .9), clip=0.,
-                      weight_decay=d.get('weight_decay', 0.), decay='all', **({} if ada else dict(beta2=d.get('beta2', .999), eps=d.get('epsilon', 1e-8))))
+                      weight_decay=d.get('weight_decay', 0.), decay='all', **(dict(preset='connor2019') if ada else dict(beta2=d.get('beta2', .999), eps=d.get('epsilon', 1e-8))))
     init = dict(init='connor_july') if d.get('scale_by_depth') or d.get('scale_by_in') else dict(init='connor_june', init_scale=d['scale']) if 'scale' in d else {}
     run = RunConfig(name=Path(path).stem, model=GPT2Config(embd_pdrop=0., **{v: d[k] for k,v in _same2019.items()}), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=opt, **init, table_pdrop=d.get('embed_dropout', 0.),
                     batch_tokens=d['train_batch_size']*d['n_ctx'], max_steps=d['max_steps'], dtype=d.get('precision', 'float32'))

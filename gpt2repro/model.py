@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor,nn
 from .backend import activation_checkpoint
 from .config import GPT2Config,nearest
-from .ops import causal_attention,lookup
+from .ops import Linear,causal_attention,lookup
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
@@ -25,7 +25,7 @@ class MLP(nn.Module):
     def __init__(self, cfg:GPT2Config):
         super().__init__()
         C = cfg.n_embd
-        self.c_fc,self.c_proj = nn.Linear(C, 4*C),nn.Linear(4*C, C)
+        self.c_fc,self.c_proj = Linear(C, 4*C),Linear(4*C, C)
         self.act,self.drop = nn.GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
     def forward(self, x): return self.drop(self.c_proj(self.act(self.c_fc(x))))
 
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         super().__init__()
         C = cfg.n_embd
         self.n_head,self.p = cfg.n_head,cfg.attn_pdrop
-        self.c_attn,self.c_proj = nn.Linear(C, 3*C),nn.Linear(C, C)
+        self.c_attn,self.c_proj = Linear(C, 3*C),Linear(C, C)
         self.drop = nn.Dropout(cfg.resid_pdrop)
 
     def forward(self,

@@ -46,6 +46,8 @@ def mean_over_processes(x:Tensor)->Tensor:
 # %% ../nbs/10a_parallel.ipynb #c7137897
 def _tensors(model, optimizer):
     "Name -> tensor of everything that is trained; numbers as vectors of one"
+    for m in model.modules():
+        if hasattr(m, 'reshard'): m.reshard()          # after an evaluation the root still holds whole weights, others than the optimizer's
     names = {id(p): n for n,p in model.named_parameters()}
     out = {f'model.{n}': p.detach() for n,p in model.named_parameters()}
     for p,s in optimizer.state.items():

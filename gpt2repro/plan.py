@@ -60,7 +60,7 @@ def state_bytes(
     return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
 
 # %% ../nbs/12_plan.ipynb #bd6d524d
-_attention = dict(float32=12., mixed=9.3, bfloat16=11.3)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
+_attention = dict(float32=12., mixed=7.2, bfloat16=7.2)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
 _table = 15.                                               # bytes for each number of the token table at that moment, under XLA
 
 def saved_bytes(
@@ -86,7 +86,7 @@ def peak_bytes(
     V,C = cfg.vocab_size,cfg.n_embd
     if xla: return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table*V*C
     block = tokens*(6*w+15*c)*C
-    head = min(tokens, 1024)*V*(4+c) + (4+c)*V*C + 4*tokens*C
+    head = 2*c*min(tokens, 1024)*V + c*V*C + 4*tokens*C              # logits and their softmax, the table in the products' precision
     return max(block, head)
 
 # %% ../nbs/12_plan.ipynb #f16fdf49

@@ -6,7 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/plots.html.md"""
 
 # %% auto #0
 __all__ = ['palette', 'trackers', 'read_log', 'column', 'spikes', 'loss_figure', 'in_notebook', 'LiveChart', 'tensorboard',
-           'wandb', 'lr_figure', 'update_figure', 'speed_figure', 'verdict', 'RunFiles', 'report']
+           'wandb', 'lr_figure', 'update_figure', 'speed_figure', 'verdict', 'RunFiles', 'incidents', 'duration',
+           'summary', 'report']
 
 # %% ../nbs/11_plots.ipynb #43d3ae03
 import hashlib,html,json,re,sys,time
@@ -167,7 +168,8 @@ def update_figure(runs:dict[str, list[dict]])->go.Figure:
     groups = list(dict.fromkeys(g for recs in runs.values() for r in recs for g in r.get('groups', {})))
     for i,(name,recs) in enumerate(runs.items()):
         for j,g in enumerate(groups):
-            _line(fig, column(recs, 'train', f'{g}.update_rms'), g if len(runs)==1 else f'{name}, {g}', palette[j%len(palette)], line=dict(dash=dashes[i%4]))
+            x,y = column(recs, 'train', f'{g}.update_rms')
+            _line(fig, (x[y>0], y[y>0]), g if len(runs)==1 else f'{name}, {g}', palette[j%len(palette)], line=dict(dash=dashes[i%4]))
     return _style(fig, 'RMS of the update', yaxis_type='log')
 
 def speed_figure(runs:dict[str, list[dict]])->go.Figure:
@@ -228,6 +230,42 @@ class RunFiles:
         try: return json.loads(f.read_text(encoding='utf-8'))
         except ValueError: raise ValueError(f'{f} is not JSON: it is damaged; restore it, or start a new run') from None
 
+# %% ../nbs/11_plots.ipynb #a1f0e151
+def incidents(
+    recs:list[dict], # a run's records
+)->list[tuple]:      # step, tokens seen, what happened
+    "What a reader should know of: skipped updates, loss spikes, stops and resumptions"
+    high,out = set(spikes(recs)[0]),[]
+    for r in recs:
+        at,what = (r['step'], r.get('tokens', 0)),r.get('what')
+        if r['kind']=='train' and r['tokens'] in high: out.append((*at, f"loss spike: {r['bpb']:.3f} bits per byte"))
+        elif what=='skipped':
+            f,(a,b) = r['first'],r['sequences']
+            out.append((*at, f"{r['updates']} update{'s'*(r['updates']>1)} skipped: not finite first at step {f['step']}, sequences {a} to {b}, " + (f"in the gradient of {f['parameter']} (group {f['group']})" if f['parameter'] else 'in the loss')))
+        elif what=='resume': out.append((*at, 'went on from the checkpoint of this step'))
+        elif what=='stop': out.append((*at, f"stopped by {r['why']}, state saved"))
+        elif what=='diverged': out.append((*at, 'given up: more updates were not finite than max_skips allows'))
+    return out
+
+def duration(seconds:float)->str:
+    "Seconds as a person says them"
+    s = round(seconds)
+    return f'{s//3600} h {s%3600//60:02} min' if s>=3600 else f'{s//60} min {s%60:02} s' if s>=60 else f'{s} s'
+
+def summary(
+    recs:list[dict],       # a run's records
+    max_steps:int=None,    # of its settings
+)->dict:                   # name -> number or text
+    "The figures of a run that are compared with those of others; what is not known is left out"
+    last = lambda kind: next((r for r in reversed(recs) if r['kind']==kind), {})
+    of = lambda key: [r[key] for r in recs if r['kind']=='train' and r.get(key) is not None]
+    train,held,bpb = last('train'),last('valid'),[r['bpb'] for r in recs if r['kind']=='valid' and r.get('bpb')]
+    out = {'step': f"{train.get('step', 0):,}"+(f' of {max_steps:,}' if max_steps else ''), 'tokens': train.get('tokens'), 'held out, bits per byte': held.get('bpb') and round(held['bpb'], 4), 'best': round(min(bpb), 4) if bpb else None,
+           'training': duration(train['seconds']) if 'seconds' in train else None, 'left': duration(train['left_s']) if train.get('left_s') and train['step']!=max_steps else None,
+           'tokens/s': round(float(np.median(of('tokens_per_s')))) if of('tokens_per_s') else None, 'share of peak': f"{np.median(of('peak_share')):.0%}" if of('peak_share') else None,
+           'peak memory, GiB': round(max(of('memory'))/2**30, 2) if of('memory') else None, 'incidents': len(incidents(recs))}
+    return {k: v for k,v in out.items() if v is not None}
+
 # %% ../nbs/11_plots.ipynb #884d9660
 def _samples(text):
     "Samples under a heading each: lines that start with `=== ` are headings"
@@ -235,13 +273,33 @@ def _samples(text):
         head,_,body = part.partition('\n')
         yield f'<h3>{html.escape(head)}</h3><pre>{html.escape(body.strip())}</pre>'
 
+def _progress(r):
+    "One sentence about a run that has no scores"
+    held,end = [o for o in r.log if o['kind']=='valid'],r.config.get('max_steps')
+    step = max((o['step'] for o in r.log), default=0)
+    how = f'{r.name} is finished' if step==end else f'{r.name} is not finished'
+    return how + f": step {step:,}{f' of {end:,}' if end else ''}" + (f", {held[-1]['bpb']:.3f} bits per byte on held-out text" if held and held[-1].get('bpb') else '') + '.'
+
+def _peak_note(logs):
+    "How the share of peak is computed, with the numbers of each run"
+    starts = {n: next((o for o in reversed(l) if o['kind']=='event' and o.get('peak_gflops')), None) for n,l in logs.items()}
+    of = [f"{html.escape(n)}: {s['flops_per_token']/1e9:.3g} GFLOP a token, {s['peak_gflops']:,.0f} GFLOP/s ({html.escape(str(s.get('dtype')))}, {html.escape(str(s.get('device')))})" for n,s in starts.items() if s]
+    return '<p class="sub">Share of peak: tokens/s × FLOPs per token ÷ the best speed of a large matrix product that this machine reached when the run began, in the same precision. FLOPs per token, forward and backward: 6·N + 12·L·C·T. ' + '; '.join(of) + '.</p>' if of else ''
+
+def _apart(rs):
+    "Settings in which the runs differ"
+    flats = [dict(_flat(r.config)) for r in rs]
+    keys = [k for k in dict.fromkeys(k for f in flats for k in f) if k!='name' and len({str(f.get(k)) for f in flats})>1]
+    return [(k, *(str(f.get(k, '')) for f in flats)) for k in keys]
+
 def _run_section(r):
-    last = next((o for o in reversed(r.log) if o['kind']=='train'), {})
     start = next((o for o in reversed(r.log) if o['kind']=='event' and 'device' in o), {})
-    rows = [(k, v) for k,v in dict(device=start.get('device'), **{'measured matrix-product peak, GFLOP/s': start.get('peak_gflops')}, **{'tokens seen': last.get('tokens')},
-        **{'training seconds': last.get('seconds')}, **{'tokens/s, last': last.get('tokens_per_s')}, **r.scores.get('facts', {})).items() if v is not None]
+    rows = [(k, v) for k,v in (dict(device=start.get('device'), products=start.get('dtype'), torch=start.get('torch'), optimizer=start.get('optimizer')) | r.scores.get('facts', {})).items() if v is not None]
+    happened = incidents(r.log)
     conf = ''.join(f'{k} = {v}\n' for k,v in _flat(r.config))
-    return (f'<h2>{html.escape(r.name)}: the run</h2>{_table(rows, ["what", "value"])}<details><summary>All settings</summary><pre>{html.escape(conf)}</pre></details>'
+    return (f'<h2>{html.escape(r.name)}: the run</h2>{_table(rows, ["what", "value"])}'
+            + (f'<h3>What happened</h3>{_table(happened[:100], ["step", "tokens", "what"])}' + (f'<p>and {len(happened)-100} more</p>' if len(happened)>100 else '') if happened else '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>' if r.log else '')
+            + f'<details><summary>All settings</summary><pre>{html.escape(conf)}</pre></details>'
             + (f'<h2>{html.escape(r.name)}: samples</h2>'+''.join(_samples(r.samples)) if r.samples else ''))
 
 # %% ../nbs/11_plots.ipynb #a7e7fa31
@@ -257,7 +315,11 @@ def report(
     done = [r for r in rs if 'bpb' in r.scores]
     body = [f'<h1>{html.escape(" · ".join(logs))}</h1><p class="sub">GPT-2 reproduced, from raw text to scores</p>']
     body += [f'<p class="verdict">{html.escape((r.name+": " if len(rs)>1 else "")+verdict(r.scores["bpb"], r.scores.get("yardsticks", {})))}</p>' for r in done]
-    body += [f'<p class="verdict">{html.escape(r.name)} is not finished: no scores yet.</p>' for r in rs if r not in done]
+    body += [f'<p class="verdict">{html.escape(_progress(r))}</p>' for r in rs if r not in done]
+    rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n,r in zip(logs, rs)]
+    heads = list(dict.fromkeys(k for r in rows for k in r))
+    body.append(_table([[r.get(h, '') for h in heads] for r in rows], heads))
+    if len(rs)>1: body.append('<h2>What differs</h2>'+(_table(apart, ['setting', *logs]) if (apart := _apart(rs)) else '<p>The settings are the same.</p>'))
     yard = done[0].scores.get('yardsticks', {}) if done else {}
     figs = [('Loss', loss_figure(logs, yard)), ('Learning rate', lr_figure(logs)), ('RMS of the update, by parameter group', update_figure(logs)), ('Speed', speed_figure(logs))]
     body.append(f'<h2>{figs[0][0]}</h2>{_fig(figs[0][1])}')
@@ -265,7 +327,7 @@ def report(
         ns = list(dict.fromkeys(k for r in done for k in r.scores.get('yardsticks', {})))
         body.append('<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. The n-gram models use the same tokenizer; xz is given the training text first, as a dictionary would be.</p>'
             + _table([(r.name, float(r.scores['bpb']), *(float(r.scores.get('yardsticks', {}).get(n, np.nan)) for n in ns)) for r in done], ['run', 'model', *ns]))
-    body += [f'<h2>{t}</h2>{_fig(f)}' for t,f in figs[1:]]
+    body += [f'<h2>{t}</h2>{_fig(f)}' for t,f in figs[1:]] + [_peak_note(logs)]
     body += [_run_section(r) for r in rs]
     out = Path(out) if out else rs[0].folder/'report.html'
     return write_atomic(out, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(names[0])}</title><style>{_css}</style>'

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,to_device
+from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,keep_memory,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
 from .batches import Batches,key
 from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
@@ -137,7 +137,7 @@ class Health:
         self.named = [(n, group[p], p) for n,p in model.named_parameters() if p in group]
         dev = self.named[0][2].device
         self.order = torch.arange(1, len(self.named)+1, dtype=torch.float32).to(dev)
-        self.seen = torch.zeros(4).to(dev)          # steps skipped; of the first since the last `read`: its number, its parameter's, 1 if its loss was not finite
+        self.seen = to_device(torch.zeros(4), dev)       # steps skipped; of the first since the last `read`: its number, its parameter's, 1 if its loss was not finite
         self.norms = torch.zeros(len(self.named)).to(dev)
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class Health:
     def read(self, *more)->tuple[int,dict,list]: # steps skipped since the last time; of the first: step, parameter, group; `more` as numbers
         "Bring everything to the host, `more` scalars with it, in one transfer"
         n,step,i,bad,*more = torch.cat([self.seen, *(o.float().reshape(1) for o in more)]).tolist()
-        self.seen = torch.zeros(4).to(self.seen.device)     # sent there: made there it would be another program
+        self.seen = to_device(torch.zeros(4), self.seen.device)     # sent there: made there it would be another program
         name,group,_ = self.named[int(i)-1] if i else ('','','')
         return int(n),dict(step=int(step), parameter=name, group=group, loss='not finite' if bad else 'finite') if n else {},more
 
@@ -216,6 +216,7 @@ def fit(
     loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
     rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens*processes()[1]),list(model.parameters()),health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
+    shard_state(opt)
     end_step(device)
     model.train()
     program = OneProgram(device)
@@ -421,7 +422,7 @@ def train(
         raise ValueError(f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in {data}: set model.vocab_size={tok.vocab_size}')
     if watch is None: watch = [LiveChart(folder)] if in_notebook() else []
     if processes()[1]>1: return _train_divided(cfg, folder, dev, data, tok, manifest)
-    with folder_lock(folder): return _train(cfg, folder, dev, data, tok, manifest, watch)
+    with folder_lock(folder), keep_memory(dev): return _train(cfg, folder, dev, data, tok, manifest, watch)
 
 def _resume(cfg, folder, dev, fingerprint):
     "Model, optimizer and the rest of a run's state, from its last whole checkpoint or fresh"
@@ -515,8 +516,8 @@ def _train_divided(cfg, folder, dev, data, tok, manifest):
     if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
     batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
     step,seconds,skipped = st['step'],st['seconds'],st['skipped']
-    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got:
-        log,t = Log(folder/'log.jsonl', step) if rank==0 else None,time.perf_counter()
+    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got, Log(folder/'log.jsonl', step) if rank==0 else nullcontext() as log:
+        t = time.perf_counter()
         def note(kind, **kw):
             if log: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
         def save(): save_pieces(folder/'pieces', step, model, opt, dict(seconds=seconds, skipped=skipped, data=fingerprint), cfg.keep)
@@ -541,5 +542,4 @@ def _train_divided(cfg, folder, dev, data, tok, manifest):
             plain.load_state_dict(weights)
             save_checkpoint(folder/'checkpoints', step, plain, tok, state=dict(seconds=seconds, skipped=skipped, data=fingerprint))
             note('event', what='end', peak_memory=peak_memory(dev))
-            log.close()
     return folder

@@ -42,7 +42,7 @@ def run(n, folder, name='adamw', last=20, die=0):
     folder.mkdir(exist_ok=True)
     f.write_text(code)
     how = [sys.executable] if n==1 else [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(29500+os.getpid()%2000+n)]
-    p = subprocess.run([*how, str(f), str(folder/'pieces'), name, str(last), str(die)], env=env, capture_output=True, text=True, timeout=240)
+    p = subprocess.run([*how, str(f), str(folder/'pieces'), name, str(last), str(die)], env=env, capture_output=True, text=True, timeout=900)
     recs = [json.loads(l) for l in p.stdout.splitlines() if l.startswith('{')]
     return p.returncode, {r['step']: (r['loss'], r['norm']) for r in recs}, p.stderr
 
@@ -86,18 +86,18 @@ def test_the_command_under_torchrun(tmp_path):
         how = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', str(n), '--master-port', str(31500+os.getpid()%2000), '-m'] if n>1 else [sys.executable, '-m']
         return subprocess.Popen([*how, 'gpt2repro', 'train', str(run), *more, '--device', 'cpu'], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     def log(run): return [json.loads(l) for l in (run/'log.jsonl').read_text().splitlines()]
-    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab_size', '320'], env=env, check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'gpt2repro', 'prepare', str(tmp_path/'docs.jsonl'), '--out', str(tmp_path/'data'), '--vocab-size', '320'], env=env, check=True, capture_output=True)
     p = train(1, tmp_path/'one', *small, '--data', str(tmp_path/'data'))
-    assert p.communicate(timeout=200) and p.returncode==0
+    assert p.communicate(timeout=900) and p.returncode==0
     p = train(2, tmp_path/'two', *small, '--data', str(tmp_path/'data'))
-    out, err = p.communicate(timeout=200)
+    out, err = p.communicate(timeout=900)
     assert p.returncode==0, err[-3000:]
     a, b = ([r['loss'] for r in log(tmp_path/r) if r['kind']=='train'] for r in ('one', 'two'))
     assert a==pytest.approx(b, abs=1e-4) and len(a)==8
     assert (tmp_path/'two/checkpoints/step-00000040/model.safetensors').is_file()
     shutil.rmtree(tmp_path/'two/checkpoints'); shutil.rmtree(tmp_path/'two/pieces/step-00000040')
     p = train(1, tmp_path/'two')
-    out, err = p.communicate(timeout=200)
+    out, err = p.communicate(timeout=900)
     assert p.returncode==0, err[-3000:]
     assert [r['step'] for r in log(tmp_path/'two') if r['kind']=='event' and r['what']=='resume']==[30]
     assert [r['loss'] for r in log(tmp_path/'two') if r['kind']=='train']==pytest.approx(a, abs=1e-4)

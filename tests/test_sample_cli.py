@@ -39,6 +39,8 @@ def test_prompts_from_everywhere(folder, tmp_path, monkeypatch):
     assert [r['prompt'] for r in two]==['the cat']*2+['the dog']*2 and len({r['text'] for r in two})>2
     assert rows('the cat')==two[:1]                                          # the same seed: the same text
     assert rows(stdin='the cat\nthe dog\n', monkeypatch=monkeypatch)==[two[0], two[2]]
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(''))
+    fails('no prompt: give one', 'sample', folder/'whole', '--device', 'cpu')
     assert rows('--unconditional')[0]['prompt']==''
     assert all(len(r['ids'])==len(r['logprobs'])<=12 and max(r['logprobs'])<=0 for r in two)
     assert run(folder, 'the cat', '--stream')=='the cat'+two[0]['text']+'\n'==run(folder, 'the cat')

@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-xla')
 if os.environ.setdefault('PJRT_DEVICE', 'CPU')!='CPU': pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
 import torch
+from gpt2repro.adafactor import round_stochastic
 from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, recorded_steps, sync
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
@@ -60,6 +61,37 @@ def test_one_compilation_and_eager_losses(dev, name):
     for i, (x, y) in enumerate(zip(want, losses)): assert abs(x-float(y))<1e-5, (i, x, float(y))
     assert abs(float(v)-float(valid_loss(a, counting, 3, cpu)))<1e-5
 
+@pytest.mark.parametrize('shape', [(), (7,), (300, 500), (3, 4, 5)])
+def test_stochastic_rounding_has_the_bits_of_the_cpu(dev, shape):
+    x = torch.randn(shape)*torch.tensor(10.)**torch.randint(-30, 30, shape)
+    seed, start = torch.tensor(12345, dtype=torch.int32), device_counts(dev)
+    got = round_stochastic(x.to(dev), seed.to(dev), 17)
+    sync(dev)
+    assert device_counts(dev)['fallbacks']==start['fallbacks']
+    assert torch.equal(got.cpu().view(torch.int16), round_stochastic(x, seed, 17).view(torch.int16))
+
+def test_bfloat16_weights_are_one_program(dev):
+    cfg = run_config(model=small.replace(n_embd=30))
+    _, m = twins(cfg, dev)
+    opt = make_optimizer(m.bfloat16(), cfg.optim, 40)
+    for g in opt.param_groups: g['stochastic_rounding'] = True
+    sync(dev)
+    start = device_counts(dev)
+    losses = [l for _, l, _ in islice(fit(m, opt, counting, cfg, dev), 10)]
+    sync(dev)
+    end = device_counts(dev)
+    assert {k: end[k]-start[k] for k in end}==dict(compilations=1, reads=0, fallbacks=0)
+    assert float(losses[-1])<float(losses[0])
+
+def test_no_range_is_written_into_the_program(dev):
+    "200 rows of 500 are 400 kB as a range, and some hundred bytes as two axes"
+    x, seed = torch.zeros(200, 500, device=dev), torch.zeros((), dtype=torch.int32, device=dev)
+    with recorded_steps() as programs:
+        round_stochastic(x, seed)
+        end_step(dev)
+    sync(dev)
+    assert len(programs[0])<40_000
+
 def test_the_loop_raises_when_its_step_changes(dev):
     cfg = run_config()
     _, b = twins(cfg, dev)
@@ -90,3 +122,10 @@ def test_autocast_is_bfloat16(dev):
     w = torch.randn(5, 7, device=dev)
     with autocast(dev, 'bfloat16'): assert (w@w.T).dtype==torch.bfloat16
     with autocast(dev, 'float32'): assert (w@w.T).dtype==torch.float32
+
+def test_attention_in_bfloat16_holds_no_float32_scores(dev):
+    import torch_xla
+    q = torch.randn(2, 3, 64, 8, device=dev, dtype=torch.bfloat16)
+    y = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+    dots = [l for l in torch_xla._XLAC._get_xla_tensors_hlo([y]).splitlines() if ' dot(' in l]
+    assert dots and all(l.split('=')[1].strip().startswith('bf16') for l in dots), dots

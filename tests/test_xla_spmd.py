@@ -10,7 +10,7 @@ import torch
 from gpt2repro.backend import device_counts, shard_model, sync, virtual_devices
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
-from gpt2repro.train import fit, make_optimizer
+from gpt2repro.train import Health, fit, make_optimizer
 n = int(sys.argv[1])
 dev = virtual_devices(n)
 cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=16*16, micro_batch=16, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10))
@@ -24,11 +24,13 @@ m = m.to(dev)
 put = shard_model(m, n)
 names = [k for k, _ in m.named_parameters()]==[k for k, _ in eager.named_parameters()]
 opt = make_optimizer(m, cfg.optim, 40)
+health = Health(m, opt)
 sync(dev)
 before = device_counts(dev)
 losses, compiled = [], []
-for _, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev), 20):
+for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev, health=health), 20):
     losses.append(l)
+    if step in (10, 15): health.read(l)
     compiled.append(device_counts(dev)['compilations']-before['compilations'])
 sync(dev)
 import torch_xla
@@ -39,7 +41,7 @@ print(json.dumps(dict(losses=[float(l) for l in losses], want=want, names=names,
 
 @pytest.fixture(scope='module')
 def eight():
-    p = subprocess.run([sys.executable, '-c', code, '8'], env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
+    p = subprocess.run([sys.executable, '-c', code, '8'], env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=900)
     assert p.returncode==0, p.stderr[-2000:]
     return json.loads(p.stdout.splitlines()[-1])
 
@@ -47,6 +49,6 @@ def test_losses_are_those_of_one_device(eight): assert eight['losses']==pytest.a
 def test_weights_are_divided_and_keep_their_names(eight):
     assert eight['names'] and 'devices=[8,1]' in eight['spec'], eight['spec']
     assert eight['weight']<1e-4
-def test_two_compilations(eight):
-    "The first step finds the optimizer's state undivided and leaves it divided, the second is the program of all others"
-    assert eight['compiled']==[1]+[2]*19, eight['compiled']
+def test_one_compilation(eight):
+    "The optimizer's state lies divided before the first step as a step leaves it; bringing numbers to the host at step 10 is a small program of its own, once"
+    assert eight['compiled']==[1]*9+[2]*11, eight['compiled']
