@@ -24,7 +24,7 @@ def nearest(
     names,    # the known names
 )->str: # one sentence to end an error message with
     "The known names most like `name`, as a hint for an error message"
-    names = [str(o) for o in names]
+    names = list(dict.fromkeys(map(str, names)))
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
