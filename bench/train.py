@@ -149,6 +149,7 @@ if __name__=='__main__':
               ('longest stall of a checkpoint / a step', '', l['stall']/l['step']), ('host memory of a checkpoint / parameters and optimizer state', '≤ 1.1', h['extra']),
               ('the same in the loop, peak with one under way less peak without, GiB', '', l['saving_gib'])]
     note = '\n'.join(['| number | target | measured |', '|---|---|---|']+[f'| {n} | {g} | {v:.3g} |' for n, g, v in ratios])
+    note += '\n\nTwo CPU threads or one GPU. The loop keeps freed memory while it trains (`backend.keep_memory`), the bare step does not: that is why it can be the faster one, and why its peak is higher.'
     if a.size=='124M': save_table('Training loop (bench/train.py)', rows, note, packages=('torch', 'transformers', 'accelerate'))
     else:
         for o in rows: print(o)

@@ -263,6 +263,7 @@ def train(
     for t in (names := [t for t in track.split(',') if t]):
         if t not in trackers: raise ValueError(f'--track {t}: {nearest(t, trackers)}')
     if begun and recipe and named_recipe(recipe).model!=read_run(run).model: raise ValueError(f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take another folder')
+    if begun and from_model and not read_run(run).start_from: raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
     if not begun and not (recipe or texts or setting or from_model): read_run(run)           # raises: it is no run
     source = ','.join(texts)
     base = read_run(run) if begun else _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source) if from_model else None

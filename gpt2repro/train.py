@@ -361,7 +361,9 @@ def open_run(
         if cfg is None or cfg==old: cfg = old
         a,b = to_dict(old),to_dict(cfg)
         for k in a:
-            if a[k]!=b[k] and k not in _may_change: raise ValueError(f'{folder} was begun with {k}={a[k]}, not {b[k]}: go on without changing it, or take another folder')
+            if a[k]==b[k] or k in _may_change: continue
+            name,x,y = next((f'{k}.{j}', v, b[k][j]) for j,v in a[k].items() if v!=b[k][j]) if isinstance(a[k], dict) else (k, a[k], b[k])
+            raise ValueError(f'{folder} was begun with {name}={x}, not {y}: go on without changing it, or take another folder')
     elif cfg is None: return read_run(folder)
     elif folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: name a folder for the run')
     if not cfg.micro_batch: cfg = cfg.replace(micro_batch=fit_micro_batch(cfg, device))
