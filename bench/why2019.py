@@ -28,6 +28,7 @@ def shape(n_layer, n_embd, n_head, n_ctx=context): return GPT2Config(vocab_size=
 sizes = {'toy': shape(2, 32, 2, 32), '1M': shape(4, 128, 4), '3M': shape(6, 192, 6), '10M': shape(8, 320, 10), '30M': shape(7, 576, 9), '85M': shape(12, 768, 12)}
 
 # the switches: name -> level -> settings; a function is of the run's steps. Both ends are read off the recipes
+# Adafactor is the paper's at both ends (`preset=paper`), the settings his: that his counts its steps from 0 and lets the weights shrink before the update is left out
 
 ours, his, adam = (recipe(n) for n in ('1.5B', 'connor2019-1.5B', 'connor2019-117M'))
 def warm(r): return lambda n: max(1, round(n*r.optim.warmup_steps/r.max_steps))      # the same share of the run

@@ -22,7 +22,7 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import load_file,save_file
 from torch.overrides import TorchFunctionMode
 from .backend import has_package
-from .config import GPT2Config,warn,write_atomic
+from .config import GPT2Config,file_sha256,warn,write_atomic
 from .model import GPT2
 from .tokenizer import save_hf
 
@@ -270,9 +270,6 @@ def from_pretrained(
     return _from_folder(name)
 
 # %% ../nbs/10_checkpoint.ipynb #a1b740ba
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _sync(path):
     "Have the system write a file or folder to the disk now"
     fd = os.open(path, os.O_RDONLY)
@@ -363,11 +360,11 @@ def _fill(folder, step, snap, tok, score):
     (folder/'config.json').write_text(json.dumps(hf_config(snap['cfg'], getattr(tok, 'eot', None)), indent=2)+'\n')
     if tok is not None: save_hf(tok, folder)
     small = [f for f in folder.rglob('*') if f.is_file()]
-    files = {str(f.relative_to(folder)): _sha256(f) for f in small}
+    files = {str(f.relative_to(folder)): file_sha256(f) for f in small}
     for f in small: _sync(f)
     for f,ts in dict(model=snap['model'], optimizer=snap['rest']).items(): files[f'{f}.safetensors'] = write_tensors(ts, folder/f'{f}.safetensors')
     _seal_file(folder/'state.json', dict(format=1, step=step, score=score, **snap['json'], files=files))
-    return files | {'state.json': _sha256(folder/'state.json')}
+    return files | {'state.json': file_sha256(folder/'state.json')}
 
 def _copy(files, src, dst):
     "Each file of `src` to `dst`, and look whether it has arrived"
@@ -375,7 +372,7 @@ def _copy(files, src, dst):
         (dst/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(src/f, dst/f)
         _sync(dst/f)
-        if _sha256(dst/f)!=sha: raise OSError(errno.EIO, 'what was copied there reads differently', str(dst/f))
+        if file_sha256(dst/f)!=sha: raise OSError(errno.EIO, 'what was copied there reads differently', str(dst/f))
 
 def write_checkpoint(
     folder:str|Path, # the run's `checkpoints` folder; made if it is not there
@@ -497,7 +494,7 @@ def verify_checkpoint(
     if not isinstance(d, dict) or d.get('seal')!=_seal(d): raise ValueError(f'{path/"state.json"}: changed since it was written')
     for f,sha in d['files'].items():
         if not (path/f).exists(): raise ValueError(f'{path/f}: missing')
-        if _sha256(path/f)!=sha: raise ValueError(f'{path/f}: its content is not what was written (SHA-256 differs)')
+        if file_sha256(path/f)!=sha: raise ValueError(f'{path/f}: its content is not what was written (SHA-256 differs)')
     return d
 
 def latest_checkpoint(

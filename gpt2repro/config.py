@@ -7,10 +7,11 @@ Docs: https://gpt2repro.github.io/gpt2repro/config.html.md"""
 # %% auto #0
 __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict',
            'override', 'tiny', 'gpt2_124m', 'pretty_big', 'gpt2_1558m', 'connor2019_117m', 'connor2019_prettybig',
-           'connor2019_1558m', 'finetune', 'recipes', 'recipe', 'from_json2019', 'progress', 'warn', 'write_atomic']
+           'connor2019_1558m', 'finetune', 'recipes', 'recipe', 'from_json2019', 'progress', 'warn', 'write_atomic',
+           'file_sha256']
 
 # %% ../nbs/00_config.ipynb #87c3dace
-import difflib,json,os,sys,tempfile
+import difflib,hashlib,json,os,sys,tempfile
 from dataclasses import asdict,dataclass,field,fields,is_dataclass,replace
 from pathlib import Path
 from typing import get_type_hints
@@ -404,3 +405,9 @@ def write_atomic(
         Path(tmp).unlink(missing_ok=True)
         raise
     return path
+
+def file_sha256(
+    path,
+)->str: # 64 hexadecimal digits
+    "By which a file is recognised. Raises `OSError`"
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -7,10 +7,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 # %% auto #0
 __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'docstrings', 'docs_versions', 'doc_hash', 'unique',
            'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'overlap_marker',
-           'overlap_shares', 'drop_overlap', 'split_documents', 'doc_grams', 'drop_near_copies']
+           'overlap_shares', 'drop_overlap', 'split_documents', 'mix', 'Bloom', 'doc_grams', 'drop_near_copies']
 
 # %% ../nbs/02_corpus.ipynb #30f52a35
-import ast,codecs,csv,glob,gzip,hashlib,io,json,lzma,os,re,sys,sysconfig,zlib
+import ast,codecs,csv,glob,gzip,hashlib,io,json,lzma,math,os,re,sys,sysconfig,zlib
 from collections import Counter
 from importlib.metadata import PackageNotFoundError,version
 from importlib.util import find_spec
@@ -537,6 +537,42 @@ def split_documents(
     for d in docs: (valid if held_out(d, valid_fraction) else train).append(d)
     return train, drop_overlap(valid, train, n, overlap)
 
+# %% ../nbs/02_corpus.ipynb #9fe682c0
+_m1,_m2 = np.uint64(0xBF58476D1CE4E5B9),np.uint64(0x94D049BB133111EB)
+
+def mix(x:np.ndarray)->np.ndarray: # uint64 -> uint64
+    "splitmix64's finalizer: every bit of the input changes half of the bits of the output (Steele et al. 2014)"
+    x = (x^(x>>np.uint64(30)))*_m1
+    x = (x^(x>>np.uint64(27)))*_m2
+    return x^(x>>np.uint64(31))
+
+class Bloom:
+    "A set of 64-bit keys that may say yes to a stranger, with probability `rate`, and never no to a member"
+    def __init__(self,
+        n:int,            # keys at most
+        rate:float=1e-8,  # probability of a wrong yes
+    ):
+        if n<1 or not 0<rate<1: raise ValueError(f'n={n}, rate={rate}: give at least 1 key, and a rate between 0 and 1')
+        self.m = max(64, math.ceil(-n*math.log(rate)/math.log(2)**2))
+        self.k = max(1, round(-math.log2(rate)))
+        self.bits,self._i = np.zeros(self.m//8+1, np.uint8),np.arange(self.k, dtype=np.uint64)[:, None]
+
+    def _places(self, keys, block=1<<16):
+        "(k,n) bytes and the bit in each, for some of the keys at a time, and which these are"
+        for a in range(0, len(keys), block):
+            s = slice(a, a+block)
+            h,step = mix(np.stack([keys[s], keys[s]^np.uint64(0x9E3779B97F4A7C15)]))
+            at = (h+(step|np.uint64(1))*self._i)%np.uint64(self.m)
+            yield s,(at>>np.uint64(3)).view(np.int64),np.uint8(1)<<(at&np.uint64(7)).astype(np.uint8)
+
+    def add(self, keys:np.ndarray): # (N,) uint64
+        for _,at,bit in self._places(keys): np.bitwise_or.at(self.bits, at, bit)
+
+    def has(self, keys:np.ndarray)->np.ndarray: # (N,) uint64 -> (N,) bool
+        out = np.empty(len(keys), bool)
+        for s,at,bit in self._places(keys): out[s] = (self.bits[at]&bit).all(0)
+        return out
+
 # %% ../nbs/02_corpus.ipynb #f9ee8d4d
 def doc_grams(
     doc:str,
@@ -550,17 +586,17 @@ def drop_near_copies(
     share:float=.3,     # a document with this much of its word n-grams in earlier ones is dropped
     n:int=8,            # words in a gram
     tally:Counter=None, # gets the number of documents `near_copies`
+    room:int=1<<24,     # different n-grams at most; 10 MB of memory
 )->Iterator[str]: # the others, in the same order
-    "Documents that are new. Raises `ValueError` when there is more text than the filter can hold"
-    seen,room = np.zeros(1<<26, bool),1<<24
+    "Documents that are new. Raises `ValueError` when there is more text than the filter has room for"
+    seen,full = Bloom(room, .1),f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)'
     for d in docs:
         k = doc_grams(d, n)
-        a,b = k>>np.uint64(38),(k*np.uint64(0x9E3779B97F4A7C15))>>np.uint64(38)
-        old = seen[a]&seen[b]
+        old = seen.has(k)
         if len(k) and old.mean()>=share:
             if tally is not None: tally['near_copies'] += 1
             continue
-        seen[a] = seen[b] = True
+        seen.add(k[~old])
         room -= int((~old).sum())
-        if room<0: raise ValueError(f'near_copies={share}: there are more than {1<<24:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)')
+        if room<0: raise ValueError(full)
         yield d

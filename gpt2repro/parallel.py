@@ -8,13 +8,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/parallel.html.md"""
 __all__ = ['divide', 'whole', 'mean_over_processes', 'save_pieces', 'latest_pieces', 'load_pieces']
 
 # %% ../nbs/10a_parallel.ipynb #e893c68d
-import hashlib,json,os,shutil
+import json,os,shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from .backend import processes
-from .config import warn,write_atomic
+from .config import file_sha256,warn,write_atomic
 
 # %% ../nbs/10a_parallel.ipynb #d207e192
 def divide(
@@ -54,9 +54,6 @@ def _tensors(model, optimizer):
         out |= {f'optimizer.{names[id(p)]}.{k}': v for k,v in s.items() if isinstance(v, Tensor)}
     return {k: v if v.ndim else v.reshape(1) for k,v in out.items()}
 
-def _sha256(f):
-    with open(f, 'rb') as o: return hashlib.file_digest(o, 'sha256').hexdigest()
-
 def _barrier():
     if processes()[1]>1:
         from torch import distributed
@@ -82,7 +79,7 @@ def save_pieces(
     dcp.save(_tensors(model, optimizer), storage_writer=dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True), no_dist=processes()[1]==1)
     _barrier()
     if rank==0:
-        files = {f.name: _sha256(f) for f in sorted(tmp.iterdir()) if f.is_file()}
+        files = {f.name: file_sha256(f) for f in sorted(tmp.iterdir()) if f.is_file()}
         write_atomic(tmp/'pieces.json', json.dumps(dict(step=step, state=state, files=files), indent=1))
         if path.exists(): shutil.rmtree(path)
         os.rename(tmp, path)
@@ -95,7 +92,7 @@ def latest_pieces(folder)->Path|None:
     for p in sorted(Path(folder).glob('step-*'), reverse=True):
         try:
             files = json.loads((p/'pieces.json').read_text())['files']
-            bad = next((f for f,sha in files.items() if not (p/f).is_file() or _sha256(p/f)!=sha), None)
+            bad = next((f for f,sha in files.items() if not (p/f).is_file() or file_sha256(p/f)!=sha), None)
         except (OSError, ValueError, KeyError): bad = 'pieces.json'
         if not bad: return p
         warn(f'{p/bad}: missing or not what was written: using the checkpoint before it')

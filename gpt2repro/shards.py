@@ -20,7 +20,7 @@ from typing import Iterable,Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .config import nearest,progress,warn,write_atomic
+from .config import file_sha256,nearest,progress,warn,write_atomic
 from .corpus import Holdout,clean,docs_versions,documents,drop_near_copies,overlap_marker,warn_tally
 from .tokenizer import SentencePiece,Tokenizer,load_tokenizer
 
@@ -323,9 +323,6 @@ def write_shards(
         finally: w.abandon()
 
 # %% ../nbs/04_shards.ipynb #cd28cd3d
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def _count(path, dtype, eot):
     "(separators, largest id) of a shard, read in blocks"
     n = top = 0
@@ -350,7 +347,7 @@ def verify_shards(
         p = folder/f.name
         if not p.exists(): raise ValueError(f'{p}: missing: {again}')
         if (size := p.stat().st_size)!=(want := f.n_tokens*np.dtype(dtype).itemsize): raise ValueError(f'{p}: {size} bytes, {want} are on record: {again}')
-        if (h := _sha256(p))!=f.sha256: raise ValueError(f'{p}: damaged (sha256 {h[:12]}…, {f.sha256[:12]}… is on record): {again}')
+        if (h := file_sha256(p))!=f.sha256: raise ValueError(f'{p}: damaged (sha256 {h[:12]}…, {f.sha256[:12]}… is on record): {again}')
         n,top = _count(p, dtype, m.tokenizer['eot'])
         if n!=f.n_docs or top>=m.tokenizer['vocab_size']: raise ValueError(f"{p}: {n} documents, largest id {top}; the manifest says {f.n_docs}, {m.tokenizer['vocab_size']-1}: make the shards again")
     for k in ('n_docs', 'n_tokens', 'n_bytes'):

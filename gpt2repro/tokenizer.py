@@ -230,7 +230,7 @@ def _varint(b, i):
         if b[i-1]<128: return n,i
 
 def _fields(b):
-    "(number, value) of each field of a protocol buffer message"
+    "(number, value, where its bytes begin) of each field of a protocol buffer message"
     i = 0
     while i<len(b):
         key,i = _varint(b, i)
@@ -240,14 +240,22 @@ def _fields(b):
             if kind==2: n,i = _varint(b, i)
             else: n = {1: 8, 5: 4}[kind]
             v,i = b[i:i+n],i+n
-        yield key>>3, v
+        yield key>>3, v, i-n if kind else None
 
 def _pieces(model):
     "(piece, score, type) of each token: type 1 normal, 2 unknown, 3 control, 6 byte"
-    for k,v in _fields(model):
+    for k,v,_ in _fields(model):
         if k==1:
-            p = dict(_fields(v))
+            p = {n: o for n,o,_ in _fields(v)}
             yield p[1].decode(), struct.unpack('<f', p.get(2, bytes(4)))[0], p.get(3, 1)
+
+def _exact(model):
+    "The model with scores that are multiples of 1/512"
+    out = bytearray(model)
+    for k,piece,at in _fields(model):
+        for n,v,i in _fields(piece) if k==1 else ():
+            if n==2: struct.pack_into('<f', out, at+i, round(struct.unpack('<f', v)[0]*512)/512)
+    return bytes(out)
 
 # %% ../nbs/03_tokenizer.ipynb #e50a601a
 class SentencePiece(Tokenizer):
@@ -281,7 +289,7 @@ class SentencePiece(Tokenizer):
         if not total: raise ValueError('no text to train a tokenizer on: the source has no documents')
         used = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
         if used<total: warn(f'the tokenizer is trained on a sample of {used/1e6:.0f} MB of {total/1e6:.0f} MB')
-        return cls(_train_sp(texts, vocab_size, model_type))
+        return cls(_exact(_train_sp(texts, vocab_size, model_type)))
 
     def encode_np(self, text)->np.ndarray: # (n,) uint32
         "`encode` as an array"

@@ -1,5 +1,5 @@
 "Shards as they meet the world: killed at any point, a full disk, two processes, a flipped bit, files too long to read"
-import errno, json, os, random, resource, signal, subprocess, sys, time
+import json, os, random, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from gpt2repro.corpus import documents, read_file
@@ -77,19 +77,29 @@ def test_killed_at_any_time_with_other_numbers_of_workers(text, tmp_path):
 
 # the disk and other processes
 
-@pytest.mark.skipif(not root, reason='mounting a small tmpfs needs root')
+full_disk = '''
+import shutil, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from test_data import Path, chars, docs, load_manifest, pytest, size, write_shards
+disk, copy = map(Path, sys.argv[2:])
+subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=96k', 'tmpfs', disk], check=True)
+with pytest.raises(OSError, match='the disk is full after .* documents: free some space and run the same command again'): write_shards(docs, chars, disk/'s', **size)
+assert not list((disk/'s').glob('*.part')) and not (disk/'s/manifest.json').exists()
+with pytest.raises(FileNotFoundError, match='unfinished'): load_manifest(disk/'s')
+subprocess.run(['mount', '-o', 'remount,size=4m', disk], check=True)
+write_shards(docs, chars, disk/'s', **size)
+shutil.copytree(disk/'s', copy)
+'''
+
 def test_a_full_disk_and_then_a_larger_one(whole, tmp_path):
-    disk = tmp_path/'disk'
-    disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=96k', 'tmpfs', disk], stderr=subprocess.DEVNULL).returncode: pytest.skip('mounting a tmpfs is not allowed here')
-    try:
-        with pytest.raises(OSError, match='the disk is full after .* documents: free some space and run the same command again'): write_shards(docs, chars, disk/'s', **size)
-        assert not list((disk/'s').glob('*.part')) and not (disk/'s/manifest.json').exists()
-        with pytest.raises(FileNotFoundError, match='unfinished'): load_manifest(disk/'s')
-        subprocess.run(['mount', '-o', 'remount,size=4m', disk], check=True)
-        write_shards(docs, chars, disk/'s', **size)
-        assert tree(disk/'s')==whole
-    finally: subprocess.run(['umount', disk], check=True)
+    "In a process with mounts of its own, which are gone with it"
+    (disk := tmp_path/'disk').mkdir()
+    private = ['unshare', '--mount']
+    if not shutil.which('unshare') or subprocess.run([*private, 'mount', '-t', 'tmpfs', 'tmpfs', disk], stderr=subprocess.DEVNULL).returncode: pytest.skip('mounting a tmpfs is not allowed here')
+    p = subprocess.run([*private, sys.executable, '-c', full_disk, Path(__file__).parent, disk, tmp_path/'copy'], env=quiet, capture_output=True, text=True)
+    assert p.returncode==0, p.stderr
+    assert tree(tmp_path/'copy')==whole
+    assert not list(disk.iterdir())
 
 def test_two_processes_in_one_folder(text, tmp_path):
     p = python(f'import time\nfrom gpt2repro.shards import folder_lock\nwith folder_lock({str(tmp_path/"out")!r}): print("held", flush=True); time.sleep(60)')

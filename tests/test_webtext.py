@@ -9,7 +9,8 @@ env = {**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1', 'HF_HUB_OFF
 crawl = ['delay=0.005', 'timeout=9', 'deadline=5', 'max_bytes=1048576', 'retries=1', 'backoff=0.01']
 
 def process(*argv, **kw):
-    return subprocess.Popen([sys.executable, '-m', 'gpt2repro', 'webtext', *map(str, argv)], env={**env, **kw}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, '-m', 'gpt2repro', 'webtext', *map(str, argv)], env={**env, **kw}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))      # a job in the background of a shell is started deaf to Ctrl-C
 
 def made(folder, *parts):
     "The files that count, by name"
