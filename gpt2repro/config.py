@@ -260,7 +260,7 @@ def override(
 def tiny()->RunConfig:
     """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
     Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
-    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), data=DataConfig(near_copies=.3), batch_tokens=2048, micro_batch=8, optim=OptimConfig(lr=2e-2, warmup_steps=50, final=.05, clip=0.))
+    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), data=DataConfig(near_copies=.3), batch_tokens=1024, micro_batch=4, optim=OptimConfig(lr=4e-2, warmup_steps=100, final=.05, clip=0.))
 
 def _big(name, **kw): # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
     return RunConfig(name=name, model=sizes[name].no_dropout(), data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=.0005), batch_tokens=512*1024,
