@@ -75,13 +75,13 @@ def fit_warmup(
 def step_seconds(
     cfg:RunConfig,
     device:torch.device,
-    n:int=6, # steps to time, after one that does not count
-)->float:    # median seconds of one optimizer step
+    seconds:float, # for how long to look: the first steps of a process are slower
+)->float:          # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
     model = GPT2(cfg.model).to(device)
-    opt,times = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens),[]
+    opt,times,start = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens),[],time.perf_counter()
     ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx+1), device=device)
-    for _ in range(n+1):
+    while len(times)<7 or time.perf_counter()-start<seconds:
         sync(device)
         t = time.perf_counter()
         accumulate(lambda x,y: lm_loss(model, x, y), ids[:,:-1], ids[:,1:], cfg.n_micro, cfg.dtype)
@@ -89,7 +89,7 @@ def step_seconds(
         opt.zero_grad()
         sync(device)
         times.append(time.perf_counter()-t)
-    return sorted(times[1:])[n//2]
+    return sorted(times[1:])[len(times)//2]
 
 # %% ../nbs/17_cli.ipynb #460202ba
 _openings = ('Return the', 'The following example shows how', 'Raised when')
@@ -146,7 +146,7 @@ def reproduce_run(
     if not (folder/'config.json').exists():
         prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
         cfg = cfg.replace(dtype=fast_dtype(dev))
-        step = step_seconds(cfg, dev)
+        step = step_seconds(cfg, dev, minutes/2)
         left = minutes*60*.97 - (time.perf_counter()-t0) - _reserve
         n = max(20, int(left/(step*1.06)))      # 6 % for evaluation, logging and checkpoints
         every = max(1, n//10)
