@@ -16,7 +16,8 @@ def command(*argv):
     return status, out.getvalue(), err.getvalue()
 
 def process(*argv, **kw):
-    return subprocess.Popen([sys.executable, '-m', 'gpt2repro', *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    return subprocess.Popen([sys.executable, '-m', 'gpt2repro', *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **kw)      # a job in the background of a shell is started deaf to Ctrl-C
 
 def lines(err): return [l for l in err.splitlines() if l.startswith('gpt2repro: ')]
 def tree(folder): return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).rglob('*')) if f.is_file() and f.name!='.lock'}
@@ -105,7 +106,7 @@ def test_wrong_words(words, argv, tmp_path, monkeypatch):
 
 def test_a_short_run_gets_a_short_warm_up(data, tmp_path):
     s, out, err = command('train', tmp_path/'r', '--data', data, '--max-steps', 20, '--device', 'cpu', *[o for o in small if 'warmup' not in o])
-    assert s == 0 and 'warm-up shortened from 50 to 2 steps' in err
+    assert s == 0 and 'warm-up shortened from 100 to 2 steps' in err
     assert json.loads((tmp_path/'r/config.json').read_text())['optim']['warmup_steps'] == 2
 
 def test_debug_shows_the_traceback():
