@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import compile_c,prefers_blocks,view_bits
+from .backend import compile_c,prefers_blocks,shift_right,view_bits
 from .config import nearest
 from .schedule import paper_relative,warmup_cosine
 
@@ -280,10 +280,9 @@ def moments(
 
 # %% ../nbs/09_adafactor.ipynb #0073a475
 def _mix(x): # int32 -> int32, the last steps of MurmurHash3
-    def right(n): return (torch.bitwise_right_shift(x, n)&(1<<32-n)-1).int()        # under torch_xla `>>` divides, towards 0, and this makes a single number int64
-    x = (x^right(16))*-2048144789
-    x = (x^right(13))*-1028477387
-    return x^right(16)
+    x = (x^shift_right(x, 16))*-2048144789
+    x = (x^shift_right(x, 13))*-1028477387
+    return x^shift_right(x, 16)
 
 def _index(shape, device): # int32
     "The number of each element, from axis to axis: XLA writes a range into the program number by number"

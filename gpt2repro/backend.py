@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'describe', 'peak_memory', 'prefers_blocks', 'vocab_multiple', 'sync',
-           'end_step', 'recorded_steps', 'to_device', 'view_bits', 'device_counts', 'OneProgram', 'device_count',
-           'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
-           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
-           'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
+           'end_step', 'recorded_steps', 'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram',
+           'device_count', 'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast',
+           'can_compile', 'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all',
+           'free_memory', 'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,os,platform,shutil,subprocess,sys,tempfile,time
@@ -154,6 +154,13 @@ def view_bits(
     "The bits of `x` read as another type"
     if x.device.type!='xla': return x.view(dtype)
     return _bitcast()(x, to={torch.int32: 's32', torch.float32: 'f32'}[dtype])
+
+def shift_right(
+    x:torch.Tensor, # int32
+    n:int,          # places, 1 to 31
+)->torch.Tensor:    # int32
+    "The bits of `x` moved to the right, zeros from the left"
+    return (torch.bitwise_right_shift(x, n)&(1<<32-n)-1).int()        # under torch_xla `>>` divides, towards 0, and this makes a single number int64
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
 def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult,HfApi,ModelCardData,split_torch_state_dict_into_shards
-from safetensors import SafetensorError,safe_open
-from safetensors.torch import load_file,save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 from .backend import has_package
 from .config import GPT2Config,file_sha256,warn,write_atomic

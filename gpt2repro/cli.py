@@ -259,14 +259,15 @@ def train(
     "Start a run, go on with it where it stopped, or fine-tune (--from)"
     named = [f'{k}={v}' for k,v,ok in (('max_steps', max_steps, max_steps>0), ('save_every', save_every, save_every>0), ('seed', seed, seed>=0)) if ok]
     texts,more = [d for d in data if '=' not in d or Path(d).exists()],[d for d in data if '=' in d and not Path(d).exists()]      # settings that follow the files
-    folder,begun = Path(run),(Path(run)/'config.json').exists()
+    folder = Path(run)
+    begun = read_run(run) if (folder/'config.json').exists() else None
     for t in (names := [t for t in track.split(',') if t]):
         if t not in trackers: raise ValueError(f'--track {t}: {nearest(t, trackers)}')
-    if begun and recipe and named_recipe(recipe).model!=read_run(run).model: raise ValueError(f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take another folder')
-    if begun and from_model and not read_run(run).start_from: raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
+    if begun and recipe and named_recipe(recipe).model!=begun.model: raise ValueError(f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take another folder')
+    if begun and from_model and not begun.start_from: raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
     if not begun and not (recipe or texts or setting or from_model): read_run(run)           # raises: it is no run
     source = ','.join(texts)
-    base = read_run(run) if begun else _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source) if from_model else None
+    base = begun or (_tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source) if from_model else None)
     cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
     if not begun and not (Path(cfg.data.source)/'shards/train/manifest.json').exists():
         prepare_data(_sources(cfg.data.source), folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, separator=separator or ('\n\n' if from_model else ''),

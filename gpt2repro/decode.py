@@ -82,7 +82,6 @@ class Layer(NamedTuple):
     c_fc:Matrix
     c_out:Matrix
 
-def _norm(o): return o.weight.detach(),o.bias.detach(),o.eps
 def _apply_norm(x, ln): return F.layer_norm(x, x.shape[-1:], ln[0], ln[1], ln[2])
 def _mlp(x, l, mul=product): return x+mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate='tanh'), l.c_out)
 
