@@ -81,9 +81,10 @@ class Layer(NamedTuple):
     ln_2:tuple
     c_fc:Matrix
     c_out:Matrix
+    gelu:str        # how GELU is computed: `tanh`, which is GPT-2, or `none`, exactly
 
 def _apply_norm(x, ln): return F.layer_norm(x, x.shape[-1:], ln[0], ln[1], ln[2])
-def _mlp(x, l, mul=product): return x+mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate='tanh'), l.c_out)
+def _mlp(x, l, mul=product): return x+mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate=l.gelu), l.c_out)
 
 def token_layer(x, l, k, v, rows, at, see): # (B,C), Layer, (B,H,S,D) twice, (B,), (B,), (B,S) -> (B,C)
     B,C = x.shape
@@ -107,7 +108,7 @@ _c = r"""
 #define UNROLL _Pragma("GCC unroll 8")
 typedef struct { const void *w; const float *bias, *scale; int64_t N, K; } matrix;
 typedef struct { const float *gain, *bias; double eps; } norm;
-typedef struct { norm ln_1; matrix c_attn, c_proj; norm ln_2; matrix c_fc, c_out; } layer;
+typedef struct { norm ln_1; matrix c_attn, c_proj; norm ln_2; matrix c_fc, c_out; int64_t exact; } layer;
 
 /* 16 numbers as one, and what they are made from */
 typedef float f32 __attribute__((vector_size(64), aligned(4), may_alias));
@@ -181,13 +182,13 @@ NOINLINE void dots8(const float *w, const float *x, int64_t K, int B, float sums
 }
 
 /* What happens to a sum before it is written */
-enum { SET, ADD, GELU };
+enum { SET, ADD, GELU, EXACT_GELU };
 NOINLINE void finish(const matrix *m, float sums[8][8], float *y, int64_t n, int R, int B, int then) {
     for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) {
         float s = sums[r][b], *o = y+b*m->N+n+r;
         if (m->scale) s *= m->scale[n+r];
         if (m->bias) s += m->bias[n+r];
-        *o = then==ADD ? *o+s : then==GELU ? s/(1+expf(-1.5957691216057308f*(s+.044715f*s*s*s))) : s;
+        *o = then==ADD ? *o+s : then==GELU ? s/(1+expf(-1.5957691216057308f*(s+.044715f*s*s*s))) : then==EXACT_GELU ? .5f*s*(1+erff(.70710678f*s)) : s;
     }
 }
 
@@ -283,7 +284,7 @@ void step(const layer *layers, int L, float *x, char **kv, const int64_t *at, in
         }
         product(&l->c_proj, h, x, B, kind, ADD);
         normalize(&l->ln_2, x, h, B, C);
-        product(&l->c_fc, h, u, B, kind, GELU);
+        product(&l->c_fc, h, u, B, kind, l->exact ? EXACT_GELU : GELU);
         product(&l->c_out, u, x, B, kind, ADD);
     }
 }
@@ -309,11 +310,11 @@ def _struct(name, *fields): return type(name, (ctypes.Structure,), dict(_fields_
 _ptr,_int = ctypes.c_void_p,ctypes.c_int64
 _CMatrix = _struct('_CMatrix', ('w', _ptr), ('bias', _ptr), ('scale', _ptr), ('N', _int), ('K', _int))
 _CNorm = _struct('_CNorm', ('gain', _ptr), ('bias', _ptr), ('eps', ctypes.c_double))
-_CLayer = _struct('_CLayer', ('ln_1', _CNorm), ('c_attn', _CMatrix), ('c_proj', _CMatrix), ('ln_2', _CNorm), ('c_fc', _CMatrix), ('c_out', _CMatrix))
+_CLayer = _struct('_CLayer', ('ln_1', _CNorm), ('c_attn', _CMatrix), ('c_proj', _CMatrix), ('ln_2', _CNorm), ('c_fc', _CMatrix), ('c_out', _CMatrix), ('exact', _int))
 
 def _at(t): return None if t is None else _ptr(t.data_ptr())
 def _in_c(o): # Layer, Matrix or (gain, bias, epsilon) -> the structure that C knows it by
-    if isinstance(o, Layer): return _CLayer(*map(_in_c, o))
+    if isinstance(o, Layer): return _CLayer(*map(_in_c, o[:-1]), o.gelu=='none')
     if isinstance(o, Matrix): return _CMatrix(*map(_at, o), *o.w.shape)
     return _CNorm(_at(o[0]), _at(o[1]), o[2])
 
@@ -361,7 +362,7 @@ class Decoder:
         self.dtype = torch.float32 if self.kind=='float32' else torch.bfloat16             # of the cache
         m = lambda o: pack(o.weight, self.kind, o.bias.detach().float())
         norm = lambda o: (o.weight.detach().float(), o.bias.detach().float(), o.eps)
-        self.layers = [Layer(norm(b.ln_1), m(b.attn.c_attn), m(b.attn.c_proj), norm(b.ln_2), m(b.mlp.c_fc), m(b.mlp.c_proj)) for b in model.h]
+        self.layers = [Layer(norm(b.ln_1), m(b.attn.c_attn), m(b.attn.c_proj), norm(b.ln_2), m(b.mlp.c_fc), m(b.mlp.c_proj), b.mlp.act.approximate) for b in model.h]
         self.table,self.wpe,self.ln_f = pack(w, self.kind),model.wpe.weight.detach().float(),norm(model.ln_f)
         if compile is None: compile = runs_c(self.device) or can_compile(self.device) and self.weight_bytes*n_tokens>1e11
         lib = compile_c(_c) if compile and runs_c(self.device) else None
