@@ -1,6 +1,6 @@
 """Greedy text from 124M random weights against transformers and CTranslate2 in the same process, two threads.
 `python bench/sample.py greedy [KIND]` for one sequence, `several [KIND]` for sixteen and a long prompt; `quality RUN` gives the bits per byte that smaller weights cost on a trained run. Needs: pip install ctranslate2"""
-import os, sys, tempfile, time
+import os, statistics, sys, tempfile, time
 os.environ.setdefault('HF_HUB_OFFLINE', '1'); os.environ.setdefault('GPT2REPRO_QUIET', '1')
 from pathlib import Path
 import numpy as np, torch
@@ -48,11 +48,11 @@ def read_rate():
     x = torch.ones(2**27)
     return x.nbytes/best_of(lambda: x.sum(), 5)/1e9
 
-def greedy(kind='float32', n=3):
-    "One sequence with weights of one kind, against the peers, in turn: the best of `n` rounds each"
+def greedy(kind='float32', n=7):
+    "One sequence with weights of one kind, against the peers, in turn, `n` rounds"
     from transformers import GPT2LMHeadModel
     goals = dict(float32=dict(transformers=2.5, CTranslate2=1.5), bfloat16=dict(transformers=2.2), int8=dict(CTranslate2=1.8))[kind]
-    model, dev, rate = *net(), read_rate()
+    model, dev = net()
     one = torch.randint(50000, (1, n_prompt), generator=torch.Generator().manual_seed(1)).tolist()
     t = time.perf_counter()
     dec = Decoder(model, kind, compile=True)
@@ -63,16 +63,18 @@ def greedy(kind='float32', n=3):
         hf = GPT2LMHeadModel.from_pretrained(d, dtype=getattr(torch, kind)).eval().to(dev) if 'transformers' in goals else None
         gen = converted(d, {'int8': 'int8_float32'}.get(kind, kind)) if 'CTranslate2' in goals and dev.type=='cpu' else None
     fns = {'ours': lambda k: ours(dec, one, k)} | ({'transformers': lambda k: theirs(hf, one, k)} if hf else {}) | ({'CTranslate2': lambda k: ct2(gen, one, k)} if gen else {})
-    best = rounds(fns, steps, n, dev)
+    rate = read_rate()
+    took = rounds(fns, steps, n, dev)
+    rate = max(rate, read_rate())
     cfg = model.cfg
     need = dec.weight_bytes + 2*cfg.n_layer*cfg.n_embd*(n_prompt+steps/2)*dec.dtype.itemsize
-    rows = [{'what': o, 'tokens/s': steps/s, 'ours / it': '' if o=='ours' else f"{s/best['ours']:.2f}", 'goal': goals.get(o, '')} for o,s in best.items()]
+    rows = [{'what': o, 'tokens/s': steps/min(s), 'ours / it': '' if o=='ours' else ratio(took, o), 'goal': goals.get(o, '')} for o,s in took.items()]
     same = (ours(dec, one, 32).cpu()==theirs(hf, one, 32).cpu()).float().mean().item() if hf else None
     save_table(f'Greedy text, 124M random weights, {kind}', rows, packages=('torch', 'transformers', 'ctranslate2'),
-        note=f"One sequence, {n_prompt}+{steps} tokens, best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}. Floor: {need/1e6:.0f} MB of weights and cache for a token at the {rate:.0f} GB/s at which this run read memory (sum of 0.5 GB); ours is at {need/(rate*1e9)/(best['ours']/steps):.0%} of it. "
+        note=f"One sequence, {n_prompt}+{steps} tokens, {n} rounds in turn, of which the best is named and the median of the ratios within a round (the memory's speed changes within seconds), {torch.get_num_threads()} threads, {loaded()}. Floor: {need/1e6:.0f} MB of weights and cache for a token at the {rate:.0f} GB/s that this run reached at best (sum of 0.5 GB); ours is at {need/(rate*1e9)/(min(took['ours'])/steps):.0%} of it. "
              f"Start, compilation included unless cached: {start:.1f} s. "+(f"{same:.0%} of 32 greedy tokens are transformers'. " if same is not None else '')+'Not run on a GPU yet.')
 
-def several(kind='float32', n=2):
+def several(kind='float32', n=4):
     "Sixteen sequences at once, and the first token after a prompt of 512"
     from transformers import GPT2LMHeadModel
     model, dev = net()
@@ -84,9 +86,9 @@ def several(kind='float32', n=2):
     dec = Decoder(model, kind)
     table = []
     for what,rows,k,goal in ((f'batch of 16, {n_prompt}+32 tokens', many, 32, 2), ('first token of a 512-token prompt', long, 1, .9)):
-        best = rounds({'ours': lambda k: ours(dec, rows, k), 'transformers': lambda k: theirs(hf, rows, k)}, k, n, dev)
-        table.append({'what': what, 'ours, tokens/s': len(rows)*k/best['ours'], 'transformers': len(rows)*k/best['transformers'], 'ratio': f"{best['transformers']/best['ours']:.2f}", 'goal': goal})
-    save_table(f'Batch and first token, 124M random weights, {kind}', table, note=f'Best of {n} rounds in turn, {torch.get_num_threads()} threads, {loaded()}. Not run on a GPU yet.')
+        took = rounds({'ours': lambda k: ours(dec, rows, k), 'transformers': lambda k: theirs(hf, rows, k)}, k, n, dev)
+        table.append({'what': what, 'ours, tokens/s': len(rows)*k/min(took['ours']), 'transformers': len(rows)*k/min(took['transformers']), 'ratio': ratio(took, 'transformers'), 'goal': goal})
+    save_table(f'Batch and first token, 124M random weights, {kind}', table, note=f'The best of {n} rounds in turn, and the median of the ratios, {torch.get_num_threads()} threads, {loaded()}. Not run on a GPU yet.')
 
 def net():
     dev = get_device('auto')
@@ -97,15 +99,17 @@ def loaded():
     return f'load average {os.getloadavg()[0]:.1f} at the end' if hasattr(os, 'getloadavg') else ''
 
 def rounds(fns, k, n, dev):
-    "Fewest seconds of each function over `n` rounds, in turn, after a short first call"
-    best = {}
+    "Seconds of each function in `n` rounds, in turn, after a short first call"
+    took = {name: [] for name in fns}
     for f in fns.values(): f(min(k, 4))
     for _ in range(n):
         for name,f in fns.items():
             sync(dev); t = time.perf_counter()
             f(k); sync(dev)
-            best[name] = min(best.get(name, 1e9), time.perf_counter()-t)
-    return best
+            took[name].append(time.perf_counter()-t)
+    return took
+
+def ratio(took, peer): return f"{statistics.median(a/b for a,b in zip(took[peer], took['ours'])):.2f}"
 
 def quality(run):
     "Held-out bits per byte of a trained run with weights of each kind"

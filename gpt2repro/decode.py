@@ -100,6 +100,7 @@ def token_head(x, ln_f, table): return product(_apply_norm(x, ln_f), table)     
 _c = r"""
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -118,8 +119,8 @@ typedef int16_t i16 __attribute__((vector_size(32)));
 typedef uint16_t u16 __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int8_t i8 __attribute__((vector_size(16), aligned(1), may_alias));
 
-/* Reading: kind 0 is float32, 1 bfloat16, 2 int8 */
-INLINE int64_t bytes(int kind) { return kind==0 ? 4 : kind==1 ? 2 : 1; }
+/* Reading: kind 0 is float32, 1 bfloat16, 2 int8; 3 is bfloat16 times bfloat16 by the processor's own instruction */
+INLINE int64_t bytes(int kind) { return kind==0 ? 4 : kind==2 ? 1 : 2; }
 INLINE float get(const void *w, int64_t i, int kind) {
     if (kind==0) return ((const float*)w)[i];
     if (kind==2) return ((const int8_t*)w)[i];
@@ -142,9 +143,9 @@ INLINE void put(void *w, int64_t i, int kind, float x) {
     ((uint16_t*)w)[i] = x==x ? (z.u+0x7fff+(z.u>>16&1))>>16 : 0x7fc0;           /* to the nearest, ties to even */
 }
 
-NOINLINE float few(const char *w, const float *x, int64_t n, int kind) {
+NOINLINE float few(const char *w, const char *x, int64_t n, int kind) {
     float s = 0;
-    for (int64_t i = 0; i < n; i++) s += get(w, i, kind)*x[i];
+    for (int64_t i = 0; i < n; i++) s += get(w, i, kind)*get(x, i, kind==3 ? 3 : 0);
     return s;
 }
 
@@ -155,79 +156,124 @@ INLINE float sum(f32 t) {
     return a[0];
 }
 
-/* sums[r][b] = row n+r of w times row b of x, for constant R, B and U (vectors at a time); what lies `ahead` bytes further is asked for */
-INLINE void dots(const void *w, const float *x, int64_t n, int64_t K, int kind, int R, int B, int U, int ahead, float sums[8][8]) {
-    f32 a[8][8][2];
-    for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) for (int u = 0; u < U; u++) a[r][b][u] = (f32){0};
-    int64_t k = 0;
-    for (; k+16*U <= K; k += 16*U)
-        UNROLL for (int u = 0; u < U; u++)
-            UNROLL for (int r = 0; r < R; r++) {
-                const int64_t i = (n+r)*K+k+16*u;
-                if (ahead) __builtin_prefetch((const char*)w+i*bytes(kind)+ahead);
-                const f32 m = get16(w, i, kind);
-                UNROLL for (int b = 0; b < B; b++) a[r][b][u] += m * *(const f32*)(x+b*K+k+16*u);
-            }
-    for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) {
-        f32 t = a[r][b][0];
-        for (int u = 1; u < U; u++) t += a[r][b][u];
-        float s = sum(t);
-        sums[r][b] = k==K ? s : s+few((const char*)w+((n+r)*K+k)*bytes(kind), x+b*K+k, K-k, kind);
+INLINE float dot(const char *w, const float *x, int64_t n, int kind) {
+    f32 a = {0}, b = {0};
+    int64_t i = 0;
+    for (; i+32 <= n; i += 32) { a += get16(w, i, kind) * *(const f32*)(x+i); b += get16(w, i+16, kind) * *(const f32*)(x+i+16); }
+    return sum(a+b)+few(w+i*bytes(kind), (const char*)(x+i), n-i, kind);
+}
+
+/* The sums of 16 vectors as one vector */
+INLINE f32 sums(f32 a[16]) {
+#ifdef __clang__
+    f32 s;
+    for (int i = 0; i < 16; i++) s[i] = sum(a[i]);
+    return s;
+#else
+    #define HALVE(n, ...) { const i32 i = {__VA_ARGS__}; UNROLL for (int j = 0; j < n; j++) a[j] = __builtin_shuffle(a[2*j], a[2*j+1], i)+__builtin_shuffle(a[2*j], a[2*j+1], i+n); }
+    HALVE(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+    HALVE(4, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+    HALVE(2, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29)
+    HALVE(1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+    return a[0];
+#endif
+}
+
+/* Four rows of w, `apart` rows from each other, times T rows of x, n of their K numbers: place 4r+b of the result is row r times row b.
+   From `next` on, P lines of memory are asked for at each turn: what will be read soon */
+INLINE f32 tile(const char *w, const char *x, int64_t n, int64_t K, int64_t apart, int kind, int T, int P, const char *next) {
+    const int64_t at_once = kind==3 ? 32 : 16, size = kind==3 ? 2 : 4, whole = n/at_once*at_once;
+    f32 a[16];
+    UNROLL for (int i = 0; i < 16; i++) a[i] = (f32){0};
+    #pragma GCC unroll 2
+    for (int64_t k = 0; k < whole; k += at_once) {
+        UNROLL for (int p = 0; p < P; p++) __builtin_prefetch(next+(k/at_once*P+p)*64, 0, 2);
+        f32 v[4];
+        UNROLL for (int b = 0; b < T; b++) v[b] = *(const f32*)(x+(b*K+k)*size);
+        UNROLL for (int r = 0; r < 4; r++) {
+            const char *row = w+r*apart*K*bytes(kind);
+#ifdef __AVX512BF16__
+            if (kind==3) UNROLL for (int b = 0; b < T; b++) a[4*r+b] = (f32)_mm512_dpbf16_ps((__m512)a[4*r+b], (__m512bh)*(const f32*)(row+2*k), (__m512bh)v[b]);
+            else
+#endif
+            { const f32 m = get16(row, k, kind); UNROLL for (int b = 0; b < T; b++) a[4*r+b] += m*v[b]; }
+        }
     }
+    f32 s = sums(a);
+    if (whole < n) for (int r = 0; r < 4; r++) for (int b = 0; b < T; b++)
+        s[4*r+b] += few(w+(r*apart*K+whole)*bytes(kind), x+(b*K+whole)*size, n-whole, kind);
+    return s;
 }
 
-NOINLINE void dots8(const float *w, const float *x, int64_t K, int B, float sums[8][8]) {
-    if (B==3) dots(w, x, 0, K, 0, 8, 3, 1, 0, sums);
-    else dots(w, x, 0, K, 0, 8, 1, 1, 0, sums);
+INLINE f32 pick(i32 mask, f32 a, f32 b) { return (f32)(((i32)a & mask) | ((i32)b & ~mask)); }
+INLINE f32 within(f32 x, float least, float most) { x = pick(x < least, (f32){0}+least, x); return pick(x > most, (f32){0}+most, x); }
+
+/* e to the power of each of 16 numbers, which are brought within -87 and 88, to 2 units in the last place: 2^n times a polynomial for what is left, at most ln(2)/2 */
+INLINE f32 exponential(f32 x) {
+    x = within(x, -87.f, 88.f);
+    const f32 n = (x*1.44269504f+12582912.f)-12582912.f, r = (x-n*.693359375f)+n*2.12194440e-4f;
+    const f32 p = ((((1.9875691500e-4f*r+1.3981999507e-3f)*r+8.3334519073e-3f)*r+4.1665795894e-2f)*r+1.6666665459e-1f)*r+.5f;
+    const i32 power = (__builtin_convertvector(n, i32)+127) << 23;
+    return (p*r*r+r+1.f)*(f32)power;
 }
 
-/* What happens to a sum before it is written */
+/* What happens to the sums of a tile before they are written, for R rows of w and T of x */
 enum { SET, ADD, GELU, EXACT_GELU };
-NOINLINE void finish(const matrix *m, float sums[8][8], float *y, int64_t n, int R, int B, int then) {
-    for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) {
-        float s = sums[r][b], *o = y+b*m->N+n+r;
-        if (m->scale) s *= m->scale[n+r];
-        if (m->bias) s += m->bias[n+r];
-        *o = then==ADD ? *o+s : then==GELU ? s/(1+expf(-1.5957691216057308f*(s+.044715f*s*s*s))) : then==EXACT_GELU ? .5f*s*(1+erff(.70710678f*s)) : s;
+NOINLINE void finish(const matrix *m, f32 s, float *y, int64_t n, int64_t apart, int R, int T, int then) {
+    float a[16];
+    f32 bias = {0}, scale = (f32){0}+1.f;
+    if (m->scale) UNROLL for (int i = 0; i < 16; i++) scale[i] = m->scale[n+(i/4 < R ? i/4*apart : 0)];
+    if (m->bias) UNROLL for (int i = 0; i < 16; i++) bias[i] = m->bias[n+(i/4 < R ? i/4*apart : 0)];
+    s = s*scale+bias;
+    if (then==GELU) s = s/(1.f+exponential(-1.5957691216057308f*(s+.044715f*s*s*s)));
+    *(f32*)a = s;
+    for (int b = 0; b < T; b++) for (int r = 0; r < R; r++) {
+        float *o = y+b*m->N+n+r*apart, z = a[4*r+b];
+        *o = then==ADD ? *o+z : then==EXACT_GELU ? .5f*z*(1+erff(.70710678f*z)) : z;
     }
 }
 
-/* y = x @ w.T * scale + bias, for x (B,K) and y (B,N), by all threads */
+/* y = x @ w.T * scale + bias, for x (B,K) and y (B,N), by all threads. Every row of x gets the same sums, however many there are */
 INLINE void product_of(const matrix *m, const float *x, float *y, int B, int kind, int then) {
-    const int64_t N = m->N, K = m->K;
-    float s[8][8];
-    if (B <= 8) {
-        #pragma omp for schedule(dynamic, 64)
-        for (int64_t n = 0; n < N; n++) {
-            int b = 0;
-            #define TAKE(T) for (; b+T <= B; b += T) { dots(m->w, x+b*K, n, K, kind, 1, T, 2, 4096, s); finish(m, s, y+b*N, n, 1, T, then); }
-            TAKE(8) TAKE(4) TAKE(2) TAKE(1)
-            #undef TAKE
+    const int64_t N = m->N, K = m->K, some = 768, tiles = (B+3)/4, by = B==1 ? 32 : 16, portion = 4*by, apart = B==1 ? by : 1;
+    const char *w = m->w;
+    uint16_t *half = kind==3 ? malloc(2*B*K) : NULL;
+    if (kind==3) for (int64_t i = 0; i < B*K; i++) put(half, i, 1, x[i]);
+    const char *in = kind==3 ? (const char*)half : (const char*)x;
+    const int64_t size = kind==3 ? 2 : 4;
+    #pragma omp for schedule(dynamic, 1)
+    for (int64_t first = 0; first < N; first += portion) {
+        if (first+portion > N) {                                                /* too few rows for tiles */
+            for (int64_t n = first; n < N; n++) for (int b = 0; b < B; b++)
+                finish(m, (f32){dot(w+n*K*bytes(kind), x+b*K, K, kind==3 ? 1 : kind)}, y+b*N, n, 0, 1, 1, then);
+            continue;
         }
-        return;
+        for (int64_t j = 0; j < by; j++) {
+            const int64_t n = first+(B==1 ? j : 4*j);
+            f32 s[tiles];
+            for (int t = 0; t < tiles; t++) s[t] = (f32){0};
+            for (int64_t k = 0; k < K; k += some) {
+                const int64_t some_k = k+some < K ? some : K-k;                 /* so many that all stay in the first cache */
+                for (int t = 0; t < tiles; t++) {
+                    const char *row = w+(n*K+k)*bytes(kind), *xs = in+(4*t*K+k)*size, *next = w+(4*(n/4+1)*K+(4*k+t*4*some_k/tiles))*bytes(kind);
+                    #define TILE(T, P) tile(row, xs, some_k, K, apart, kind, T, P, next)
+                    const int left = B-4*t;
+                    s[t] += B==1 ? TILE(1, 0) : left==1 ? TILE(1, 4) : left==2 ? TILE(2, 4) : left==3 ? TILE(3, 4) : tiles==1 ? TILE(4, 4) : tiles==2 ? TILE(4, 2) : TILE(4, 1);
+                    #undef TILE
+                }
+            }
+            for (int t = 0; t < tiles; t++) finish(m, s[t], y+4*t*N, n, apart, 4, B-4*t < 4 ? B-4*t : 4, then);
+        }
     }
-    #pragma omp for schedule(dynamic, 8)
-    for (int64_t n = 0; n < N; n += 8) {
-        const int R = n+8 < N ? 8 : N-n;
-        float rows[8*K];
-        int64_t i = 0;
-        for (; i+16 <= R*K; i += 16) {
-            __builtin_prefetch((const char*)m->w+(n*K+i)*bytes(kind)+4096);
-            *(f32*)(rows+i) = get16(m->w, n*K+i, kind);
-        }
-        for (; i < R*K; i++) rows[i] = get(m->w, n*K+i, kind);
-        for (i = R*K; i < 8*K; i++) rows[i] = 0;
-        int b = 0;
-        for (int T; b < B; b += T) {
-            T = b+3 <= B ? 3 : 1;
-            dots8(rows, x+b*K, K, T, s);
-            finish(m, s, y+b*N, n, R, T, then);
-        }
-    }
+    free(half);
 }
 static void product(const matrix *m, const float *x, float *y, int B, int kind, int then) {
     if (kind==0) product_of(m, x, y, B, 0, then);
+#ifdef __AVX512BF16__
+    else if (kind==1) product_of(m, x, y, B, 3, then);
+#else
     else if (kind==1) product_of(m, x, y, B, 1, then);
+#endif
     else product_of(m, x, y, B, 2, then);
 }
 
@@ -247,20 +293,31 @@ NOINLINE void normalize(const norm *o, const float *x, float *y, int B, int64_t 
 }
 
 /* One head of one row: keeps key and value in slot `at`, and looks at slots 0…at */
-INLINE void attend(const float *q, const float *k_new, const float *v_new, void *k, void *v, float *y, int64_t at, int64_t D, int kind) {
-    float p[at+1], most = -INFINITY, sum = 0, s[8][8];
+INLINE void attend(const float *q, const float *k_new, const float *v_new, char *k, char *v, float *y, int64_t at, int64_t D, int kind) {
+    float p[at+16], most = -INFINITY, sum = 0;
     for (int64_t d = 0; d < D; d++) { put(k, at*D+d, kind, k_new[d]); put(v, at*D+d, kind, v_new[d]); }
-    for (int64_t t = 0; t <= at; t++) {
-        dots(k, q, t, D, kind, 1, 1, 2, 0, s);
-        p[t] = s[0][0]/sqrtf(D);
-        most = p[t] > most ? p[t] : most;
+    int64_t t = 0;
+    for (; t+16 <= at+1 && D%16==0; t += 16) {
+        f32 a[16];
+        UNROLL for (int i = 0; i < 16; i++) a[i] = (f32){0};
+        for (int64_t d = 0; d < D; d += 16) UNROLL for (int i = 0; i < 16; i++) a[i] += *(const f32*)(q+d)*get16(k, (t+i)*D+d, kind);
+        *(f32*)(p+t) = sums(a);
     }
-    for (int64_t t = 0; t <= at; t++) sum += p[t] = expf(p[t]-most);
-    for (int64_t d = 0; d < D; d++) y[d] = 0;
-    for (int64_t t = 0; t <= at; t++) {
-        const float a = p[t]/sum;
-        #pragma omp simd
-        for (int64_t d = 0; d < D; d++) y[d] += a*get(v, t*D+d, kind);
+    for (; t <= at; t++) p[t] = dot(k+t*D*bytes(kind), q, D, kind);
+    for (t = 0; t <= at; t++) most = p[t] > most ? p[t] : most;
+    for (t = 0; t <= at; t += 16) *(f32*)(p+t) = exponential((*(f32*)(p+t)-most)/sqrtf(D));
+    for (t = 0; t <= at; t++) sum += p[t];
+    int64_t d = 0;
+    for (; d+64 <= D; d += 64) {
+        f32 a[4];
+        UNROLL for (int i = 0; i < 4; i++) a[i] = (f32){0};
+        for (t = 0; t <= at; t++) UNROLL for (int i = 0; i < 4; i++) a[i] += p[t]*get16(v, t*D+d+16*i, kind);
+        UNROLL for (int i = 0; i < 4; i++) *(f32*)(y+d+16*i) = a[i]/sum;
+    }
+    for (; d < D; d++) {
+        float a = 0;
+        for (t = 0; t <= at; t++) a += p[t]*get(v, t*D+d, kind);
+        y[d] = a/sum;
     }
 }
 
@@ -330,7 +387,8 @@ class CStep:
         cache:list, # of (k, v), each (B,H,S,D)
     )->Tensor: # (B,C)
         B,H,S,D = cache[0][0].shape
-        assert len(x)==B and 0<=int(at.min()) and int(at.max())<S
+        slots = at.tolist()
+        assert len(x)==B and 0<=min(slots) and max(slots)<S
         kv = (_ptr*(2*self.n))(*[o.data_ptr() for o in sum(cache, ())])
         h,u = x.new_empty(B, x.shape[1]),x.new_empty(B, self.wide)
         self.lib.step(self.layers, self.n, _at(x), kv, _at(at), B, H, D, S, self.kind, int(cache[0][0].dtype!=torch.float32), _at(h), _at(u))
@@ -389,7 +447,7 @@ class Decoder:
     )->Tensor: # (B,T,C)
         "Read texts from position 0"
         B,T = ids.shape
-        few = self.kind=='int8' or self.kind=='float32' and B*T<=64                  # the library would widen int8 first, and is slow with few rows
+        few = self.kind=='int8' or B*T<=256                                          # the library would widen int8 first, and is slow with few rows
         mul = self.c.linear if self.c and few else product
         H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
         for i,l in enumerate(self.layers):
@@ -416,7 +474,7 @@ class Decoder:
         "Read one more token in each row"
         B,S = len(tok),cache[0][0].shape[2]
         x = self._embed(tok, at)
-        if self._by_c(B): return self.c.step(x, at, cache)
+        if self.c: return self.c.step(x, at, cache)
         s = S if used is None or fixed_shapes(self.device) else min(S, used)
         rows,see = torch.arange(B, device=self.device),torch.arange(s, device=self.device)<=at[:, None]
         for l,(k,v) in zip(self.layers, cache): x = self._layer(x, l, k[:, :, :s], v[:, :, :s], rows, at, see)
@@ -424,6 +482,5 @@ class Decoder:
 
     def logits(self, x)->Tensor: # (…,C) -> (…,V)
         "Scores of the next token"
-        return self.c.head(x.contiguous()) if x.ndim==2 and self._by_c(len(x)) else self._head(x, self.ln_f, self.table)
+        return self.c.head(x.contiguous()) if self.c and x.ndim==2 else self._head(x, self.ln_f, self.table)
 
-    def _by_c(self, B): return self.c and (B<=4 or self.kind!='bfloat16')

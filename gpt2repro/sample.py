@@ -19,6 +19,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from plotly.colors import sample_colorscale
+import torch.nn.functional as F
 from torch import Tensor
 from .config import nearest,progress,warn
 from .backend import end_step,fixed_shapes,to_device
@@ -262,7 +263,7 @@ class _Rows:
         S = max(self.total)+steps
         if self.fixed: S = _bucket(S)
         self.ids = to_device(_matrix(rows, S), self.device)
-        self.logprobs,self.trouble = torch.zeros(self.B, S, device=self.device),torch.zeros(self.B, dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros(self.B, S, device=self.device)
         self.length = to_device(torch.tensor(self.total), self.device)
         self.n_prompt = self.length.clone()
         self.cache = dec.cache(self.B, min(self.T, S))
@@ -325,13 +326,14 @@ def _grow(batch, uniforms, rules, eot, min_new=0):
     for t in range(steps):
         logits,n = batch.logits().float(),batch.length-batch.n_prompt
         x = logits
-        if min_new: x = x.index_copy(1, torch.tensor([eot], device=x.device), x[:, [eot]].masked_fill((n<min_new)[:, None], -torch.inf))
-        x = rules(x, batch.ids, batch.length, batch.n_prompt)
-        tok = rules.choose(x, u.gather(0, n[None])[0])
-        best = logits.amax(-1)                                                       # nan and inf show in the maximum
-        trouble = torch.where(best.isfinite(), ((best if x is logits else x.amax(-1))==-torch.inf).long()*2, 1)
-        batch.trouble = torch.where(batch.trouble>0, batch.trouble, trouble)
-        batch.put(tok, logits.gather(1, tok[:, None])[:, 0]-logits.logsumexp(-1))
+        if min_new:
+            x = logits.clone()
+            x[:, eot].masked_fill_(n<min_new, -torch.inf)
+        may = rules(x, batch.ids, batch.length, batch.n_prompt)
+        tok = rules.choose(may, u.gather(0, n[None])[0])
+        lp = -F.cross_entropy(logits, tok, reduction='none')                         # nan if a logit is nan or inf
+        if may is not x: lp = lp.masked_fill(may.amax(-1)==-torch.inf, -torch.inf)   # nothing is allowed
+        batch.put(tok, lp)
         if t+1<steps or batch.fixed: batch.advance(tok)
         end_step(batch.device)
         yield
@@ -371,8 +373,8 @@ def _rules(kw):
     return Sampling(**kw)
 
 # %% ../nbs/13_sample.ipynb #2a5fc290
-_trouble = {1: 'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier checkpoint',
-            2: 'the rules forbid every token: ban fewer, or raise no_repeat_ngram'}
+_broken = 'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier checkpoint'
+_forbidden = 'the rules forbid every token: ban fewer, or raise no_repeat_ngram'
 
 class _Text:
     "One row's tokens as they become text"
@@ -399,13 +401,14 @@ def _rows_text(dec, tok, rows, uniforms, rules, stop, min_new):
     every = 16 if fixed_shapes(dec.device) else 1                # reading stops an accelerator
     for t,_ in enumerate(_grow(batch, uniforms, rules, tok.eot, min_new), 1):
         if t%every and t<steps: continue
-        ids,lps,trouble = (o.cpu() for o in (batch.ids, batch.logprobs, batch.trouble))
+        ids,lps = batch.ids.cpu(),batch.logprobs.cpu()
         for i,x in enumerate(texts):
             if x.ended: continue
             a = len(rows[i])
             for tok_id,lp in zip(ids[i, a+done:a+t].tolist(), lps[i, a+done:a+t].tolist()):
                 if not x.ended:
-                    _need(not trouble[i], _trouble.get(int(trouble[i])))
+                    _need(not math.isnan(lp), _broken)
+                    _need(lp>-math.inf, _forbidden)
                     x.push(tok_id, lp)
         done = t
         yield texts
@@ -510,7 +513,7 @@ def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, l
     score[0],n0 = 0.,len(ids)                                                   # at first all beams are the same: one counts
     for t in range(1, steps+1):
         lp = batch.logits().float().log_softmax(-1)
-        _need(bool(lp.amax().isfinite()), _trouble[1])
+        _need(bool(lp.amax().isfinite()), _broken)
         x = lp if t>min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
         V,total = x.shape[1],(score[:, None]+rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
         best = total.topk(min(2*K, len(total)))
@@ -528,7 +531,7 @@ def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, l
                 done[j] = s,[*batch.ids[row, n0:n0+t-1].tolist(), *(o for o,_ in new)],[*batch.logprobs[row, n0:n0+t-1].tolist(), *(o for _,o in new)],'eot' if tok==eot else 'length'
         done = sorted(done, key=lambda d: -d[0])[:K]
         if t==steps or not going or (len(done)==K and going[0][0]/t**power<=done[-1][0]): break
-        _need(len(going)==K and going[0][0]>-1e8, _trouble[2])
+        _need(len(going)==K and going[0][0]>-1e8, _forbidden)
         vals,rows,toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
         batch.reorder(rows)
         score = vals
