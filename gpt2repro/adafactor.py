@@ -11,6 +11,7 @@ __all__ = ['presets', 'rank1', 'rms', 'clip_rms', 'relative', 'absolute', 'Adafa
 # %% ../nbs/09_adafactor.ipynb #9c6a2070
 import ctypes,functools,inspect,itertools,math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
@@ -178,14 +179,31 @@ int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float
     return 0;
 }
 
+/* A matrix, its gradient, its state; and room for this step's means and factors */
+typedef struct { float *x; const float *g; float *row, *col, *new_row, *new_col, *r, *c; int64_t R, C; } matrix;
+
+/* The means of N matrices' g² by row and column, and as a whole, which is finite exactly when all g² are */
+int look(const matrix *all, int N, float *means) {
+    for (const matrix *m = all; m < all+N; m++) {
+        const float scale = 1/exp2f(ceilf(log2f(m->R > m->C ? m->R : m->C)));       /* no sum of finite squares overflows */
+        if (moments(m->g, m->R, m->C, scale, m->new_row, m->new_col)) return 1;
+        for (int64_t i = 0; i < m->R; i++) m->new_row[i] /= scale*m->C;
+        for (int64_t j = 0; j < m->C; j++) m->new_col[j] /= scale*m->R;
+        float s = 0;
+        for (int64_t i = 0; i < m->R; i++) s += m->new_row[i]*(1.f/m->R);
+        means[m-all] = s;
+    }
+    return 0;
+}
+
 /* Moves n means `old` to `new` + eps by the share w, as torch.lerp does */
 static void ema(float *old, const float *new, int64_t n, float eps, float w) {
     for (int64_t i = 0; i < n; i++) { float a = old[i], b = new[i]+eps; old[i] = w < .5f ? a+w*(b-a) : b-(b-a)*(1-w); }
 }
 
 /* The means of this step (unless !ok, which keeps those that are there) and the factors of U = G·r·c */
-void factors(float *row, float *col, const float *new_row, const float *new_col, int64_t R, int64_t C, float eps, const float *w, const uint8_t *ok, float *r, float *c) {
-    if (*ok) { ema(row, new_row, R, eps, *w); ema(col, new_col, C, eps, *w); }
+static void factors(float *row, float *col, const float *new_row, const float *new_col, int64_t R, int64_t C, float eps, float w, const uint8_t *ok, float *r, float *c) {
+    if (*ok) { ema(row, new_row, R, eps, w); ema(col, new_col, C, eps, w); }
     double sum = 0;
     for (int64_t i = 0; i < R; i++) sum += row[i];
     const float mean = sum/R;
@@ -194,7 +212,7 @@ void factors(float *row, float *col, const float *new_row, const float *new_col,
 }
 
 /* out = Σ x², Σ (g·r·c)². Returns 1 when there is no memory */
-int sums(const float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float *out) {
+static int sums(const float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float *out) {
     float *u2 = malloc(2*R*sizeof(float)), *x2 = u2+R;
     if (!u2) return 1;
     #pragma omp parallel for schedule(static)
@@ -214,16 +232,42 @@ int sums(const float *x, const float *g, const float *r, const float *c, int64_t
 }
 
 /* x -= x·shrink + f·g·r·c; nothing at all unless ok */
-void apply(float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, const float *f, const float *shrink, const uint8_t *ok) {
+static void apply(float *x, const float *g, const float *r, const float *c, int64_t R, int64_t C, float f, float k, const uint8_t *ok) {
     if (!*ok) return;
-    const float k = *shrink;
     #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < R; i++) {
         const float *a = g+i*C;
-        float *b = x+i*C, e = *f*r[i];
+        float *b = x+i*C, e = f*r[i];
         #pragma omp simd
         for (int64_t j = 0; j < C; j++) b[j] -= b[j]*k+e*(a[j]*c[j]);
     }
+}
+
+/* The state of N matrices after this step and the factors of their updates; out[2i], out[2i+1] = Σ x², Σ u² of matrix i */
+int measure(const matrix *all, int N, float eps, const float *w, const uint8_t *ok, float *out) {
+    for (const matrix *m = all; m < all+N; m++) {
+        const int64_t i = m-all;
+        factors(m->row, m->col, m->new_row, m->new_col, m->R, m->C, eps, w[i], ok, m->r, m->c);
+        if (sums(m->x, m->g, m->r, m->c, m->R, m->C, out+2*i)) return 1;
+    }
+    return 0;
+}
+
+void move(const matrix *all, int N, const float *f, const float *shrink, const uint8_t *ok) {
+    for (const matrix *m = all; m < all+N; m++) apply(m->x, m->g, m->r, m->c, m->R, m->C, f[m-all], shrink[m-all], ok);
+}
+
+/* Both at once, matrix by matrix, while it is in the cache: α = ρ·max(floor, RMS(x)) or, when `floor` is negative, ρ */
+int update(const matrix *all, int N, float eps, float floor, float clip, float decay, const float *w, const float *rho, const uint8_t *ok, float *out, float *alpha, float *f) {
+    for (const matrix *m = all; m < all+N; m++) {
+        const int64_t i = m-all;
+        if (measure(m, 1, eps, w+i, ok, out+2*i)) return 1;
+        const float n = (float)m->R*m->C, rms_x = sqrtf(out[2*i]/n), rms_u = sqrtf(out[2*i+1]/n), shrink = *ok ? rho[i]*decay : 0;
+        alpha[i] = floor < 0 ? rho[i] : fmaxf(rms_x, floor)*rho[i];
+        f[i] = *ok ? alpha[i]/fmaxf(rms_u/clip, 1) : 0;
+        apply(m->x, m->g, m->r, m->c, m->R, m->C, f[i], shrink, ok);
+    }
+    return 0;
 }
 """
 def _ordinary(x): return type(x) in (Tensor, torch.nn.Parameter) and prefers_blocks(x.device)        # no shard, no tracer
@@ -234,7 +278,7 @@ def _kernels(*ts):
     return compile_c(_c) if fits and not torch.compiler.is_compiling() else None
 
 def _at(*ts): return [ctypes.c_void_p(t.data_ptr()) for t in ts]
-def _shape(g): return map(ctypes.c_int64, g.shape)
+class _CMatrix(ctypes.Structure): _fields_ = [(n, ctypes.c_void_p) for n in 'x g row col new_row new_col r c'.split()]+[('R', ctypes.c_int64), ('C', ctypes.c_int64)]
 
 # %% ../nbs/09_adafactor.ipynb #84435e0d
 def _blocks(x, n=2**19):
@@ -266,7 +310,7 @@ def moments(
     scale = 2.**-math.ceil(math.log2(max(R, C)))             # so that no sum of finite squares overflows
     if k := _kernels(g):
         row,col = g.new_empty(R),g.new_empty(C)
-        if k.moments(*_at(g), *_shape(g), ctypes.c_float(scale), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
+        if k.moments(*_at(g), *map(ctypes.c_int64, g.shape), ctypes.c_float(scale), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
         return row.div_(scale*C),col.div_(scale*R)
     rows,cols = [],[]
     for b in _blocks(g):
@@ -306,23 +350,49 @@ def _slices(p, s, o):
     if not o['stacked']: return [(p, p.grad, s)]
     return [(p[i], p.grad[i], {k: v if k=='step' else v[i] for k,v in s.items()}) for i in itertools.product(*map(range, p.shape[:o['stacked']]))]
 
+class _Matrices(NamedTuple):
+    "Matrices as the passes in C know them"
+    lib:ctypes.CDLL
+    all:ctypes.Array
+    room:Tensor    # what their addresses point to besides weights, gradients and state
+    means:Tensor   # (N,) of g²
+
+def _lib(p, g, s, o):
+    "The passes in C, if they can update a tensor with these settings"
+    return _kernels(p, g) if {'row'}<=s.keys()<={'step', 'row', 'col'} and not _low(p, o) else None
+
+def _matrices(lib, unit):
+    "First pass over a unit's gradients"
+    room = torch.empty(sum(2*sum(g.shape) for _,g,_ in unit))
+    means,at,all = torch.empty(len(unit)),room.data_ptr(),(_CMatrix*len(unit))()
+    for m,(p,g,s) in zip(all, unit):
+        R,C = g.shape
+        ends = [at+4*n for n in (0, R, R+C, 2*R+C, 2*R+2*C)]
+        m.__init__(*(t.data_ptr() for t in (p, g, s['row'], s['col'])), *ends[:4], R, C)
+        at = ends[4]
+    if lib.look(all, len(unit), *_at(means)): raise MemoryError('no memory for the sums of the columns of a gradient')
+    return _Matrices(lib, all, room, means)
+
 def _units(o, state):
-    "The slices of a group: small unfactored ones of the same shape together, the others alone"
+    "The slices of a group: matrices for the passes in C together, small unfactored tensors of the same shape too, the others alone"
     units = {}
     for p in o['params']:
         if p.grad is None or not p.numel(): continue
         if p.grad.is_sparse: raise ValueError(f'the gradient of a parameter of shape {tuple(p.shape)} is sparse: build its layer with sparse=False')
         for q in _slices(p, state[p], o):
             together = 'second' in q[2] and q[0].numel()<=2**16 and not hasattr(p, 'placements')
-            units.setdefault((q[0].shape, q[0].dtype, q[0].device) if together else len(units), []).append(q)
+            units.setdefault('C' if _lib(*q, o) else (q[0].shape, q[0].dtype, q[0].device) if together else len(units), []).append(q)
     return list(units.values())
 
 def _plain(x): return x.full_tensor() if hasattr(x, 'full_tensor') else x
 def _placed(x, like): return x.redistribute(placements=like.placements) if hasattr(x, 'placements') else x
 
-def _look(unit):
-    "A first look at a unit's gradients: a number that is finite exactly when all their squares are, and the means or squares found"
+def _look(unit, o):
+    "A first look at a unit's gradients: a number, or several, finite exactly when all their squares are, and the means or squares found"
     _,g,s = unit[0]
+    if lib := _lib(*unit[0], o):
+        m = _matrices(lib, unit)
+        return m.means,m
     if 'row' in s: new = tuple(map(_placed, moments(g), (s['row'], s['col'])))
     elif len(unit)>1: new = torch.stack([g.flatten() for _,g,_ in unit])
     else: new = g
@@ -360,17 +430,20 @@ def _row_col(new, s, o, w, ok, low):
     row,col = (_ema(s[k], n+o['eps'][0], w, ok) for k,n in zip(('row', 'col'), new))
     return (row/_mean(row).clamp(min=low)).clamp(min=torch.finfo(row.dtype).tiny).rsqrt(),col.rsqrt()[..., None, :]
 
-def _update_dense(k, unit, new, t, w, rho, ok, o, size):
-    "Update a matrix with the passes in C"
-    (p,g,s), = unit
-    r,c,sums = g.new_empty(len(g)),g.new_empty(g.shape[1]),g.new_empty(2)
-    k.factors(*_at(s['row'], s['col'], *new), *_shape(g), ctypes.c_float(o['eps'][0]), *_at(w, ok, r, c))
-    if k.sums(*_at(p, g, r, c), *_shape(g), *_at(sums)): raise MemoryError(f'no memory for the sums of the {len(g)} rows of a gradient')
-    rms_x,rms_u = (sums/p.numel()).sqrt().unbind()
-    alpha,f,shrink = _factors(o, size, t, rho, rms_x, rms_u, ok)
-    k.apply(*_at(p, g, r, c), *_shape(g), *_at(f, shrink, ok))
-    torch.autograd.graph.increment_version((p, s['row'], s['col']))
-    return *sums.unbind(),f,alpha,p.numel()
+def _update_matrices(unit, m, t, w, rho, ok, o, size):
+    "Update matrices with the passes in C"
+    N,n,(sums,alpha,f) = len(unit),torch.tensor([float(p.numel()) for p,_,_ in unit]),(torch.empty(N, k).squeeze(1) for k in (2, 1, 1))
+    eps,w,rho = o['eps'],w.contiguous(),rho.contiguous()
+    if size in (relative, absolute):
+        settings = map(ctypes.c_float, (eps[0], eps[1] if size is relative else -1., o['clip_threshold'], o['weight_decay']))
+        failed = m.lib.update(m.all, N, *settings, *_at(w, rho, ok, sums, alpha, f))
+    else:
+        failed = m.lib.measure(m.all, N, ctypes.c_float(eps[0]), *_at(w, ok, sums))
+        alpha,f,shrink = _factors(o, size, t, rho, *(sums/n[:, None]).sqrt().unbind(1), ok)
+        if not failed: m.lib.move(m.all, N, *_at(f, shrink, ok))
+    if failed: raise MemoryError('no memory for the sums of the rows of a gradient')
+    torch.autograd.graph.increment_version([x for p,_,s in unit for x in (p, s['row'], s['col'])])
+    return *sums.unbind(1),f,alpha,n
 
 def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
     "Update a tensor block by block"
@@ -427,9 +500,9 @@ def step(self:Adafactor, closure:Callable=None):
         with torch.enable_grad(): loss = closure()
     self._follow()
     work = [(o, _units(o, self.state)) for o in self.param_groups]
-    looks = [[_look(u) for u in us] for _,us in work]
+    looks = [[_look(u, o) for u in us] for o,us in work]
     if not any(looks): return loss
-    ok = torch.stack([a for ls in looks for a,_ in ls]).isfinite().all()
+    ok = torch.cat([a.reshape(-1) for ls in looks for a,_ in ls]).isfinite().all()
     self.nonfinite = ~ok
     for i,((o,us),ls) in enumerate(zip(work, looks)):
         if not us: continue
@@ -443,8 +516,8 @@ def step(self:Adafactor, closure:Callable=None):
         for j,(u,(_,new),*a) in enumerate(zip(us, ls, *(x.split([len(u) for u in us]) for x in (t, w, rho)))):
             a = [x.to(_wide(u[0][0])) for x in a]
             def seed(): return (a[0][0].int()*-1640531527)^(i*65536+j)
-            if len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
-            elif k := _kernels(*u[0][:2]) if {'row'}<=u[0][2].keys()<={'step', 'row', 'col'} and not _low(u[0][0], o) else None: sums.append(_update_dense(k, u, new, *(x[0] for x in a), ok, o, size))
+            if isinstance(new, _Matrices): sums.append(_update_matrices(u, new, *a, ok, o, size))
+            elif len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
             else: sums.append(_update_blocks(u, new, *(x[0] for x in a), ok, o, size, seed))
         if self.track: self._stats[o.get('name', str(i))] = _summary(us, ls, sums)
     return loss
@@ -452,7 +525,10 @@ def step(self:Adafactor, closure:Callable=None):
 # %% ../nbs/09_adafactor.ipynb #a262fcc3
 def _summary(us, ls, sums):
     n = sum(p.numel() for u in us for p,_,_ in u)
-    g2 = sum(new[0].sum()*u[0][1].shape[-1] if isinstance(new, tuple) else new.float().square().sum() for u,(_,new) in zip(us, ls))
+    def squares(u, new):
+        if isinstance(new, _Matrices): return sum(m*g.numel() for m,(_,g,_) in zip(new.means, u))
+        return new[0].sum()*u[0][1].shape[-1] if isinstance(new, tuple) else new.float().square().sum()
+    g2 = sum(squares(u, new) for u,(_,new) in zip(us, ls))
     x2,u2,alpha = (sum(o) for o in zip(*((x2.sum(), (u2*f.square()).sum(), (alpha*m).sum()) for x2,u2,f,alpha,m in sums)))
     return dict(param_rms=(x2/n).sqrt(), grad_rms=(_plain(g2)/n).sqrt(), update_rms=(u2/n).sqrt(), lr=alpha/n)
 
