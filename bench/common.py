@@ -1,5 +1,5 @@
 "What every benchmark needs: timing, the machine in words, and a table kept in RESULTS.md"
-import os, platform, resource, subprocess, time
+import os, platform, subprocess, time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,9 @@ def best_of(fn, n=3):
 
 def peak_mib():
     "Peak memory of this process so far, MiB"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+    import torch
+    from gpt2repro.backend import peak_memory
+    return peak_memory(torch.device('cpu'))/2**20
 
 def machine():
     "CPU model, cores, memory, and the GPU if there is one"

@@ -1,6 +1,6 @@
 """Why the reproduction of 2019 fell short: its recipe and this project's, with everything that differs between them as a switch, on small models.
 
-python bench/why2019.py [--quick] [--minutes M] [--workers N] [--list]
+python bench/why2019.py [--quick] [--only TEXT] [--minutes M] [--workers N] [--list]
 
 Each run leaves a curve, the size of its updates and its settings in bench/why2019/SIZE-CORPUS.json, which the lesson nbs/23_why_2019_fell_short.ipynb draws. A run that is there is not done again,
 and the most informative ones come first, so the work can be stopped at any time and gone on with later, by any number of processes: `python bench/why2019.py --workers 2` starts two of one thread each.
@@ -207,9 +207,10 @@ if __name__=='__main__':
     arg.add_argument('--workers', type=int, default=1, help='processes of one thread each')
     arg.add_argument('--data', type=Path, default=here.parent/'runs/why2019', help='where tokens are made and kept')
     arg.add_argument('--out', type=Path, default=kept, help='where records go')
+    arg.add_argument('--only', default='', help='no others than those with this in their line of --list, such as "3M" or "seed=0"')
     arg.add_argument('--list', action='store_true', help='only say what is done and what is not')
     a = arg.parse_args()
-    todo = quick_design() if a.quick else design()
+    todo = [j for j in (quick_design() if a.quick else design()) if a.only in str(j)]
     if a.list:
         for j in todo: print('done' if done(j, a.out) else '    ', j)
         sys.exit()
@@ -218,7 +219,7 @@ if __name__=='__main__':
     make_data(a.data, corpora)
     if a.workers>1:
         left = a.minutes-(time.monotonic()-start)/60
-        procs = [subprocess.Popen([sys.executable, __file__, f'--minutes={left}', f'--data={a.data}', f'--out={a.out}', *['--quick']*a.quick], env=dict(os.environ, OMP_NUM_THREADS='1')) for _ in range(a.workers)]
+        procs = [subprocess.Popen([sys.executable, __file__, f'--minutes={left}', f'--data={a.data}', f'--out={a.out}', f'--only={a.only}', *['--quick']*a.quick], env=dict(os.environ, OMP_NUM_THREADS='1')) for _ in range(a.workers)]
         sys.exit(max(p.wait() for p in procs))
     work(todo, a.data, a.out, a.minutes)
     left = sum(not done(j, a.out) for j in todo)

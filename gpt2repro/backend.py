@@ -80,6 +80,7 @@ def describe(device:torch.device)->str:
 def peak_memory(device:torch.device)->int: # bytes
     "Peak memory so far: of the device on CUDA, of the whole process elsewhere"
     if device.type=='cuda': return torch.cuda.max_memory_allocated(device)
+    if (f := Path('/proc/self/status')).exists(): return int(next(l for l in f.read_text().splitlines() if l.startswith('VmHWM')).split()[1])*1024     # ru_maxrss of a new process is that of its parent
     if not has_package('resource'): return 0          # Windows has no such counter
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform=='darwin' else 1024)
