@@ -18,7 +18,7 @@ from torch import Tensor
 from .backend import can_compile,compile_c,compile_model,fixed_shapes,runs_c
 from .config import nearest
 from .model import GPT2
-from .ops import causal_attention
+from .ops import causal_attention,vectors_c
 
 # %% ../nbs/12a_decode.ipynb #de9cd1db
 weight_kinds = 'float32', 'bfloat16', 'int8'
@@ -97,27 +97,10 @@ def token_layer(x, l, k, v, rows, at, see): # (B,C), Layer, (B,H,S,D) twice, (B,
 def token_head(x, ln_f, table): return product(_apply_norm(x, ln_f), table)          # (B,C) -> (B,V)
 
 # %% ../nbs/12a_decode.ipynb #b2837813
-_c = r"""
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-#define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline))
-#define UNROLL _Pragma("GCC unroll 8")
+_c = vectors_c+r"""
 typedef struct { const void *w; const float *bias, *scale; int64_t N, K; } matrix;
 typedef struct { const float *gain, *bias; double eps; } norm;
 typedef struct { norm ln_1; matrix c_attn, c_proj; norm ln_2; matrix c_fc, c_out; int64_t exact; } layer;
-
-/* 16 numbers as one, and what they are made from */
-typedef float f32 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t i32 __attribute__((vector_size(64)));
-typedef uint32_t u32 __attribute__((vector_size(64)));
-typedef int16_t i16 __attribute__((vector_size(32)));
-typedef uint16_t u16 __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t i8 __attribute__((vector_size(16), aligned(1), may_alias));
 
 /* Reading: kind 0 is float32, 1 bfloat16, 2 int8; 3 is bfloat16 times bfloat16 by the processor's own instruction */
 INLINE int64_t bytes(int kind) { return kind==0 ? 4 : kind==2 ? 1 : 2; }
@@ -203,18 +186,6 @@ INLINE f32 tile(const char *w, const char *x, int64_t n, int64_t K, int64_t apar
     if (whole < n) for (int r = 0; r < 4; r++) for (int b = 0; b < T; b++)
         s[4*r+b] += few(w+(r*apart*K+whole)*bytes(kind), x+(b*K+whole)*size, n-whole, kind);
     return s;
-}
-
-INLINE f32 pick(i32 mask, f32 a, f32 b) { return (f32)(((i32)a & mask) | ((i32)b & ~mask)); }
-INLINE f32 within(f32 x, float least, float most) { x = pick(x < least, (f32){0}+least, x); return pick(x > most, (f32){0}+most, x); }
-
-/* e to the power of each of 16 numbers, which are brought within -87 and 88, to 2 units in the last place: 2^n times a polynomial for what is left, at most ln(2)/2 */
-INLINE f32 exponential(f32 x) {
-    x = within(x, -87.f, 88.f);
-    const f32 n = (x*1.44269504f+12582912.f)-12582912.f, r = (x-n*.693359375f)+n*2.12194440e-4f;
-    const f32 p = ((((1.9875691500e-4f*r+1.3981999507e-3f)*r+8.3334519073e-3f)*r+4.1665795894e-2f)*r+1.6666665459e-1f)*r+.5f;
-    const i32 power = (__builtin_convertvector(n, i32)+127) << 23;
-    return (p*r*r+r+1.f)*(f32)power;
 }
 
 /* What happens to the sums of a tile before they are written, for R rows of w and T of x */

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor,nn
 from .backend import activation_checkpoint
 from .config import GPT2Config,nearest
-from .ops import Linear,causal_attention,lookup
+from .ops import GELU,Linear,causal_attention,lookup
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
@@ -26,7 +26,7 @@ class MLP(nn.Module):
         super().__init__()
         C = cfg.n_embd
         self.c_fc,self.c_proj = Linear(C, 4*C),Linear(4*C, C)
-        self.act,self.drop = nn.GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
+        self.act,self.drop = GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
     def forward(self, x): return self.drop(self.c_proj(self.act(self.c_fc(x))))
 
 # %% ../nbs/06_model.ipynb #af36d68d
