@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from loguru import logger
 sys.path.insert(0, str(Path(__file__).parent))
-from common import save_table, table
+from common import peak_mib, save_table, table
 from gpt2repro.webtext import (Bands, CleanConfig, Clusters, CrawlConfig, Decontaminate, DedupConfig, Describe, DropCopies, DropNear, Document, ExtractText, FetchPages, FindCopies, FindLinks, Language, LongEnough, MergeLinks,
     NotRepetitive, NoteContent, PracticeSite, ReadPages, ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, _page, _whole, decode, practice_page, warc_record, word_grams, Answer)
 
@@ -157,8 +157,7 @@ def stage_run(name, tmp):
         copies=lambda: drain(FindCopies(tmp/'content', tmp/'copies')), sign=lambda: through([*read, Sign(tmp/'sig', d)]), bands=lambda: drain(Bands(tmp/'sig', tmp/'pairs', d), None, 0, 1),
         clusters=lambda: Clusters(tmp/'pairs', tmp/'clusters', d).run(), write=lambda: through([*read, DropNear(tmp/'clusters'), Describe(tmp/'d'), ToParquet(tmp/'documents')]))[name]
     run()
-    own = next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))     # ru_maxrss would be that of whoever started us
-    print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)/1024)
+    print(max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024))
 
 def peak(name, tmp):
     r = subprocess.run([sys.executable, __file__, '--stage', name, str(tmp)], capture_output=True, text=True)

@@ -150,9 +150,10 @@ _c = r"""
 #include <string.h>
 #include <omp.h>
 
-/* Means of g² by row and by column but for a factor: each square times `scale` is summed; columns in parts of 64 rows, which loses fewer digits.
+/* Means of g² by row and by column. Each square times `scale` is summed, so that no sum of finite squares overflows; columns in parts of 64 rows, which loses fewer digits.
    Threads get fixed shares of the rows and are added up in order: the same bits each time. Returns 1 when there is no memory */
-int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float *col) {
+int moments(const float *g, int64_t R, int64_t C, float *row, float *col) {
+    const float scale = 1/exp2f(ceilf(log2f(R > C ? R : C)));
     int n = omp_get_max_threads();
     float *all = calloc((size_t)2*n*C, sizeof(float));
     if (!all) return 1;
@@ -176,6 +177,8 @@ int moments(const float *g, int64_t R, int64_t C, float scale, float *row, float
     memset(col, 0, C*sizeof(float));
     for (int k = 0; k < n; k++) for (int64_t j = 0; j < C; j++) col[j] += all[2*C*k+j];
     free(all);
+    for (int64_t i = 0; i < R; i++) row[i] /= scale*C;
+    for (int64_t j = 0; j < C; j++) col[j] /= scale*R;
     return 0;
 }
 
@@ -185,10 +188,7 @@ typedef struct { float *x; const float *g; float *row, *col, *new_row, *new_col,
 /* The means of N matrices' g² by row and column, and as a whole, which is finite exactly when all g² are */
 int look(const matrix *all, int N, float *means) {
     for (const matrix *m = all; m < all+N; m++) {
-        const float scale = 1/exp2f(ceilf(log2f(m->R > m->C ? m->R : m->C)));       /* no sum of finite squares overflows */
-        if (moments(m->g, m->R, m->C, scale, m->new_row, m->new_col)) return 1;
-        for (int64_t i = 0; i < m->R; i++) m->new_row[i] /= scale*m->C;
-        for (int64_t j = 0; j < m->C; j++) m->new_col[j] /= scale*m->R;
+        if (moments(m->g, m->R, m->C, m->new_row, m->new_col)) return 1;
         float s = 0;
         for (int64_t i = 0; i < m->R; i++) s += m->new_row[i]*(1.f/m->R);
         means[m-all] = s;
@@ -307,11 +307,11 @@ def moments(
 )->tuple[Tensor, Tensor]: # (…,R), (…,C), float32
     "Means of g² by row and by column. Every number of the rows' is finite exactly when every g² is finite in float32"
     R,C = g.shape[-2:]
-    scale = 2.**-math.ceil(math.log2(max(R, C)))             # so that no sum of finite squares overflows
     if k := _kernels(g):
         row,col = g.new_empty(R),g.new_empty(C)
-        if k.moments(*_at(g), *map(ctypes.c_int64, g.shape), ctypes.c_float(scale), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
-        return row.div_(scale*C),col.div_(scale*R)
+        if k.moments(*_at(g), *map(ctypes.c_int64, g.shape), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
+        return row,col
+    scale = 2.**-math.ceil(math.log2(max(R, C)))             # so that no sum of finite squares overflows
     rows,cols = [],[]
     for b in _blocks(g):
         b = b.to(_wide(b))
@@ -432,9 +432,10 @@ def _row_col(new, s, o, w, ok, low):
 
 def _update_matrices(unit, m, t, w, rho, ok, o, size):
     "Update matrices with the passes in C"
-    N,n,(sums,alpha,f) = len(unit),torch.tensor([float(p.numel()) for p,_,_ in unit]),(torch.empty(N, k).squeeze(1) for k in (2, 1, 1))
-    eps,w,rho = o['eps'],w.contiguous(),rho.contiguous()
+    N,n,eps,w,rho = len(unit),torch.tensor([float(p.numel()) for p,_,_ in unit]),o['eps'],w.contiguous(),rho.contiguous()
+    sums = torch.empty(N, 2)
     if size in (relative, absolute):
+        alpha,f = torch.empty(N),torch.empty(N)
         settings = map(ctypes.c_float, (eps[0], eps[1] if size is relative else -1., o['clip_threshold'], o['weight_decay']))
         failed = m.lib.update(m.all, N, *settings, *_at(w, rho, ok, sums, alpha, f))
     else:
@@ -525,10 +526,10 @@ def step(self:Adafactor, closure:Callable=None):
 # %% ../nbs/09_adafactor.ipynb #a262fcc3
 def _summary(us, ls, sums):
     n = sum(p.numel() for u in us for p,_,_ in u)
-    def squares(u, new):
-        if isinstance(new, _Matrices): return sum(m*g.numel() for m,(_,g,_) in zip(new.means, u))
-        return new[0].sum()*u[0][1].shape[-1] if isinstance(new, tuple) else new.float().square().sum()
-    g2 = sum(squares(u, new) for u,(_,new) in zip(us, ls))
+    def squares(g, new, m):
+        if isinstance(new, _Matrices): return (new.means*m).sum()
+        return new[0].sum()*g.shape[-1] if isinstance(new, tuple) else new.float().square().sum()
+    g2 = sum(squares(u[0][1], new, m) for u,(_,new),(*_,m) in zip(us, ls, sums))
     x2,u2,alpha = (sum(o) for o in zip(*((x2.sum(), (u2*f.square()).sum(), (alpha*m).sum()) for x2,u2,f,alpha,m in sums)))
     return dict(param_rms=(x2/n).sqrt(), grad_rms=(_plain(g2)/n).sqrt(), update_rms=(u2/n).sqrt(), lr=alpha/n)
 

@@ -111,8 +111,7 @@ INLINE float get(const void *w, int64_t i, int kind) {
     return z.f;
 }
 INLINE f32 get16(const void *w, int64_t i, int kind) {
-    if (kind==0) return *(const f32*)((const float*)w+i);
-    if (kind==1) return (f32)(__builtin_convertvector(*(const u16*)((const uint16_t*)w+i), u32) << 16);
+    if (kind!=2) return load(w, i, kind==1);
     const int8_t *p = (const int8_t*)w+i;
 #ifdef __AVX512F__
     return (f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
@@ -130,13 +129,6 @@ NOINLINE float few(const char *w, const char *x, int64_t n, int kind) {
     float s = 0;
     for (int64_t i = 0; i < n; i++) s += get(w, i, kind)*get(x, i, kind==3 ? 3 : 0);
     return s;
-}
-
-INLINE float sum(f32 t) {
-    float a[16];
-    *(f32*)a = t;
-    UNROLL for (int w = 8; w; w /= 2) UNROLL for (int i = 0; i < w; i++) a[i] += a[i+w];
-    return a[0];
 }
 
 INLINE float dot(const char *w, const float *x, int64_t n, int kind) {
@@ -196,7 +188,7 @@ NOINLINE void finish(const matrix *m, f32 s, float *y, int64_t n, int64_t apart,
     if (m->scale) UNROLL for (int i = 0; i < 16; i++) scale[i] = m->scale[n+(i/4 < R ? i/4*apart : 0)];
     if (m->bias) UNROLL for (int i = 0; i < 16; i++) bias[i] = m->bias[n+(i/4 < R ? i/4*apart : 0)];
     s = s*scale+bias;
-    if (then==GELU) s = s/(1.f+exponential(-1.5957691216057308f*(s+.044715f*s*s*s)));
+    if (then==GELU) s = gelu16(s);
     *(f32*)a = s;
     for (int b = 0; b < T; b++) for (int r = 0; r < R; r++) {
         float *o = y+b*m->N+n+r*apart, z = a[4*r+b];

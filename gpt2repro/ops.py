@@ -48,14 +48,24 @@ INLINE f32 exponential(f32 x) {
     const i32 power = (__builtin_convertvector(n, i32)+127) << 23;
     return (p*r*r+r+1.f)*(f32)power;
 }
+
+INLINE float sum(f32 t) {
+    float a[16];
+    *(f32*)a = t;
+    UNROLL for (int w = 8; w; w /= 2) UNROLL for (int i = 0; i < w; i++) a[i] += a[i+w];
+    return a[0];
+}
+
+/* 16 numbers from place i on, in float32 or, with `half`, in bfloat16 */
+INLINE f32 load(const void *x, int64_t i, int half) {
+    return half ? (f32)(__builtin_convertvector(*(const u16*)((const uint16_t*)x+i), u32) << 16) : *(const f32*)((const float*)x+i);
+}
+
+INLINE f32 gelu16(f32 x) { return x/(1.f+exponential(-1.5957691216f*(x+.044715f*x*x*x))); }
 """
 
 # %% ../nbs/05a_ops.ipynb #c0de0003
 _c = vectors_c+r"""
-/* Numbers are float32 or, with `half`, bfloat16 */
-INLINE f32 load(const void *x, int64_t i, int half) {
-    return half ? (f32)(__builtin_convertvector(*(const u16*)((const uint16_t*)x+i), u32) << 16) : *(const f32*)((const float*)x+i);
-}
 INLINE void store(void *x, int64_t i, f32 y, int half) {
     if (!half) { *(f32*)((float*)x+i) = y; return; }
     const u32 u = (u32)y, near = (u+0x7fff+(u>>16&1))>>16, nan = (u32)(y != y);           /* to the nearest, ties to even */
@@ -63,7 +73,6 @@ INLINE void store(void *x, int64_t i, f32 y, int half) {
 }
 
 /* d = GELU(x), or its derivative times g */
-INLINE f32 gelu16(f32 x) { return x/(1.f+exponential(-1.5957691216f*(x+.044715f*x*x*x))); }
 INLINE f32 back16(f32 x, f32 g) {
     x = within(x, -20.f, 20.f);                                               /* beyond it is 0 or 1 */
     const f32 e = exponential(-1.5957691216f*(x+.044715f*x*x*x)), s = 1.f/(1.f+e);
@@ -86,8 +95,6 @@ INLINE void map(const void *x, const void *g, void *d, int64_t n, int half) {
 void gelu(const void *x, void *y, int64_t n, int half) { if (half) map(x, NULL, y, n, 1); else map(x, NULL, y, n, 0); }
 void gelu_backward(const void *x, const void *g, void *d, int64_t n, int half) { if (half) map(x, g, d, n, 1); else map(x, g, d, n, 0); }
 
-INLINE float total(f32 x) { float s = 0; UNROLL for (int i = 0; i < 16; i++) s += x[i]; return s; }
-
 /* N matrices (R,C) of scores become weights: row r sees the first first+r+1 columns */
 INLINE void softmax(char *s, int64_t N, int64_t R, int64_t C, int64_t first, int half) {
     const int64_t size = half ? 2 : 4, most_seen = (C+15)/16*16;
@@ -105,13 +112,12 @@ INLINE void softmax(char *s, int64_t N, int64_t R, int64_t C, int64_t first, int
                 *(f32*)(t+whole) = load(last, 0, half);
                 for (int64_t j = seen; j < end; j++) t[j] = -INFINITY;
             }
-            f32 most = *(f32*)t, sum = {0};
+            f32 most = *(f32*)t, all = {0};                          /* what is not seen adds e⁻⁸⁷ to a sum of at least 1: nothing */
             for (int64_t j = 16; j < end; j += 16) most = pick(*(f32*)(t+j) > most, *(f32*)(t+j), most);
             float top = most[0];
             for (int k = 1; k < 16; k++) top = most[k] > top ? most[k] : top;
-            for (int64_t j = 0; j < end; j += 16) { *(f32*)(t+j) = exponential(*(f32*)(t+j)-top); sum += *(f32*)(t+j); }
-            for (int64_t j = seen; j < end; j++) { sum[j%16] -= t[j]; t[j] = 0; }
-            const float share = 1/total(sum);
+            for (int64_t j = 0; j < end; j += 16) { *(f32*)(t+j) = exponential(*(f32*)(t+j)-top); all += *(f32*)(t+j); }
+            const float share = 1/sum(all);
             for (int64_t j = 0; j < whole; j += 16) store(row, j, *(f32*)(t+j)*share, half);
             if (whole < end) {
                 char last[64];
@@ -126,11 +132,10 @@ INLINE void softmax(char *s, int64_t N, int64_t R, int64_t C, int64_t first, int
 void causal_softmax(char *s, int64_t N, int64_t R, int64_t C, int64_t first, int half) { if (half) softmax(s, N, R, C, first, 1); else softmax(s, N, R, C, first, 0); }
 """
 
-def _lib(*ts):
-    "The functions in C, if they pay for all of `ts`: dense tensors of float32 or bfloat16 in the memory of a CPU, and not few numbers"
+def _lib(x):
+    "The functions in C, if they pay: for a dense tensor of float32 or bfloat16 in the memory of a CPU, and not few numbers"
     if torch.compiler.is_compiling(): return None
-    x = ts[0]
-    fits = all(type(t) in (Tensor, nn.Parameter) and runs_c(t.device) and t.dtype==x.dtype and t.is_contiguous() for t in ts) and x.dtype in (torch.float32, torch.bfloat16) and x.numel()>=2**14
+    fits = type(x) in (Tensor, nn.Parameter) and runs_c(x.device) and x.is_contiguous() and x.dtype in (torch.float32, torch.bfloat16) and x.numel()>=2**14
     return compile_c(_c) if fits else None
 
 def _call(f, *args): # tensors by their address, whole numbers

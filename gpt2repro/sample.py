@@ -18,8 +18,8 @@ from dataclasses import dataclass,fields
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.colors import sample_colorscale
 import torch.nn.functional as F
+from plotly.colors import sample_colorscale
 from torch import Tensor
 from .config import nearest,progress,warn
 from .backend import end_step,fixed_shapes,to_device

@@ -32,5 +32,5 @@ def test_two_compilations_and_the_same_texts():
         assert [s.ids for s in samples(model, tok, p, 30, **kw)]==w
         seen.append({k: v-before[k] for k, v in device_counts(dev).items()})
     assert [s['compilations'] for s in seen]==[2, 0, 0]             # one reads prompts, one makes a token; then both are there
-    assert all(s['fallbacks']==0 and s["reads"]<=4 for s in seen)   # tokens, log-probabilities: twice in 30 tokens
+    assert all(s['fallbacks']==0 and s['reads']<=4 for s in seen)   # tokens, log-probabilities: twice in 30 tokens
     assert [s.ids for s in samples(model, tok, ['the cat sat on the mat', 'a'], 70, **{**kw, 'min_new_tokens': 70})]==past     # sliding past the context
