@@ -1,6 +1,7 @@
 """GPT-2 124M against transformers' GPT-2 in the same process: tokens/s, share of the measured matrix-product peak, peak memory of a training step.
 On a CPU float32 and bfloat16 autocast, batch 2 × 512, and the memory at batch 4 × 1024; with a CUDA device bfloat16 and torch.compile, 124M and 355M, at the largest batch that fits."""
-import argparse, statistics, subprocess, sys, time
+import argparse, json, statistics, subprocess, sys, time
+from contextlib import nullcontext
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from gpt2repro.backend import autocast, compile_model, get_device, keep_memory, matmul_peak, peak_memory, sync
@@ -44,11 +45,11 @@ def timed(step, device):
     sync(device)
     return time.perf_counter()-t
 
-def race(cfg, device, dtype, B, T, n, limit):
-    "Steps of each, taken in turns: what disturbs the one disturbs the other. Seconds, and the highest peak measured before, between and after. Both keep freed memory in the process, as `gpt2repro train` does"
+def race(cfg, device, dtype, B, T, n, limit, keep=True):
+    "Steps of each, taken in turns: what disturbs the one disturbs the other. Seconds, and the highest peak measured before, between and after. With `keep` both keep freed memory in the process, as `gpt2repro train` does"
     steps = {k: stepper(k, cfg, device, dtype, B, T) for k in makers}
     measure = lambda: matmul_peak.__wrapped__(device, getattr(torch, dtype))
-    with keep_memory(device):
+    with keep_memory(device) if keep else nullcontext():
         for s in (*steps.values(), *steps.values()): s()
         took, peak, end = {k: [] for k in steps}, measure(), time.perf_counter()+limit
         for i in range(n):
@@ -57,9 +58,9 @@ def race(cfg, device, dtype, B, T, n, limit):
             if time.perf_counter()>end: break
     return took,peak
 
-def rows_of(cfg, took, peak, B, T):
+def rows_of(cfg, took, peak, B, T, label=''):
     for k,s in took.items():
-        yield {'what': k, 'tokens/s': B*T/min(s), 'ratio': statistics.median(b/a for a,b in zip(s, took['transformers'])), 'peak GFLOP/s': peak/1e9, 'share of peak': cfg.flops_per_token(T)*B*T/min(s)/peak}
+        yield {'what': k+label, 'tokens/s': B*T/min(s), 'ratio': statistics.median(b/a for a,b in zip(s, took['transformers'])), 'peak GFLOP/s': peak/1e9, 'share of peak': cfg.flops_per_token(T)*B*T/min(s)/peak}
 
 def memory(name, device, dtype, B, T):
     "MiB that a step adds to the process or the device, weights and optimizer included; in a process of its own"
@@ -79,28 +80,44 @@ def fits(cfg, device, T, batches):
         except torch.OutOfMemoryError: torch.cuda.empty_cache()
     raise RuntimeError('not even the smallest batch fits')
 
-def speed(label, cfg, device, dtype, B, T, a):
-    rows = list(rows_of(cfg, *race(cfg, device, dtype, B, T, a.n, a.seconds), B, T))
-    save_table(f'Model: a training step, {label}', rows, 'Steps in turns: the best of each, and the median of the ratios; freed memory stays in the process (`keep_memory`), for both; forward, backward, fused AdamW, no dropout. FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once.')
+def alone(size, dtype, B, T, a, keep):
+    "A race in a process of its own: what one does to the allocator's settings the next would feel"
+    out = subprocess.run([sys.executable, __file__, '--race', json.dumps([size, dtype, B, T, keep]), '--n', str(a.n), '--seconds', str(a.seconds)], check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+def speed(label, size, dtype, B, T, device, a):
+    "As they come and, on a CPU, with freed memory kept in the process"
+    cpu,rows,took = device.type=='cpu',[],{}
+    for keep,said in ((False, ''), (True, ', memory kept'))[:1+cpu]:
+        took[keep],peak = alone(size, dtype, B, T, a, keep)
+        rows += rows_of(sizes[size], took[keep], peak, B, T, said)
+    note = 'Steps in turns: the best of each, and the median of the ratios; forward, backward, fused AdamW, no dropout. FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once.'
+    if cpu:
+        as_run = statistics.median(took[False]['transformers'])/statistics.median(took[True]['gpt2repro'])
+        note += f' Memory kept: inside `backend.keep_memory`, as `gpt2repro train` is, both. Ours with it, as `gpt2repro train` runs, against transformers without, as it comes: {as_run:.3g} (medians).'
+    save_table(f'Model: a training step, {label}', rows, note)
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--only', choices=['float32', 'bfloat16', 'memory'], help='one part')
     ap.add_argument('--n', type=int, default=8, help='timed steps of each')
     ap.add_argument('--seconds', type=float, default=60, help='at most for each race')
+    ap.add_argument('--race', type=json.loads, help=argparse.SUPPRESS)
     ap.add_argument('--memory-of', nargs=2, help=argparse.SUPPRESS)
     a = ap.parse_args()
     device = get_device()
     on_cpu = device.type=='cpu'
+    if a.race:
+        size, dtype, B, T, keep = a.race
+        return print(json.dumps(race(sizes[size].no_dropout(), device, dtype, B, T, a.n, a.seconds, keep)))
     if a.memory_of: return memory(a.memory_of[0], device, a.memory_of[1], 4, 1024)
     for dtype in 'float32','bfloat16':
         if a.only not in (None, dtype): continue
-        if on_cpu: speed(f'124M, {dtype}, 2 × 512, CPU', sizes['124M'].no_dropout(), device, dtype, 2, 512, a)
+        if on_cpu: speed(f'124M, {dtype}, 2 × 512, CPU', '124M', dtype, 2, 512, device, a)
         elif dtype=='bfloat16':
             for size in '124M','355M':
-                cfg = sizes[size].no_dropout()
-                B = fits(cfg, device, 1024, (64, 48, 32, 24, 16, 8, 4))
-                speed(f'{size}, {dtype}, compiled, {B} × 1024, {device.type}', cfg, device, dtype, B, 1024, a)
+                B = fits(sizes[size].no_dropout(), device, 1024, (64, 48, 32, 24, 16, 8, 4))
+                speed(f'{size}, {dtype}, compiled, {B} × 1024, {device.type}', size, dtype, B, 1024, device, a)
     if a.only in (None, 'memory'):
         dtype = 'float32' if on_cpu else 'bfloat16'
         used = {k: float(subprocess.run([sys.executable, __file__, '--memory-of', k, dtype], check=True, capture_output=True, text=True).stdout.split()[-1]) for k in makers}

@@ -17,8 +17,6 @@ from contextlib import contextmanager,nullcontext
 from datetime import timedelta
 from pathlib import Path
 
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')     # large CPU tensors in pages of 2 MiB (Linux): new memory costs a tenth; read by PyTorch at its first allocation
-
 import torch
 from .config import nearest,warn
 
@@ -370,8 +368,9 @@ def keep_memory(device:torch.device):
     libc.mallopt(-1, 2**31-1)             # M_TRIM_THRESHOLD
     try: yield
     finally:
-        libc.mallopt(-4, 65536)           # glibc's own values
-        libc.mallopt(-1, 2**17)
+        libc.mallopt(-4, 65536)           # glibc's own value
+        libc.mallopt(-3, 2**25)           # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
+        libc.mallopt(-1, 2**26)
         libc.malloc_trim(0)
 
 # %% ../nbs/01_backend.ipynb #de5e53eb

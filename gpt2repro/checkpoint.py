@@ -133,9 +133,12 @@ def write_tensors(
         head[n] = dict(dtype=_kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+t.numel()*t.element_size()])
     head = json.dumps(head).encode()
     head += b' '*(-len(head)%8)
-    sha,raw = hashlib.sha256(),lambda t: memoryview(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+    sha = hashlib.sha256()
+    def raw(t): # what lies in another order is put right a few rows at a time
+        rows = [t] if t.is_contiguous() else t.split(max(1, 2**20//(t[0].numel()*t.element_size())))
+        for r in rows: yield memoryview(r.contiguous().reshape(-1).view(torch.uint8).numpy())
     with open(path, 'wb') as f:
-        for part in chain([len(head).to_bytes(8, 'little')+head], (raw(tensors[n]) for n in names)):
+        for part in chain([len(head).to_bytes(8, 'little')+head], *(raw(tensors[n]) for n in names)):
             f.write(part)
             sha.update(part)
         f.flush()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .config import nearest,progress
-from .backend import autocast,has_package,prefers_blocks,to_device
+from .backend import autocast,has_package,keep_memory,prefers_blocks,to_device
 from .batches import document_spans
 from .loss import bits_per_byte
 from .ops import spans
@@ -186,7 +186,7 @@ def score_windows(
     todo = [i for i,o in enumerate(out) if o is None]
     fams = [([todo[j] for j in at], q if len(at)>1 else 0) for at,q in families([ws[i] for i in todo], model.cfg.n_ctx)]
     bar = progress(total=sum(ws[i].n for i in todo), desc=desc, unit='tok') if len(todo)>64 else None
-    with _evaluating(model):
+    with _evaluating(model), keep_memory(model.wte.weight.device):
         for some in [f for f in fams if len(f[0])>1],[f for f in fams if len(f[0])==1]:
             for b in _batches([q+sum(len(ws[i].ids)-1-q for i in at) for at,q in some], batch_tokens):
                 at = [i for j in b for i in some[j][0]]

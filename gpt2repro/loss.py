@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .backend import prefers_blocks,vocab_multiple
-from .ops import spans
+from .ops import softmax_,spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
 def _compute_dtype(h):
@@ -29,30 +29,34 @@ class _ChunkedCE(torch.autograd.Function):
     def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype, cols, multiple):  # (N,C), (V,C), (N,)
         want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         N,V = len(y),len(table)
-        w,hd,real,y = table.to(dtype),h.to(dtype),(y!=ignore_index)[:, None],y.where(y!=ignore_index, 0)[:, None]
-        if V%multiple: w = F.pad(w, (0, 0, 0, -V%multiple))
-        W = len(w)                                                                       # V, or the next multiple
+        hd,real,y = h.to(dtype),(y!=ignore_index)[:, None],y.where(y!=ignore_index, 0)[:, None]
+        W = V+(-V)%multiple                                                              # V, or the next multiple
+        whole = None if cols<W==V else table.to(dtype)
+        if W>V: whole = F.pad(whole, (0, 0, 0, W-V))
+        def piece(a, b): return table[a:b].to(dtype) if whole is None else whole[a:b]    # small enough to be made anew when needed
         wide = torch.promote_types(dtype, torch.float32)
         dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table)) if want else (None,None)
         nll = h.new_zeros((), dtype=wide)
         room = h.new_empty(min(chunk, N), W, dtype=dtype) if cols<W else None
         for i,j in spans(N, chunk):
             hc,yc = hd[i:j],y[i:j]
-            if room is None: z = hc@w.T                                                  # (n,W)
+            if room is None: z = hc@whole.T                                              # (n,W)
             else:
                 z = room[:j-i]
-                for a,b in spans(W, cols): z[:, a:b] = hc@w[a:b].T
+                for a,b in spans(W, cols): z[:, a:b] = hc@piece(a, b).T
             if W>V: z[:, V:] = -torch.inf
-            top,zy = z.amax(1, keepdim=True),z.gather(1, yc)
-            p = torch.softmax(z, 1, out=None if room is None else z)
-            lse = top.to(wide) - p.amax(1, keepdim=True).to(wide).log()                  # the largest p is exp(largest z - lse)
+            zy = z.gather(1, yc)
+            if room is None:
+                top,p = z.amax(1, keepdim=True),torch.softmax(z, 1)
+                lse = top.to(wide) - p.amax(1, keepdim=True).to(wide).log()              # the largest p is exp(largest z - lse)
+            else: lse,p = softmax_(z),z
             nll += ((lse-zy)*real[i:j]).sum()
             if not want: continue
             at = torch.arange(j-i, device=h.device),yc[:, 0]
             p[at] = p[at]-1                                                              # p - onehot: the gradient of the logits
             hc = hc*real[i:j]
             for a,b in spans(W, cols):
-                dh[i:j] += p[:, a:b]@w[a:b]
+                dh[i:j] += p[:, a:b]@piece(a, b)
                 g = (p[:, a:b].T@hc)[:V-a]
                 if i==0: dw[a:b] = g
                 else: dw[a:b] += g

@@ -27,7 +27,7 @@ class MLP(nn.Module):
         C = cfg.n_embd
         self.c_fc,self.c_proj = Linear(C, 4*C),Linear(4*C, C)
         self.act,self.drop = GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
-    def forward(self, x): return self.drop(self.c_proj(self.act(self.c_fc(x))))
+    def forward(self, x): return self.drop(self.c_proj(self.c_fc(x), self.act))
 
 # %% ../nbs/06_model.ipynb #af36d68d
 class Attention(nn.Module):
