@@ -240,71 +240,77 @@ class _BlockAttention(torch.autograd.Function):
 
 # %% ../nbs/05a_ops.ipynb #c0de0011
 _c += r"""
-#ifdef __AVX512BF16__
-/* Attention in bfloat16, 64 queries at a time, whose scores stay in the cache. The processor multiplies pairs of numbers and adds both products: so a right matrix has pairs of its rows side by side, and a left one is read pair by pair */
+#ifdef __AVX512F__
+/* Attention, 64 queries at a time, whose scores stay in the cache. Numbers come in units of 32 bits: one of float32, or E = 2 of bfloat16, which the processor multiplies pair by pair, adding both products.
+   So in bfloat16 a right matrix has pairs of its rows side by side, and a left one is read pair by pair */
 enum { ROWS = 64 };
-typedef uint32_t pair;
+typedef uint32_t unit;
+#define AT(x, i) ((const char*)(x)+(i)*(4/E))
 
-/* c (4, 16·Z) = a·b or, with `add`, c + a·b: K pairs of a, `ar` apart from row to row and `ak` from pair to pair, and of b, `bk` apart */
-INLINE void product(const pair *a, int64_t ar, int64_t ak, const pair *b, int64_t bk, int64_t K, float *c, int64_t cr, const int Z, const int add) {
+/* c (4, 16·Z) = a·b or, with `add`, c + a·b: K units of a, `ar` apart from row to row and `ak` from unit to unit, and of b, `bk` apart */
+INLINE void product(const unit *a, int64_t ar, int64_t ak, const unit *b, int64_t bk, int64_t K, float *c, int64_t cr, const int Z, const int add, const int E) {
     f32 s[4][4];
     UNROLL for (int r = 0; r < 4; r++) UNROLL for (int z = 0; z < Z; z++) s[r][z] = add ? *(f32*)(c+r*cr+16*z) : (f32){0};
     for (int64_t k = 0; k < K; k++, a += ak, b += bk) {
         f32 x[4];
         UNROLL for (int z = 0; z < Z; z++) x[z] = *(const f32*)(b+16*z);
         UNROLL for (int r = 0; r < 4; r++) {
-            const __m512bh y = (__m512bh)_mm512_set1_epi32(a[r*ar]);
-            UNROLL for (int z = 0; z < Z; z++) s[r][z] = (f32)_mm512_dpbf16_ps((__m512)s[r][z], y, (__m512bh)x[z]);
+            const f32 y = (f32)((u32){0}+a[r*ar]);
+#ifdef __AVX512BF16__
+            if (E == 2) UNROLL for (int z = 0; z < Z; z++) s[r][z] = (f32)_mm512_dpbf16_ps((__m512)s[r][z], (__m512bh)y, (__m512bh)x[z]);
+#endif
+            if (E == 1) UNROLL for (int z = 0; z < Z; z++) s[r][z] += y*x[z];
         }
     }
     UNROLL for (int r = 0; r < 4; r++) UNROLL for (int z = 0; z < Z; z++) *(f32*)(c+r*cr+16*z) = s[r][z];
 }
 
 /* to (N,D) = n rows of D numbers, `step` apart, and zeros */
-INLINE void copy_rows(pair *to, const uint16_t *x, int64_t step, int64_t n, int64_t N, const int D) {
-    for (int64_t t = 0; t < n; t++) memcpy(to+t*D/2, x+t*step, 2*D);
-    memset(to+n*D/2, 0, 2*D*(N-n));
+INLINE void copy_rows(unit *to, const void *x, int64_t step, int64_t n, int64_t N, const int D, const int E) {
+    for (int64_t t = 0; t < n; t++) memcpy(to+t*D/E, AT(x, t*step), 4*D/E);
+    memset(to+n*D/E, 0, 4*D/E*(N-n));
 }
-/* the same with pairs of rows side by side: to[t/2][d] */
-INLINE void pair_rows(pair *to, const uint16_t *x, int64_t step, int64_t n, int64_t N, const int D) {
+/* the same with pairs of rows side by side: to[t/E][d] */
+INLINE void pair_rows(unit *to, const void *x, int64_t step, int64_t n, int64_t N, const int D, const int E) {
+    if (E == 1) { copy_rows(to, x, step, n, N, D, E); return; }
     for (int64_t t = 0; t < N; t += 2) UNROLL for (int d = 0; d < D; d += 16) {
-        const u32 a = t < n ? __builtin_convertvector(*(const u16*)(x+t*step+d), u32) : (u32){0}, b = t+1 < n ? __builtin_convertvector(*(const u16*)(x+(t+1)*step+d), u32) : (u32){0};
-        *(u32*)(to+t/2*D+d) = a | b<<16;
+        const u32 a = t < n ? (u32)load(x, t*step+d, 1)>>16 : (u32){0}, b = t+1 < n ? (u32)load(x, (t+1)*step+d, 1) : (u32){0};
+        *(u32*)(to+t/2*D+d) = a | b;
     }
 }
-/* its transpose with pairs of rows side by side, 64 columns at a time: to[t/64][d/2][t%64] */
-INLINE void pair_columns(pair *to, const uint16_t *x, int64_t step, int64_t n, int64_t N, const int D) {
+/* its transpose with pairs of rows side by side, 64 columns at a time: to[t/64][d/E][t%64] */
+INLINE void pair_columns(unit *to, const void *x, int64_t step, int64_t n, int64_t N, const int D, const int E) {
     for (int64_t t = 0; t < N; t += 16) {
-        pair part[16][D/2];
-        copy_rows(part[0], x+t*step, step, n-t < 0 ? 0 : n-t > 16 ? 16 : n-t, 16, D);
-        for (int d = 0; d < D/2; d++) { UNROLL for (int i = 0; i < 16; i++) to[t/64*32*D+d*64+t%64+i] = part[i][d]; }
+        unit part[16][D/E];
+        copy_rows(part[0], AT(x, t*step), step, n-t < 0 ? 0 : n-t > 16 ? 16 : n-t, 16, D, E);
+        for (int d = 0; d < D/E; d++) { UNROLL for (int i = 0; i < 16; i++) to[t/64*64*D/E+d*64+t%64+i] = part[i][d]; }
     }
 }
 
 /* s (64, W) = products of 64 rows and the columns 0…a+63; of the last 64, those that each sees */
-INLINE void scores(float *s, const pair *q, const pair *k, int64_t a, int64_t n, int64_t W, const int D) {
-    for (int64_t j = 0; j < a; j += 64, k += 32*D) for (int64_t r = 0; r < n; r += 4) product(q+r*D/2, D/2, 1, k, 64, D/2, s+r*W+j, W, 4, 0);
+INLINE void scores(float *s, const unit *q, const unit *k, int64_t a, int64_t n, int64_t W, const int D, const int E) {
+    for (int64_t j = 0; j < a; j += 64, k += 64*D/E) for (int64_t r = 0; r < n; r += 4) product(q+r*D/E, D/E, 1, k, 64, D/E, s+r*W+j, W, 4, 0, E);
     for (int64_t r = 0; r < n; r += 4) {
-        const pair *x = q+r*D/2;
+        const unit *x = q+r*D/E;
         float *to = s+r*W+a;
-        if (r < 16) product(x, D/2, 1, k, 64, D/2, to, W, 1, 0);
-        else if (r < 32) product(x, D/2, 1, k, 64, D/2, to, W, 2, 0);
-        else if (r < 48) product(x, D/2, 1, k, 64, D/2, to, W, 3, 0);
-        else product(x, D/2, 1, k, 64, D/2, to, W, 4, 0);
+        if (r < 16) product(x, D/E, 1, k, 64, D/E, to, W, 1, 0, E);
+        else if (r < 32) product(x, D/E, 1, k, 64, D/E, to, W, 2, 0, E);
+        else if (r < 48) product(x, D/E, 1, k, 64, D/E, to, W, 3, 0, E);
+        else product(x, D/E, 1, k, 64, D/E, to, W, 4, 0, E);
     }
 }
 /* o (64, D) = the first a+64 columns of the rows of p times b, 64 columns at a time */
-INLINE void mix(float *o, const pair *p, const pair *b, int64_t a, int64_t n, int64_t W, const int D) {
-    for (int64_t r = 0; r < n; r += 4) product(p+r*W/2+a/2, W/2, 1, b+a/2*D, D, (r+4)/2, o+r*D, D, D/16, 0);
-    for (int64_t j = 0; j < a; j += 64) for (int64_t r = 0; r < n; r += 4) product(p+r*W/2+j/2, W/2, 1, b+j/2*D, D, 32, o+r*D, D, D/16, 1);
+INLINE void mix(float *o, const unit *p, const unit *b, int64_t a, int64_t n, int64_t W, const int D, const int E) {
+    for (int64_t r = 0; r < n; r += 4) product(p+r*W/E+a/E, W/E, 1, b+a/E*D, D, (r+4)/E, o+r*D, D, D/16, 0, E);
+    for (int64_t j = 0; j < a; j += 64) for (int64_t r = 0; r < n; r += 4) product(p+r*W/E+j/E, W/E, 1, b+j/E*D, D, 64/E, o+r*D, D, D/16, 1, E);
 }
-INLINE void take(uint16_t *to, int64_t step, const float *x, int64_t n, const int D) {
-    for (int64_t t = 0; t < n; t++) UNROLL for (int d = 0; d < D; d += 16) store(to, t*step+d, *(const f32*)(x+t*D+d), 1);
+INLINE void take(void *to, int64_t step, const float *x, int64_t n, const int D, const int E) {
+    for (int64_t t = 0; t < n; t++) UNROLL for (int d = 0; d < D; d += 16) store((char*)AT(to, t*step), d, *(const f32*)(x+t*D+d), E-1);
 }
 
 /* s (64, W) = attention weights of the queries a…a+63, of which n are there; 0 beyond what they see */
-INLINE void weights(float *s, const pair *q, const pair *k, int64_t a, int64_t n, int64_t W, const int D, float scale) {
-    scores(s, q, k, a, n, W, D);
+INLINE void weights(float *s, const unit *q, const unit *k, int64_t a, int64_t n, int64_t W, const int D, const int E, float scale) {
+    scores(s, q, k, a, n, W, D, E);
     for (int64_t r = 0; r < n; r++) {
         const int64_t end = (a+r+16)/16*16;
         soften(s+r*W, a+r+1, scale);
@@ -312,40 +318,41 @@ INLINE void weights(float *s, const pair *q, const pair *k, int64_t a, int64_t n
     }
     for (int64_t r = n; r < ROWS; r++) memset(s+r*W, 0, 4*(a+ROWS));
 }
-/* in bfloat16, pairs of keys: p[r][j/2], or pairs of queries: p[r/2][j] */
-INLINE void by_key(uint16_t *p, const float *s, int64_t width, int64_t W) {
-    for (int r = 0; r < ROWS; r++) for (int64_t j = 0; j < width; j += 16) store(p, r*W+j, *(const f32*)(s+r*W+j), 1);
+/* 64 rows of s in units of two columns, p[r][j/E], and in units of two rows, p[r/E][j]; `room` is for bfloat16 */
+INLINE const unit *by_key(void *room, const float *s, int64_t width, int64_t W, const int E) {
+    if (E == 1) return (const unit*)s;
+    for (int r = 0; r < ROWS; r++) for (int64_t j = 0; j < width; j += 16) store(room, r*W+j, *(const f32*)(s+r*W+j), 1);
+    return room;
 }
-INLINE void by_query(pair *p, const float *s, int64_t width, int64_t W) {
-    for (int r = 0; r < ROWS; r += 2) for (int64_t j = 0; j < width; j += 16) *(u32*)(p+r/2*W+j) = brief(*(const f32*)(s+r*W+j)) | brief(*(const f32*)(s+(r+1)*W+j))<<16;
+INLINE const unit *by_query(unit *room, const float *s, int64_t width, int64_t W, const int E) {
+    if (E == 1) return (const unit*)s;
+    for (int r = 0; r < ROWS; r += 2) for (int64_t j = 0; j < width; j += 16) *(u32*)(room+r/2*W+j) = brief(*(const f32*)(s+r*W+j)) | brief(*(const f32*)(s+(r+1)*W+j))<<16;
+    return room;
 }
 
-INLINE void *room(char **at, int64_t bytes) { void *p = *at; *at += (bytes+63)/64*64; return p; }
+INLINE void *room(char **at, int64_t units) { void *p = *at; *at += (4*units+63)/64*64; return p; }
+INLINE char *memory(int64_t units) { char *p = NULL; if (posix_memalign((void**)&p, 64, 4*units+4096)) abort(); return p; }
 
 /* qkv (B,T,3·H·D) -> y (B,T,H·D) */
-INLINE void forward(const uint16_t *qkv, uint16_t *y, int64_t B, int64_t T, int64_t H, const int D) {
+INLINE void forward(const void *qkv, void *y, int64_t B, int64_t T, int64_t H, const int D, const int E) {
     const int64_t C = H*D, N = (T+63)/64*64, W = N+16;
     const float scale = 1/sqrtf(D);
     #pragma omp parallel
     {
-        char *mem = NULL, *at;
-        if (posix_memalign((void**)&mem, 64, N*D*4+ROWS*(4*W+2*W+(2+4)*D)+4096)) abort();
-        at = mem;
-        pair *kt = room(&at, N*D*2), *vp = room(&at, N*D*2), *qs = room(&at, ROWS*D*2);
-        float *s = room(&at, ROWS*W*4), *o = room(&at, ROWS*D*4);
-        uint16_t *p = room(&at, ROWS*W*2);
+        char *mem = memory(2*N*D/E+ROWS*(W+D+W/E+D/E)), *at = mem;
+        unit *kt = room(&at, N*D/E), *v2 = room(&at, N*D/E), *qs = room(&at, ROWS*D/E), *p = room(&at, ROWS*W/E);
+        float *s = room(&at, ROWS*W), *o = room(&at, ROWS*D);
         #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < B*H; i++) {
-            const uint16_t *q = qkv+i/H*T*3*C+i%H*D;
-            pair_columns(kt, q+C, 3*C, T, N, D);
-            pair_rows(vp, q+2*C, 3*C, T, N, D);
+            const void *q = AT(qkv, i/H*T*3*C+i%H*D);
+            pair_columns(kt, AT(q, C), 3*C, T, N, D, E);
+            pair_rows(v2, AT(q, 2*C), 3*C, T, N, D, E);
             for (int64_t a = 0; a < T; a += ROWS) {
                 const int64_t n = T-a < ROWS ? T-a : ROWS;
-                copy_rows(qs, q+a*3*C, 3*C, n, ROWS, D);
-                weights(s, qs, kt, a, n, W, D, scale);
-                by_key(p, s, a+ROWS, W);
-                mix(o, (pair*)p, vp, a, n, W, D);
-                take(y+(i/H*T+a)*C+i%H*D, C, o, n, D);
+                copy_rows(qs, AT(q, a*3*C), 3*C, n, ROWS, D, E);
+                weights(s, qs, kt, a, n, W, D, E, scale);
+                mix(o, by_key(p, s, a+ROWS, W, E), v2, a, n, W, D, E);
+                take((char*)AT(y, (i/H*T+a)*C+i%H*D), C, o, n, D, E);
             }
         }
         free(mem);
@@ -353,36 +360,32 @@ INLINE void forward(const uint16_t *qkv, uint16_t *y, int64_t B, int64_t T, int6
 }
 
 /* and back: g (B,T,H·D) -> d (B,T,3·H·D) */
-INLINE void backward(const uint16_t *qkv, const uint16_t *g, uint16_t *d, int64_t B, int64_t T, int64_t H, const int D) {
+INLINE void backward(const void *qkv, const void *g, void *d, int64_t B, int64_t T, int64_t H, const int D, const int E) {
     const int64_t C = H*D, N = (T+63)/64*64, W = N+16;
     const float scale = 1/sqrtf(D);
     #pragma omp parallel
     {
-        char *mem = NULL, *at;
-        if (posix_memalign((void**)&mem, 64, N*D*(3*2+2*4)+ROWS*(2*4*W+3*2*W+(4*2+4)*D)+4096)) abort();
-        at = mem;
-        pair *kt = room(&at, N*D*2), *vt = room(&at, N*D*2), *kp = room(&at, N*D*2), *qs = room(&at, ROWS*D*2), *gs = room(&at, ROWS*D*2), *qp = room(&at, ROWS*D*2), *gp = room(&at, ROWS*D*2);
-        float *dk = room(&at, N*D*4), *dv = room(&at, N*D*4), *s = room(&at, ROWS*W*4), *u = room(&at, ROWS*W*4), *o = room(&at, ROWS*D*4);
-        uint16_t *p = room(&at, ROWS*W*2);
-        pair *sp = room(&at, ROWS*W*2), *up = room(&at, ROWS*W*2);
+        char *mem = memory(3*N*D/E+2*N*D+ROWS*(2*W+D+3*W/E+4*D/E)), *at = mem;
+        unit *kt = room(&at, N*D/E), *vt = room(&at, N*D/E), *k2 = room(&at, N*D/E), *qs = room(&at, ROWS*D/E), *gs = room(&at, ROWS*D/E), *q2 = room(&at, ROWS*D/E), *g2 = room(&at, ROWS*D/E);
+        unit *rows = room(&at, ROWS*W/E), *ps = room(&at, ROWS*W/E), *us = room(&at, ROWS*W/E);
+        float *dk = room(&at, N*D), *dv = room(&at, N*D), *s = room(&at, ROWS*W), *u = room(&at, ROWS*W), *o = room(&at, ROWS*D);
         #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < B*H; i++) {
-            const uint16_t *q = qkv+i/H*T*3*C+i%H*D, *gi = g+i/H*T*C+i%H*D;
-            uint16_t *di = d+i/H*T*3*C+i%H*D;
-            pair_columns(kt, q+C, 3*C, T, N, D);
-            pair_columns(vt, q+2*C, 3*C, T, N, D);
-            pair_rows(kp, q+C, 3*C, T, N, D);
-            memset(dk, 0, N*D*4);
-            memset(dv, 0, N*D*4);
+            const void *q = AT(qkv, i/H*T*3*C+i%H*D), *gi = AT(g, i/H*T*C+i%H*D);
+            char *di = (char*)AT(d, i/H*T*3*C+i%H*D);
+            pair_columns(kt, AT(q, C), 3*C, T, N, D, E);
+            pair_columns(vt, AT(q, 2*C), 3*C, T, N, D, E);
+            pair_rows(k2, AT(q, C), 3*C, T, N, D, E);
+            memset(dk, 0, 4*N*D);
+            memset(dv, 0, 4*N*D);
             for (int64_t a = 0; a < T; a += ROWS) {
                 const int64_t n = T-a < ROWS ? T-a : ROWS, width = a+ROWS;
-                copy_rows(qs, q+a*3*C, 3*C, n, ROWS, D);
-                pair_rows(qp, q+a*3*C, 3*C, n, ROWS, D);
-                copy_rows(gs, gi+a*C, C, n, ROWS, D);
-                pair_rows(gp, gi+a*C, C, n, ROWS, D);
-                weights(s, qs, kt, a, n, W, D, scale);
-                scores(u, gs, vt, a, n, W, D);
-                by_query(sp, s, width, W);
+                copy_rows(qs, AT(q, a*3*C), 3*C, n, ROWS, D, E);
+                pair_rows(q2, AT(q, a*3*C), 3*C, n, ROWS, D, E);
+                copy_rows(gs, AT(gi, a*C), C, n, ROWS, D, E);
+                pair_rows(g2, AT(gi, a*C), C, n, ROWS, D, E);
+                weights(s, qs, kt, a, n, W, D, E, scale);
+                scores(u, gs, vt, a, n, W, D, E);
                 for (int64_t r = 0; r < n; r++) {
                     f32 all = {0};
                     const int64_t end = (a+r+16)/16*16;
@@ -392,48 +395,52 @@ INLINE void backward(const uint16_t *qkv, const uint16_t *g, uint16_t *d, int64_
                     memset(u+r*W+end, 0, 4*(width-end));
                 }
                 for (int64_t r = n; r < ROWS; r++) memset(u+r*W, 0, 4*width);
-                by_query(up, u, width, W);
-                by_key(p, u, width, W);
-                mix(o, (pair*)p, kp, a, n, W, D);
-                take(di+a*3*C, 3*C, o, n, D);
+                mix(o, by_key(rows, u, width, W, E), k2, a, n, W, D, E);
+                take((char*)AT(di, a*3*C), 3*C, o, n, D, E);
+                const unit *p2 = by_query(ps, s, width, W, E), *u2 = by_query(us, u, width, W, E);
                 for (int64_t j = 0; j < width; j += 4) {
-                    const int64_t r = j > a ? (j-a)/2 : 0;                  /* queries before a key do not see it */
-                    product(sp+r*W+j, 1, W, gp+r*D, D, ROWS/2-r, dv+j*D, D, D/16, 1);
-                    product(up+r*W+j, 1, W, qp+r*D, D, ROWS/2-r, dk+j*D, D, D/16, 1);
+                    const int64_t r = j > a ? (j-a)/E : 0;                  /* queries before a key do not see it */
+                    product(p2+r*W+j, 1, W, g2+r*D, D, ROWS/E-r, dv+j*D, D, D/16, 1, E);
+                    product(u2+r*W+j, 1, W, q2+r*D, D, ROWS/E-r, dk+j*D, D, D/16, 1, E);
                 }
             }
-            take(di+C, 3*C, dk, T, D);
-            take(di+2*C, 3*C, dv, T, D);
+            take((char*)AT(di, C), 3*C, dk, T, D, E);
+            take((char*)AT(di, 2*C), 3*C, dv, T, D, E);
         }
         free(mem);
     }
 }
-void attention(const uint16_t *qkv, uint16_t *y, int64_t B, int64_t T, int64_t H, int64_t D) { if (D == 64) forward(qkv, y, B, T, H, 64); else forward(qkv, y, B, T, H, 32); }
-void attention_backward(const uint16_t *qkv, const uint16_t *g, uint16_t *d, int64_t B, int64_t T, int64_t H, int64_t D) { if (D == 64) backward(qkv, g, d, B, T, H, 64); else backward(qkv, g, d, B, T, H, 32); }
+#define BOTH(name, E) \
+    void attention_##name(const void *qkv, void *y, int64_t B, int64_t T, int64_t H, int64_t D) { if (D == 64) forward(qkv, y, B, T, H, 64, E); else forward(qkv, y, B, T, H, 32, E); } \
+    void attention_backward_##name(const void *qkv, const void *g, void *d, int64_t B, int64_t T, int64_t H, int64_t D) { if (D == 64) backward(qkv, g, d, B, T, H, 64, E); else backward(qkv, g, d, B, T, H, 32, E); }
+BOTH(float32, 1)
+#ifdef __AVX512BF16__
+BOTH(bfloat16, 2)
+#endif
 #endif
 """
 
 # %% ../nbs/05a_ops.ipynb #c0de0012
-class _PairAttention(torch.autograd.Function):
+class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, H, lib):                          # (B,T,3C) -> (B,T,C)
+    def forward(ctx, qkv, H, there, back):                  # (B,T,3C) -> (B,T,C), the functions in C
         B,T,C = qkv.shape[0],qkv.shape[1],qkv.shape[2]//3
         ctx.save_for_backward(qkv)
-        ctx.lib,ctx.shape = lib,(B, T, H, C//H)
-        _call(lib.attention, qkv, y := qkv.new_empty(B, T, C), *ctx.shape)
+        ctx.back,ctx.shape = back,(B, T, H, C//H)
+        _call(there, qkv, y := qkv.new_empty(B, T, C), *ctx.shape)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         (qkv,),g = ctx.saved_tensors,g.contiguous()
-        _call(ctx.lib.attention_backward, qkv, g, d := torch.empty_like(qkv), *ctx.shape)
-        return d,None,None
+        _call(ctx.back, qkv, g, d := torch.empty_like(qkv), *ctx.shape)
+        return d,None,None,None
 
-def _pairs(qkv, H):
-    "The functions in C, if they are made for such numbers and heads"
-    lib = _lib(qkv) if qkv.dtype==torch.bfloat16 and qkv.shape[2]//3//H in (32, 64) else None
-    return lib if hasattr(lib, 'attention') else None
+def _tiled(qkv, H):
+    "The two functions in C, if they are made for such numbers, heads and processors"
+    lib,kind = _lib(qkv) if qkv.shape[2]//3//H in (32, 64) else None,str(qkv.dtype).removeprefix('torch.')
+    return (getattr(lib, f'attention_{kind}'),getattr(lib, f'attention_backward_{kind}')) if hasattr(lib, f'attention_{kind}') else None
 
 # %% ../nbs/05a_ops.ipynb #32265dc1
 def _sdpa(qkv, n_head, dropout=0.):
@@ -448,7 +455,7 @@ def causal_attention(
 )->Tensor:            # (B,T,C)
     "Causal multi-head attention, by blocks where that is faster: on a processor with caches"
     if dropout>0. or not prefers_blocks(qkv.device): return _sdpa(qkv, n_head, dropout)
-    if lib := _pairs(qkv, n_head): return _PairAttention.apply(qkv, n_head, lib)
+    if fs := _tiled(qkv, n_head): return _TiledAttention.apply(qkv, n_head, *fs)
     return _BlockAttention.apply(qkv, n_head)
 
 # %% ../nbs/05a_ops.ipynb #a1f0e026
