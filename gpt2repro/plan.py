@@ -60,8 +60,8 @@ def state_bytes(
     return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
 
 # %% ../nbs/12_plan.ipynb #bd6d524d
-_attention = dict(float32=12., mixed=7.2, bfloat16=7.2)   # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
-_table = 15.                                               # bytes for each number of the token table at that moment, under XLA
+_attention = dict(float32=4., mixed=7.2, bfloat16=7.2)    # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
+_table = dict(float32=20., mixed=20., bfloat16=10.)        # bytes for each number of the token table at that moment, under XLA
 _gaps = dict(float32=4.5, mixed=2.6, bfloat16=2.6)         # on a CPU: what glibc's heap has between the gradients, in sizes of one block's backward pass, as measured
 
 def saved_bytes(
@@ -69,12 +69,12 @@ def saved_bytes(
     tokens:float,     # on this device
     precision:str,
     remat:str,        # `none` or `block`
-    kind:str,         # of the chip: `tpu` is compiled by XLA; elsewhere attention is one kernel, and its weights are never held; a `cpu` does GELU again
+    kind:str,         # of the chip: `tpu` is compiled by XLA; elsewhere attention is one kernel, and its weights are never held. All but a `gpu` do GELU again
 )->float:
     "Bytes that the forward pass keeps for the backward pass, all blocks"
     w,c = precisions[precision]
     if remat=='block': return cfg.n_layer*tokens*cfg.n_embd*(c if kind=='tpu' else w)
-    return cfg.n_layer*tokens*((2*w+(11 if kind=='cpu' else 15)*c)*cfg.n_embd + (2*c*cfg.n_head*cfg.n_ctx if kind=='tpu' else 0))
+    return cfg.n_layer*tokens*((2*w+(15 if kind=='gpu' else 11)*c)*cfg.n_embd + (c*cfg.n_head*cfg.n_ctx if kind=='tpu' else 0))
 
 def block_bytes(cfg:GPT2Config, tokens:float, precision:str)->float:
     "Bytes of one block's backward pass, attention as one kernel"
@@ -91,7 +91,7 @@ def peak_bytes(
     "Bytes of the largest moment: one block backwards and the table's gradient; or one chunk of the loss"
     w,c = precisions[precision]
     V,C = cfg.vocab_size,cfg.n_embd
-    if kind=='tpu': return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table*V*C/devices
+    if kind=='tpu': return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table[precision]*V*C/devices
     head = c*min(tokens, 1024)*V + 4*tokens*C                        # logits, which become their softmax
     if kind=='gpu': head += c*min(tokens, 1024)*V + c*V*C            # a second tensor for it, and the table in the products' precision
     return max(block_bytes(cfg, tokens, precision), head)
@@ -150,7 +150,7 @@ def memory(
     parts['kept'] = saved_bytes(cfg, tokens, precision, remat, chip.kind) + (2*N if precision=='mixed' and chip.kind=='gpu' else 0)        # autocast's copies of the weights
     parts['moment'] = peak_bytes(cfg, tokens, precision, chip.kind, devices)
     if chip.kind=='cpu' and remat=='block': parts['gaps'] = _gaps[precision]*block_bytes(cfg, tokens, precision)
-    if xla: parts['program'] = (.15+.014*cfg.n_layer)*gib         # its code, read off the compiler's answers
+    if xla: parts['program'] = (.15+.014*cfg.n_layer)*gib/(2 if devices>1 else 1)         # its code, read off the compiler's answers
     if devices>1: parts['gathered'] = c*(2*12*cfg.n_embd**2+cfg.vocab_size*cfg.n_embd)
     return parts
 
