@@ -77,12 +77,13 @@ def fits(cfg, device, T, batches):
         try:
             for k in makers: stepper(k, cfg, device, 'bfloat16', B, T)(); sync(device)
             return B
-        except torch.OutOfMemoryError: torch.cuda.empty_cache()
+        except torch.OutOfMemoryError: pass
+        finally: torch.cuda.empty_cache()                       # the race is another process
     raise RuntimeError('not even the smallest batch fits')
 
 def alone(size, dtype, B, T, a, keep):
     "A race in a process of its own: what one does to the allocator's settings the next would feel"
-    out = subprocess.run([sys.executable, __file__, '--race', json.dumps([size, dtype, B, T, keep]), '--n', str(a.n), '--seconds', str(a.seconds)], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run([sys.executable, __file__, '--race', json.dumps([size, dtype, B, T, keep]), '--n', str(a.n), '--seconds', str(a.seconds)], check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(out.splitlines()[-1])
 
 def speed(label, size, dtype, B, T, device, a):

@@ -44,7 +44,7 @@ def row(name, said):
 
 def table(said):
     save_table('GPT-2 through the TPU compiler', [row(k, said[k]) for k in configs if k in said], packages=('torch', 'torch_xla', 'jax', 'libtpu'),
-               note='GiB for each device, as `libtpu` says it without a TPU; *formula* is `gpt2repro plan`. Context 1024, no dropout. Nothing here was run on a TPU. Times are of a shared machine. Training rows of 1.5B, and 124M on v5e, are of the program before attention in bfloat16 lost its float32 copies.')
+               note='GiB for each device, as `libtpu` says it without a TPU; *formula* is `gpt2repro plan`. Context 1024, no dropout. Nothing here was run on a TPU. Times are of a shared machine. AdamW in bfloat16 on v3 is of the program before attention in bfloat16 lost its float32 copies.')
 
 if __name__=='__main__':
     said = json.loads(kept.read_text()) if kept.exists() else {}

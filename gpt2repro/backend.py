@@ -357,6 +357,8 @@ def adamw_options(device:torch.device)->dict:
     return dict(fused=True) if device.type in ('cpu', 'cuda', 'mps') else dict(capturable=True)
 
 # %% ../nbs/01_backend.ipynb #a1f0e029
+_keeping = []
+
 @contextmanager
 def keep_memory(device:torch.device):
     "While inside, freed memory stays with this process instead of going back to the system and coming again: faster steps on a CPU with glibc; nothing elsewhere"
@@ -364,14 +366,17 @@ def keep_memory(device:torch.device):
     if libc is None:
         yield
         return
+    _keeping.append(1)                    # those inside; the last to leave puts things back
     libc.mallopt(-4, 0)                   # M_MMAP_MAX: no block is a mapping of its own
     libc.mallopt(-1, 2**31-1)             # M_TRIM_THRESHOLD
     try: yield
     finally:
-        libc.mallopt(-4, 65536)           # glibc's own value
-        libc.mallopt(-3, 2**25)           # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
-        libc.mallopt(-1, 2**26)
-        libc.malloc_trim(0)
+        _keeping.pop()
+        if not _keeping:
+            libc.mallopt(-4, 65536)       # glibc's own value
+            libc.mallopt(-3, 2**25)       # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
+            libc.mallopt(-1, 2**26)
+            libc.malloc_trim(0)
 
 # %% ../nbs/01_backend.ipynb #de5e53eb
 @functools.cache

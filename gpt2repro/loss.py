@@ -35,7 +35,7 @@ class _ChunkedCE(torch.autograd.Function):
         if W>V: whole = F.pad(whole, (0, 0, 0, W-V))
         def piece(a, b): return table[a:b].to(dtype) if whole is None else whole[a:b]    # small enough to be made anew when needed
         wide = torch.promote_types(dtype, torch.float32)
-        dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table)) if want else (None,None)
+        dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table) if N else torch.zeros_like(table)) if want else (None,None)
         nll = h.new_zeros((), dtype=wide)
         room = h.new_empty(min(chunk, N), W, dtype=dtype) if cols<W else None
         for i,j in spans(N, chunk):
@@ -57,7 +57,7 @@ class _ChunkedCE(torch.autograd.Function):
             hc = hc*real[i:j]
             for a,b in spans(W, cols):
                 dh[i:j] += p[:, a:b]@piece(a, b)
-                g = (p[:, a:b].T@hc)[:V-a]
+                g = (p[:, a:b].T@hc)[:max(0, V-a)]
                 if i==0: dw[a:b] = g
                 else: dw[a:b] += g
         if want: dh *= real

@@ -244,10 +244,10 @@ _c += r"""
 /* Attention, 64 queries at a time, whose scores stay in the cache. Numbers come in units of 32 bits: one of float32, or E = 2 of bfloat16, which the processor multiplies pair by pair, adding both products.
    So in bfloat16 a right matrix has pairs of its rows side by side, and a left one is read pair by pair */
 enum { ROWS = 64 };
-typedef uint32_t unit;
+typedef uint32_t unit __attribute__((may_alias));
 #define AT(x, i) ((const char*)(x)+(i)*(4/E))
 
-/* c (4, 16·Z) = a·b or, with `add`, c + a·b: K units of a, `ar` apart from row to row and `ak` from unit to unit, and of b, `bk` apart */
+/* c (4, 16·Z) = a·b or, with `add`, c + a·b: K units of each row of a, the rows `ar` apart and the units `ak`; K rows of units of b, `bk` apart */
 INLINE void product(const unit *a, int64_t ar, int64_t ak, const unit *b, int64_t bk, int64_t K, float *c, int64_t cr, const int Z, const int add, const int E) {
     f32 s[4][4];
     UNROLL for (int r = 0; r < 4; r++) UNROLL for (int z = 0; z < Z; z++) s[r][z] = add ? *(f32*)(c+r*cr+16*z) : (f32){0};
@@ -335,7 +335,7 @@ INLINE char *memory(int64_t units) { char *p = NULL; if (posix_memalign((void**)
 
 /* qkv (B,T,3·H·D) -> y (B,T,H·D) */
 INLINE void forward(const void *qkv, void *y, int64_t B, int64_t T, int64_t H, const int D, const int E) {
-    const int64_t C = H*D, N = (T+63)/64*64, W = N+16;
+    const int64_t C = H*D, N = (T+63)/64*64, W = N+16;                   /* rows a power of two apart would fall into the same few sets of the cache */
     const float scale = 1/sqrtf(D);
     #pragma omp parallel
     {
@@ -384,8 +384,8 @@ INLINE void backward(const void *qkv, const void *g, void *d, int64_t B, int64_t
                 pair_rows(q2, AT(q, a*3*C), 3*C, n, ROWS, D, E);
                 copy_rows(gs, AT(gi, a*C), C, n, ROWS, D, E);
                 pair_rows(g2, AT(gi, a*C), C, n, ROWS, D, E);
-                weights(s, qs, kt, a, n, W, D, E, scale);
-                scores(u, gs, vt, a, n, W, D, E);
+                weights(s, qs, kt, a, n, W, D, E, scale);                   /* s: P */
+                scores(u, gs, vt, a, n, W, D, E);                           /* u: dP, then dS */
                 for (int64_t r = 0; r < n; r++) {
                     f32 all = {0};
                     const int64_t end = (a+r+16)/16*16;
@@ -399,7 +399,7 @@ INLINE void backward(const void *qkv, const void *g, void *d, int64_t B, int64_t
                 take((char*)AT(di, a*3*C), 3*C, o, n, D, E);
                 const unit *p2 = by_query(ps, s, width, W, E), *u2 = by_query(us, u, width, W, E);
                 for (int64_t j = 0; j < width; j += 4) {
-                    const int64_t r = j > a ? (j-a)/E : 0;                  /* queries before a key do not see it */
+                    const int64_t r = j > a ? (j-a)/E : 0;                  /* query j is the first of this block that sees key j */
                     product(p2+r*W+j, 1, W, g2+r*D, D, ROWS/E-r, dv+j*D, D, D/16, 1, E);
                     product(u2+r*W+j, 1, W, q2+r*D, D, ROWS/E-r, dk+j*D, D, D/16, 1, E);
                 }
@@ -471,7 +471,7 @@ class _Recast(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):
         x,w = ctx.saved_tensors
-        rows,x = g.flatten(0, -2),x.detach().requires_grad_()
+        rows,x = g.flatten(0, -2),x.detach().requires_grad_()               # a small graph of its own, for `act` alone
         with torch.enable_grad(): y = ctx.act(x)
         dw = (rows.T@y.detach().flatten(0, -2)).to(w.dtype)
         dx = g@w.to(g.dtype)
@@ -481,11 +481,14 @@ class _Recast(torch.autograd.Function):
 def _same(x): return x
 
 class Linear(nn.Linear):
-    "torch's linear layer, of `act(x)` if that is given; on a CPU without what waits for the backward pass and is quickly made again: a copy of the weight under autocast, and `act(x)`"
-    def forward(self, x, act=None):
+    "torch's linear layer; on a CPU without what waits for the backward pass and is quickly made again: a copy of the weight under autocast, and `act(x)`"
+    def forward(self,
+        x,        # (…,C)
+        act=None, # applied to `x` first, and once more in the backward pass: a function without parameters, randomness or changes in place
+    ):
         kind,w = x.device.type,self.weight
         cast = torch.is_autocast_enabled(kind)
-        lean = (cast or act) and prefers_blocks(x.device) and w.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        lean = (cast or act) and prefers_blocks(x.device) and w.requires_grad and torch.is_grad_enabled() and self.bias is not None and x.ndim>1 and x.dtype!=torch.float64 and not torch.compiler.is_compiling()
         if not lean: return super().forward(act(x) if act else x)
         return _Recast.apply(x, w, self.bias, torch.get_autocast_dtype(kind) if cast else x.dtype, act or _same)
 
