@@ -145,7 +145,7 @@ def memory(
     "Bytes of each part of a training step"
     w,c = precisions[precision]
     N,xla,tokens,gib = cfg.n_params,chip.kind=='tpu',rows*(T or cfg.n_ctx),2**30
-    grad = (8 if devices>1 else c) if xla else w          # divided ones are there in both precisions while they are exchanged: as compiled
+    grad = w if not xla else 8 if devices>1 else .6 if (precision,optimizer)==('bfloat16', 'adafactor') else c    # as compiled: divided ones are there in both precisions while they are exchanged; some are used up as they come
     parts = dict(weights=w*N, gradients=grad*N, optimizer=state_bytes(cfg, optimizer, w))
     parts = {k: v/devices for k,v in parts.items()}
     parts['kept'] = saved_bytes(cfg, tokens, precision, remat, chip.kind) + (2*N if precision=='mixed' and chip.kind=='gpu' else 0)        # autocast's copies of the weights
