@@ -487,8 +487,9 @@ class Linear(nn.Linear):
         act=None, # applied to `x` first, and once more in the backward pass: a function without parameters, randomness or changes in place
     ):
         kind,w = x.device.type,self.weight
-        cast = torch.is_autocast_enabled(kind)
-        lean = (cast or act) and prefers_blocks(x.device) and w.requires_grad and torch.is_grad_enabled() and self.bias is not None and x.ndim>1 and x.dtype!=torch.float64 and not torch.compiler.is_compiling()
+        blocks = prefers_blocks(x.device)
+        cast = blocks and torch.is_autocast_enabled(kind)                  # other devices may not know what that is
+        lean = blocks and (cast or act) and w.requires_grad and torch.is_grad_enabled() and self.bias is not None and x.ndim>1 and x.dtype!=torch.float64 and not torch.compiler.is_compiling()
         if not lean: return super().forward(act(x) if act else x)
         return _Recast.apply(x, w, self.bias, torch.get_autocast_dtype(kind) if cast else x.dtype, act or _same)
 
