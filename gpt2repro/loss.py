@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from .backend import prefers_blocks,vocab_multiple
-from .ops import softmax_,spans
+from .ops import softmax_rows,spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
 def _compute_dtype(h):
@@ -46,10 +46,7 @@ class _ChunkedCE(torch.autograd.Function):
                 for a,b in spans(W, cols): z[:, a:b] = hc@piece(a, b).T
             if W>V: z[:, V:] = -torch.inf
             zy = z.gather(1, yc)
-            if room is None:
-                top,p = z.amax(1, keepdim=True),torch.softmax(z, 1)
-                lse = top.to(wide) - p.amax(1, keepdim=True).to(wide).log()              # the largest p is exp(largest z - lse)
-            else: lse,p = softmax_(z),z
+            p,lse = softmax_rows(z, in_place=room is not None)
             nll += ((lse-zy)*real[i:j]).sum()
             if not want: continue
             at = torch.arange(j-i, device=h.device),yc[:, 0]
