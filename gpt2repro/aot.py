@@ -14,7 +14,7 @@ from dataclasses import asdict,dataclass
 from pathlib import Path
 
 import torch
-from .backend import end_step,has_package,recorded_steps,seed_all,shard_model,sync,to_device,virtual_devices
+from .backend import end_step,has_package,recorded_steps,seed_all,set_tpu_flags,shard_model,sync,to_device,virtual_devices
 from .config import OptimConfig,RunConfig,size as named_size
 from .model import GPT2,KVCache
 from .plan import chip_devices,chips,plan
@@ -148,6 +148,7 @@ def compile_program(
 )->Verdict:
     "Memory and operations of the program on the chip. Needs `jax` and `libtpu`, and a process that has not used `jax` or a TPU. Raises what the compiler raises, except for memory"
     os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
+    set_tpu_flags()                             # those that `get_device` sets for a TPU
     G,usable,t = 2**30,chips[chip].gib,time.perf_counter()
     ctx,mod = _load(program)
     with ctx:

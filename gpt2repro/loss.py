@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .backend import prefers_blocks,vocab_multiple
+from .backend import loss_chunk,prefers_blocks,vocab_multiple
 from .ops import softmax_rows,spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
@@ -73,19 +73,19 @@ def chunked_ce(
     h:Tensor,               # (N,C) hidden states
     table:Tensor,           # (V,C) token table
     y:Tensor,               # (N,) int64 targets
-    chunk:int=1024,         # tokens whose logits are held at once
+    chunk:int=0,            # tokens whose logits are held at once; 0: what suits the device, see `backend.loss_chunk`
     ignore_index:int=-100,  # targets that do not count
 )->Tensor:                  # scalar, nats per token
     "Mean of `F.cross_entropy(h@table.T, y)`, without its memory"
     scale = 1/(y!=ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
     cols = 4096 if prefers_blocks(h.device) else 2*len(table)                        # in one piece
-    return _ChunkedCE.apply(h, table, y, scale, chunk, ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
+    return _ChunkedCE.apply(h, table, y, scale, chunk or loss_chunk(h.device), ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
 
 def lm_loss(
     model,                  # a `GPT2`
     x:Tensor,               # (B,T) int64 ids
     y:Tensor,               # (B,T) int64: the token after each
-    chunk:int=1024,         # tokens whose logits are held at once
+    chunk:int=0,            # as in `chunked_ce`
     ignore_index:int=-100,  # targets that do not count, such as padding
     mask:Tensor=None,       # (B,T), true where `x` is a token and not padding
 )->Tensor:                  # scalar, nats per token

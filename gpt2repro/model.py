@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor,nn
 from .backend import activation_checkpoint
 from .config import GPT2Config,nearest
-from .ops import GELU,Linear,causal_attention,lookup
+from .ops import GELU,LayerNorm,Linear,attend,causal_attention,lookup
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         if see is None: return self.drop(self.c_proj(causal_attention(qkv, self.n_head, p)))
         q,k,v = (o.view(B, T, self.n_head, C//self.n_head).transpose(1, 2) for o in qkv.split(C, 2))   # (B,H,T,D)
         if remember is not None: k,v = remember(k, v)                                                  # (B,H,S,D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=p)
+        y = attend(q, k, v, attn_mask=see, dropout_p=p)
         return self.drop(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))                              # heads side by side again
 
 # %% ../nbs/06_model.ipynb #549006a4
@@ -57,8 +57,8 @@ class Block(nn.Module):
     "x + attention(norm(x)), then x + MLP(norm(x)): (B,T,C) → (B,T,C)"
     def __init__(self, cfg:GPT2Config):
         super().__init__()
-        self.ln_1,self.attn = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),Attention(cfg)
-        self.ln_2,self.mlp  = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),MLP(cfg)
+        self.ln_1,self.attn = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),Attention(cfg)
+        self.ln_2,self.mlp  = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),MLP(cfg)
     def forward(self, x, see=None, remember=None):
         x = x + self.attn(self.ln_1(x), see, remember)
         return x + self.mlp(self.ln_2(x))
@@ -104,7 +104,7 @@ class GPT2(nn.Module):
         self.wte,self.wpe = nn.Embedding(cfg.vocab_size, cfg.n_embd),nn.Embedding(cfg.n_ctx, cfg.n_embd)
         self.drop,self.tables = nn.Dropout(cfg.embd_pdrop),Tables()
         self.h = nn.ModuleList([Block(cfg) for _ in range(cfg.n_layer)])
-        self.ln_f = nn.LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        self.ln_f = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         init_openai(self)
 
     def features(self,

@@ -7,8 +7,9 @@ pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-x
 if os.environ.setdefault('PJRT_DEVICE', 'CPU')!='CPU': pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
 import torch
 from gpt2repro.adafactor import round_stochastic
-from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, recorded_steps, sync
+from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, recorded_steps, sync, to_device
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
+from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
 from gpt2repro.train import fit, make_optimizer, valid_loss
 
@@ -69,6 +70,23 @@ def test_stochastic_rounding_has_the_bits_of_the_cpu(dev, shape):
     sync(dev)
     assert device_counts(dev)['fallbacks']==start['fallbacks']
     assert torch.equal(got.cpu().view(torch.int16), round_stochastic(x, seed, 17).view(torch.int16))
+
+@pytest.mark.parametrize('weights', ['float32', 'bfloat16'])
+def test_sums_are_in_float32(dev, weights):
+    "XLA takes the precision that is written: LayerNorm's means and the gradients of biases in bfloat16 would have 8 bits"
+    import torch_xla
+    m = GPT2(small, remat='block').to(dev, getattr(torch, weights))
+    x, y = (to_device(o, dev) for o in counting(0))
+    sync(dev)
+    with autocast(dev, 'bfloat16' if weights=='float32' else 'float32'): loss = lm_loss(m, x, y)
+    loss.backward()
+    program = torch_xla._XLAC._get_xla_tensors_hlo([loss, *(p.grad for p in m.parameters())])
+    sums = [l for l in program.splitlines() if ' reduce(' in l]
+    assert len([l for l in sums if '= f32[' in l])>20
+    assert 'batch-norm' not in program
+    bodies = {b.split()[0].lstrip('%'): b for b in program.split('\n\n') if b.strip()}
+    for l in sums:
+        if '= bf16[' in l: assert 'maximum' in bodies[l.split('to_apply=')[1].split(',')[0].lstrip('%')], l
 
 def test_bfloat16_weights_are_one_program(dev):
     cfg = run_config(model=small.replace(n_embd=30))
