@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import compile_c,prefers_blocks,shift_right,view_bits
+from .backend import compile_c,opaque,prefers_blocks,shift_right,view_bits
 from .config import nearest
 from .schedule import paper_relative,warmup_cosine
 
@@ -420,8 +420,8 @@ def _apply(x, u, f, shrink, first, o, ok):
 def _store(x, y, o, seed, start):
     "Put `y` into `x`, rounded"
     if not o['stochastic_rounding'] or x.dtype!=torch.bfloat16: x.copy_(y)
-    elif hasattr(x, 'to_local'): x.to_local().copy_(round_stochastic(y.to_local(), seed()^x.device_mesh.get_rank()*65599))
-    else: x.copy_(round_stochastic(y, seed(), start))
+    elif hasattr(x, 'to_local'): x.to_local().copy_(round_stochastic(y.to_local(), seed^x.device_mesh.get_rank()*65599))
+    else: x.copy_(round_stochastic(y, seed, start))
 
 def _low(p, o): return torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
 
@@ -488,7 +488,7 @@ def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     first = stack([s['first'] for s in ss]) if o['beta1'] else None
     _apply(x, u, f[:, None], shrink[:, None], first, o, ok)
     if first is not None: back([s['first'] for s in ss], first)
-    back(ps, round_stochastic(x, seed()) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
+    back(ps, round_stochastic(x, seed) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
     return x2,u2,f,alpha,n
 
 # %% ../nbs/09_adafactor.ipynb #699db332
@@ -514,9 +514,10 @@ def step(self:Adafactor, closure:Callable=None):
         w,rho = t.pow(-o['decay']),_rate(o['lr'])(t)
         size = self.step_size or (relative if o['scale_parameter'] else absolute)
         sums = []
-        for j,(u,(_,new),*a) in enumerate(zip(us, ls, *(x.split([len(u) for u in us]) for x in (t, w, rho)))):
+        numbers = [x.split([len(u) for u in us]) for x in (t, w, rho)]
+        seeds = opaque([(x[0].int()*-1640531527)^(i*65536+j) for j,x in enumerate(numbers[0])]) if o['stochastic_rounding'] else [None]*len(us)
+        for u,(_,new),seed,*a in zip(us, ls, seeds, *numbers):
             a = [x.to(_wide(u[0][0])) for x in a]
-            def seed(): return (a[0][0].int()*-1640531527)^(i*65536+j)
             if isinstance(new, _Matrices): sums.append(_update_matrices(u, new, *a, ok, o, size))
             elif len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
             else: sums.append(_update_blocks(u, new, *(x[0] for x in a), ok, o, size, seed))

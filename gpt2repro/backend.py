@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'set_tpu_flags', 'describe', 'peak_memory', 'prefers_blocks',
-           'writes_programs', 'loss_chunk', 'vocab_multiple', 'sync', 'end_step', 'recorded_steps', 'to_device',
-           'view_bits', 'shift_right', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices', 'shard_model',
-           'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model', 'runs_c',
-           'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory', 'adamw_options',
+           'writes_programs', 'loss_chunk', 'vocab_multiple', 'sync', 'end_step', 'opaque', 'recorded_steps',
+           'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
+           'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model',
+           'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory', 'adamw_options',
            'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
@@ -136,6 +136,15 @@ def end_step(device:torch.device):
         else:
             from torch_xla.core import xla_model as xm
             _programs.append(xm.get_stablehlo_bytecode())       # of everything that waits to be computed
+
+def opaque(
+    xs:list, # tensors
+)->list:     # the same
+    "Under XLA the compiler sees only that they are tensors, not what they were made from, so that what is done with each is the same code; elsewhere nothing"
+    if xs and writes_programs(xs[0].device):
+        from torch_xla.core import xla_model as xm
+        xm.optimization_barrier_(xs := [x+0 for x in xs])
+    return xs
 
 _programs = None
 

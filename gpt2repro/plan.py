@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/plan.html.md"""
 
 # %% auto #0
 __all__ = ['chips', 'precisions', 'Chip', 'chip_devices', 'matrices', 'state_bytes', 'saved_bytes', 'block_bytes', 'peak_bytes',
-           'Plan', 'memory', 'plan']
+           'program_bytes', 'Plan', 'memory', 'plan']
 
 # %% ../nbs/12_plan.ipynb #0ce8bfa5
 from dataclasses import asdict,dataclass,replace
@@ -60,8 +60,10 @@ def state_bytes(
     return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
 
 # %% ../nbs/12_plan.ipynb #bd6d524d
-_attention = dict(float32=4., mixed=7.2, bfloat16=7.2)    # bytes for each of B·H·T·T attention weights at the worst moment, under XLA
-_table = dict(float32=20., mixed=20., bfloat16=10.)        # bytes for each number of the token table at that moment, under XLA
+# under XLA, bytes for each of: a block's B·H·T·T attention weights and the numbers of the token table, when that block goes backwards; the logits of a chunk
+_attention = dict(float32=4., mixed=8.5, bfloat16=7.8)
+_table = dict(float32=8., mixed=9., bfloat16=4.5)
+_logit = dict(float32=10., mixed=4.4, bfloat16=5.)
 _gaps = dict(float32=4.5, mixed=2.6, bfloat16=2.6)         # on a CPU: what glibc's heap has between the gradients, in sizes of one block's backward pass, as measured
 
 def saved_bytes(
@@ -81,20 +83,31 @@ def block_bytes(cfg:GPT2Config, tokens:float, precision:str)->float:
     w,c = precisions[precision]
     return tokens*(6*w+15*c)*cfg.n_embd
 
-def peak_bytes(
-    cfg:GPT2Config,
-    tokens:float,     # on this device
-    precision:str,
-    kind:str,         # of the chip
-    devices:int=1,    # among which the table and its gradient are divided
-)->float:
-    "Bytes of the largest moment: one block backwards and the table's gradient; or one chunk of the loss"
+def peak_bytes(cfg:GPT2Config, tokens:float, precision:str, kind:str)->float:
+    "Bytes of the largest moment where PyTorch runs operation by operation: one block backwards, or one chunk of the loss"
     w,c = precisions[precision]
     V,C = cfg.vocab_size,cfg.n_embd
-    if kind=='tpu': return tokens*cfg.n_head*cfg.n_ctx*_attention[precision] + _table[precision]*V*C/devices
     head = c*min(tokens, 1024)*V + 4*tokens*C                        # logits, which become their softmax
     if kind=='gpu': head += c*min(tokens, 1024)*V + c*V*C            # a second tensor for it, and the table in the products' precision
     return max(block_bytes(cfg, tokens, precision), head)
+
+def program_bytes(
+    cfg:GPT2Config,
+    tokens:float,     # on this device
+    precision:str,
+    remat:str,
+    devices:int=1,    # among which weights and gradients are divided
+)->dict: # part -> bytes
+    "What one program of XLA's holds beside weights and state at its largest moment"
+    w,c = precisions[precision]
+    V,C,N = cfg.vocab_size,cfg.n_embd,cfg.n_params/devices
+    grads,waits = c*N,saved_bytes(cfg, tokens, precision, remat, 'tpu')+(2*N if precision=='mixed' and devices==1 else 0)
+    exchanged = 6*N if precision=='mixed' and devices>1 else 0
+    backward = max(grads, waits+exchanged) + _attention[precision]*tokens*cfg.n_head*cfg.n_ctx + _table[precision]*V*C/devices + (c*2*12*C**2 if devices>1 else 0)      # the weights of two blocks, gathered
+    head = waits + 4*tokens*C + _logit[precision]*min(tokens, 4096)*V + c*V*C + 4*V*C/devices
+    kept = max(waits+exchanged-grads, 0)
+    return dict(gradients=grads, kept=kept, moment=max(backward, head)-grads-kept, program=(.02+.001*cfg.n_layer)*2**30)       # the last: its code
+
 
 # %% ../nbs/12_plan.ipynb #f16fdf49
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +157,12 @@ def memory(
 )->dict: # part -> bytes on each device
     "Bytes of each part of a training step"
     w,c = precisions[precision]
-    N,xla,tokens,gib = cfg.n_params,chip.kind=='tpu',rows*(T or cfg.n_ctx),2**30
-    grad = w if not xla else 8 if devices>1 else .6 if (precision,optimizer)==('bfloat16', 'adafactor') else c    # as compiled: divided ones are there in both precisions while they are exchanged; some are used up as they come
-    parts = dict(weights=w*N, gradients=grad*N, optimizer=state_bytes(cfg, optimizer, w))
-    parts = {k: v/devices for k,v in parts.items()}
-    parts['kept'] = saved_bytes(cfg, tokens, precision, remat, chip.kind) + (2*N if precision=='mixed' and chip.kind=='gpu' else 0)        # autocast's copies of the weights
-    parts['moment'] = peak_bytes(cfg, tokens, precision, chip.kind, devices)
+    N,tokens = cfg.n_params,rows*(T or cfg.n_ctx)
+    stays = {k: v/devices for k,v in dict(weights=w*N, optimizer=state_bytes(cfg, optimizer, w)).items()}
+    if chip.kind=='tpu': return stays|program_bytes(cfg, tokens, precision, remat, devices)
+    parts = stays|dict(gradients=w*N/devices, kept=saved_bytes(cfg, tokens, precision, remat, chip.kind) + (2*N if precision=='mixed' and chip.kind=='gpu' else 0),        # autocast's copies of the weights
+                       moment=peak_bytes(cfg, tokens, precision, chip.kind))
     if chip.kind=='cpu' and remat=='block': parts['gaps'] = _gaps[precision]*block_bytes(cfg, tokens, precision)
-    if xla: parts['program'] = (.15+.014*cfg.n_layer)*gib/(2 if devices>1 else 1)         # its code, read off the compiler's answers
     if devices>1: parts['gathered'] = c*(2*12*cfg.n_embd**2+cfg.vocab_size*cfg.n_embd)
     return parts
 

@@ -7,7 +7,7 @@ pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-x
 if os.environ.setdefault('PJRT_DEVICE', 'CPU')!='CPU': pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
 import torch
 from gpt2repro.adafactor import round_stochastic
-from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, recorded_steps, sync, to_device
+from gpt2repro.backend import OneProgram, autocast, device_counts, end_step, get_device, opaque, recorded_steps, sync, to_device
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
@@ -70,6 +70,13 @@ def test_stochastic_rounding_has_the_bits_of_the_cpu(dev, shape):
     sync(dev)
     assert device_counts(dev)['fallbacks']==start['fallbacks']
     assert torch.equal(got.cpu().view(torch.int16), round_stochastic(x, seed, 17).view(torch.int16))
+
+def test_what_is_opaque_keeps_its_value(dev):
+    import torch_xla
+    x = torch.arange(3, dtype=torch.int32).to(dev)
+    parts = opaque(list((x*5).split(1)))
+    assert 'opt-barrier' in torch_xla._XLAC._get_xla_tensors_hlo(parts)
+    assert torch.cat(parts).tolist()==[0, 5, 10] and x.tolist()==[0, 1, 2]
 
 @pytest.mark.parametrize('weights', ['float32', 'bfloat16'])
 def test_sums_are_in_float32(dev, weights):
