@@ -1,6 +1,6 @@
 """GPT-2 1.5B through the TPU's own compiler, against the targets: `PJRT_DEVICE=CPU python bench/tpu.py [NAME …]`
 
-Each configuration takes minutes, and about 7 GB of memory (AdamW 20); without a name all are done, one after the other. The last verdicts are kept in tpu.json, so that the table can be made one row at a time.
+Each configuration takes minutes, and about 5 GB of memory (AdamW 20); without a name all are done, one after the other. The last verdicts are kept in tpu.json, so that the table can be made one row at a time.
 Nothing here runs on a TPU: the compiler says what would fit."""
 import json, sys
 from pathlib import Path

@@ -14,7 +14,7 @@ from dataclasses import asdict,dataclass
 from pathlib import Path
 
 import torch
-from .backend import end_step,has_package,recorded_steps,seed_all,set_tpu_flags,shard_model,sync,to_device,virtual_devices
+from .backend import end_step,has_package,recorded_steps,seed_all,set_tpu_flags,shard_model,sync,to_device,virtual_devices,without_numbers
 from .config import OptimConfig,RunConfig,size as named_size
 from .model import GPT2,KVCache
 from .plan import chip_devices,chips,plan
@@ -33,10 +33,10 @@ def step_config(
     o = OptimConfig(schedule='paper') if optimizer=='adafactor' else OptimConfig(name='adamw', lr=2.5e-4, warmup_steps=100)
     return RunConfig(model=cfg, optim=o, batch_tokens=batch*cfg.n_ctx, micro_batch=batch, dtype='bfloat16' if precision=='mixed' else 'float32')
 
-def _model(cfg, precision, remat, device):
-    "A model with whatever numbers are in memory: a program does not depend on them. It is moved and not made there, so that many devices get their shares at once"
-    with torch.device('meta'): model = GPT2(cfg, remat=remat)
-    return model.to_empty(device='cpu').to(device, torch.bfloat16 if precision=='bfloat16' else torch.float32)
+def _model(cfg, precision, remat, device, devices=1):
+    "A model without numbers, or with whatever is in memory: a program does not depend on them. For many devices it is moved, and not made there, so that they get their shares at once"
+    with torch.device('meta'): model = GPT2(cfg, remat=remat).to(torch.bfloat16 if precision=='bfloat16' else torch.float32)
+    return without_numbers(model) if devices==1 else model.to_empty(device='cpu').to(device)
 
 def record_training(
     size:str,
@@ -50,7 +50,7 @@ def record_training(
     dev = virtual_devices(devices)
     seed_all(0, dev)
     cfg = step_config(size, batch, precision, optimizer)
-    model = _model(cfg.model, precision, remat, dev)
+    model = _model(cfg.model, precision, remat, dev, devices)
     put = shard_model(model, devices)
     opt = make_optimizer(model, cfg.optim, cfg.max_steps)
     if precision=='bfloat16' and optimizer=='adafactor':

@@ -7,10 +7,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'set_tpu_flags', 'describe', 'peak_memory', 'prefers_blocks',
            'writes_programs', 'loss_chunk', 'vocab_multiple', 'sync', 'end_step', 'opaque', 'recorded_steps',
-           'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram', 'device_count', 'virtual_devices',
-           'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile', 'compile_model',
-           'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory', 'adamw_options',
-           'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
+           'without_numbers', 'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram', 'device_count',
+           'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
+           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
+           'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,mmap,os,platform,shutil,subprocess,sys,tempfile,time
@@ -52,7 +52,7 @@ def get_device(
     if kind=='auto': kind = name = have[0]
     if kind not in have: raise ValueError(f'device {name!r} is not available here: {_remedy[kind]}, or use --device {have[0]}')
     if kind=='xla':
-        set_tpu_flags()
+        if _tpu_here(): set_tpu_flags()
         import torch_xla
         if device_count(torch.device('xla'))>1: _spmd()
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)      # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
@@ -156,6 +156,13 @@ def recorded_steps():
     _programs = []
     try: yield _programs
     finally: _programs = None
+
+def without_numbers(
+    model, # on the `meta` device
+):
+    "The model with parameters of XLA's that hold nothing: enough to record what is done with them, and no memory"
+    from torch_xla.core.xla_builder import create_placeholder_tensor
+    return model._apply(lambda t: create_placeholder_tensor(t.shape, t.dtype))
 
 def to_device(
     x:torch.Tensor,      # on the CPU
