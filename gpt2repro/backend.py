@@ -201,7 +201,8 @@ def shift_right(
     n:int,          # places, 1 to 31
 )->torch.Tensor:    # int32
     "The bits of `x` moved to the right, zeros from the left"
-    return (torch.bitwise_right_shift(x, n)&(1<<32-n)-1).int()        # under torch_xla `>>` divides, towards 0, and this makes a single number int64
+    places = x.new_full((), n) if writes_programs(x.device) else n      # under torch_xla `>>` divides, towards 0, and a plain number makes all int64
+    return (torch.bitwise_right_shift(x, places)&(1<<32-n)-1).int()
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
 def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
