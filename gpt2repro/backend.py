@@ -6,11 +6,11 @@ Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 
 # %% auto #0
 __all__ = ['has_package', 'available', 'get_device', 'set_tpu_flags', 'describe', 'peak_memory', 'prefers_blocks',
-           'writes_programs', 'loss_chunk', 'vocab_multiple', 'sync', 'end_step', 'opaque', 'recorded_steps',
-           'without_numbers', 'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram', 'device_count',
-           'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast', 'can_compile',
-           'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
-           'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
+           'writes_programs', 'loss_chunk', 'mesh_size', 'vocab_multiple', 'sync', 'end_step', 'opaque',
+           'recorded_steps', 'without_numbers', 'to_device', 'view_bits', 'shift_right', 'device_counts', 'OneProgram',
+           'device_count', 'virtual_devices', 'shard_model', 'shard_state', 'processes', 'join_processes', 'autocast',
+           'can_compile', 'compile_model', 'runs_c', 'compile_c', 'fixed_shapes', 'activation_checkpoint', 'seed_all',
+           'free_memory', 'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
 import ctypes,functools,hashlib,importlib.util,mmap,os,platform,shutil,subprocess,sys,tempfile,time
@@ -111,8 +111,12 @@ def writes_programs(device:torch.device)->bool:
     return device.type=='xla'
 
 def loss_chunk(device:torch.device)->int: # tokens
-    "How many tokens' logits are held at once: a program has the work for each chunk once more, and its compiler takes seconds for each; it gets 4,096 on each device of the mesh"
-    return 4096*(_mesh.size() if _mesh else 1) if writes_programs(device) else 1024
+    "How many tokens' logits one device holds at once: a program has the work for each chunk once more, and its compiler takes seconds for each"
+    return 4096 if writes_programs(device) else 1024
+
+def mesh_size()->int:
+    "Among how many of XLA's devices a batch is divided; 1 without a mesh"
+    return _mesh.size() if _mesh else 1
 
 def vocab_multiple(device:torch.device)->int: # 1: as it is
     "What the vocabulary is padded to a multiple of while logits are computed: tensor cores want aligned rows (50,257 becomes 50,304 on CUDA); a CPU gains nothing, XLA pads by itself"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .backend import loss_chunk,prefers_blocks,vocab_multiple
+from .backend import loss_chunk,mesh_size,prefers_blocks,vocab_multiple
 from .ops import softmax_rows,spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
@@ -79,7 +79,7 @@ def chunked_ce(
     "Mean of `F.cross_entropy(h@table.T, y)`, without its memory"
     scale = 1/(y!=ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
     cols = 4096 if prefers_blocks(h.device) else 2*len(table)                        # in one piece
-    return _ChunkedCE.apply(h, table, y, scale, chunk or loss_chunk(h.device), ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
+    return _ChunkedCE.apply(h, table, y, scale, chunk or loss_chunk(h.device)*mesh_size(), ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
 
 def lm_loss(
     model,                  # a `GPT2`

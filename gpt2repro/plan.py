@@ -108,7 +108,6 @@ def program_bytes(
     kept = max(waits+exchanged-grads, 0)
     return dict(gradients=grads, kept=kept, moment=max(backward, head)-grads-kept, program=(.02+.001*cfg.n_layer)*2**30)       # the last: its code
 
-
 # %% ../nbs/12_plan.ipynb #f16fdf49
 @dataclass(frozen=True, kw_only=True)
 class Plan:

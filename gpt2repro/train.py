@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from .adafactor import Adafactor,param_groups
-from .backend import OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,keep_memory,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
+from .backend import loss_chunk,OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,keep_memory,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
 from .batches import Batches,key
 from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
 from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
@@ -120,7 +120,7 @@ def fit_micro_batch(
     "How many sequences may go through the model at once here. Raises `MemoryError` if not even one does"
     free,N = free_memory(device) if free is None else free,cfg.model.n_params
     fixed = N*(8+(8 if cfg.optim.name=='adamw' else 0)+(4 if cfg.optim.beta1 and cfg.optim.name=='adafactor' else 0)+(2 if cfg.dtype=='bfloat16' else 0))
-    fixed += 8*min(1024, cfg.batch_tokens)*cfg.model.vocab_size                         # logits of a chunk, and their gradient
+    fixed += 8*min(loss_chunk(device), cfg.batch_tokens)*cfg.model.vocab_size                         # logits of a chunk, and their gradient
     most = max(1, (8192 if prefers_blocks(device) else 65536)//cfg.model.n_ctx)           # more is not faster
     fits = int((.8*free-fixed)//sequence_bytes(cfg)) if free else most
     if fits<1: raise MemoryError(f'micro_batch=0: {free/2**30:.1f} GiB are free, and a single sequence needs {(fixed+sequence_bytes(cfg))/.8/2**30:.1f}: choose a smaller model or n_ctx, or remat=block')
