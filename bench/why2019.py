@@ -25,7 +25,7 @@ kept = here/'why2019'
 vocab, context, batch, steps = 2048, 128, 4, 1000              # 512,000 tokens; a batch of 2 kB of text, so that there are steps to take
 
 def shape(n_layer, n_embd, n_head, n_ctx=context): return GPT2Config(vocab_size=vocab, n_ctx=n_ctx, n_layer=n_layer, n_embd=n_embd, n_head=n_head).no_dropout()
-sizes = {'toy': shape(2, 32, 2, 32), '1M': shape(4, 128, 4), '3M': shape(6, 192, 6), '10M': shape(8, 320, 10), '30M': shape(7, 576, 9), '85M': shape(12, 768, 12)}
+sizes = {'0.1M': shape(2, 32, 2, 32), '1M': shape(4, 128, 4), '3M': shape(6, 192, 6), '10M': shape(8, 320, 10), '30M': shape(7, 576, 9), '85M': shape(12, 768, 12)}
 
 # the switches: name -> level -> settings; a function is of the run's steps. Both ends are read off the recipes
 # Adafactor is the paper's at both ends (`preset=paper`), the settings his: that his counts its steps from 0 and lets the weights shrink before the update is left out
@@ -40,7 +40,7 @@ tuned = 1e-3                                                                    
 switches = dict(
     lr={'ours': rate(ours), '2019': rate(his), 'paper': {'optim.lr': 1e-2, 'optim.schedule': 'paper'},
         '2019 cut': rate(his, warmup_steps=his.optim.warmup_steps, schedule_steps=his.max_steps),      # its 300,000 steps, stopped where the run ends
-        **{f'2019 at {x:g}': rate(his, lr=x) for x in (1e-3, 3e-3, 1e-2, 3e-2)}},                      # its shape, another peak
+        **{f'2019 at {x:g}': rate(his, lr=x) for x in (5e-4, 1e-3, 3e-3, 4e-3, 1e-2, 3e-2)}},          # its shape, another peak
     optimizer={'adafactor': {}, 'adamw 2019': adamw(adam.optim.lr, beta2=adam.optim.beta2, eps=adam.optim.eps), **{f'adamw {x:g}': adamw(x) for x in (1e-3, 3e-3, 1e-2)}},
     init={'openai': {'init': 'openai'}, 'june': {'init': 'connor_june'}, 'july': {'init': 'connor_july'}},           # the scale of his 1.5B is 1/√L, as `connor_june` has it for every depth
     dropout={'none': dropout(0, 0, 0, 0), 'sum': dropout(.1, .1, .1, 0), 'tables': dropout(0, .1, .1, .1)},
@@ -88,6 +88,8 @@ few, core = strong[:5], strong[:7]+strong[9:10]
 corners = ['ours, lr=2019, init=july', 'ours, lr=2019, dropout=tables', 'ours, init=july, dropout=tables', 'ours, lr=2019, init=july, dropout=tables']     # with `ours` and its single switches: 2 × 2 × 2
 ladder = [f'2019, lr=2019 at {x:g}' for x in (1e-3, 3e-3, 1e-2, 3e-2)]
 cut = ['2019, lr=2019 cut', '2019, lr=paper', 'ours, lr=paper', 'ours, lr=2019 cut']
+same_sum = [f'2019, lr=2019 at {x:g}' for x in (5e-4, 4e-3)]             # with the 1e-3 of the ladder, the sums of 2, 4 and 16 times as many steps at 2.5e-4
+whole = [Job(c, size='0.1M', steps=n) for n in (1000, 4000, 16_000, his.max_steps) for c in ('ours, lr=2019', 'ours')]      # as many steps as 2019's 1.5B, an hour each on a model that small
 tuning = [f'ours, optimizer=adamw {x:g}' for x in (1e-3, 3e-3, 1e-2)]
 
 def jobs(cells, seeds=(0,), **kw): return [Job(c, seed=s, **kw) for s in seeds for c in cells]
@@ -96,7 +98,7 @@ def design():
     def long(seeds): return [Job(c, seed=s, steps=n) for s in seeds for n in (steps//4, 2*steps, 4*steps) for c in few[:3]]
     out = [*jobs(strong), *long((0,))[:3], *jobs(core[:5], (1,)), *jobs(ladder[1::2]), *jobs(weak[:5]), *long((0,))[3:4], *jobs(core, (1,)), *jobs(core[:5], (2,)), *jobs(weak[:5], (1,)), *jobs(few[:3], size='3M'), *jobs(strong+weak[:5], (1, 2)), *jobs(tuning+cut+corners+ladder), *long((0,)), *jobs(weak),
            *jobs(few, (0, 1), size='3M'), *jobs(few, corpus='wikitext2'), *jobs(weak, (1, 2)), *jobs(few[:3], size='10M'), *jobs(few, (2,), size='3M'), *jobs(few, (1, 2), corpus='wikitext2'), *jobs(cut+ladder+corners, (1, 2)), *jobs(few[:3], (1, 2), size='10M'),
-           *jobs(strong+weak, (3, 4)), *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2'), *long((1, 2))]
+           *whole, *jobs(strong+weak, (3, 4)), *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2'), *jobs(same_sum, (0, 1, 2)), *jobs(few[:3], steps=16*steps), *long((1, 2))]
     if torch.cuda.is_available(): out += [*jobs(few, (0, 1, 2), size='30M', steps=8*steps), *jobs(few, (0, 1, 2), size='85M', steps=32*steps)]
     return list(dict.fromkeys(out))
 def quick_design(): return jobs(strong)

@@ -29,7 +29,7 @@ def test_design():
 def test_two_switches_from_text_to_records(tmp_path, monkeypatch):
     text = [f'def f{i}(x):\n    "Return {i} times x, or {i+1} if x is {i*7} and the moon is full."\n    return {i}*x\n'*3 for i in range(400)]
     monkeypatch.setattr(w, 'vocab', 320)
-    monkeypatch.setattr(w, 'sizes', {'toy': w.sizes['toy'].replace(vocab_size=320)})
+    monkeypatch.setattr(w, 'sizes', {'toy': w.sizes['0.1M'].replace(vocab_size=320)})
     w.make_data(tmp_path/'data', dict(code=lambda: (text[:360], text[360:]), absent=lambda: None))
     todo = [w.Job(c, size='toy', corpus='code', steps=32) for c in ('2019', '2019, lr=ours', 'ours, init=july', 'ours, optimizer=adamw 2019')]
     w.work(todo[:2]+[replace(todo[0], corpus='absent')], tmp_path/'data', tmp_path/'out')
