@@ -98,7 +98,7 @@ def design():
     def long(seeds): return [Job(c, seed=s, steps=n) for s in seeds for n in (steps//4, 2*steps, 4*steps) for c in few[:3]]
     out = [*jobs(strong), *long((0,))[:3], *jobs(core[:5], (1,)), *jobs(ladder[1::2]), *jobs(weak[:5]), *long((0,))[3:4], *jobs(core, (1,)), *jobs(core[:5], (2,)), *jobs(weak[:5], (1,)), *jobs(few[:3], size='3M'), *jobs(strong+weak[:5], (1, 2)), *jobs(tuning+cut+corners+ladder), *long((0,)), *jobs(weak),
            *jobs(few, (0, 1), size='3M'), *jobs(few, corpus='wikitext2'), *jobs(weak, (1, 2)), *jobs(few[:3], size='10M'), *jobs(few, (2,), size='3M'), *jobs(few, (1, 2), corpus='wikitext2'), *jobs(cut+ladder+corners, (1, 2)), *jobs(few[:3], (1, 2), size='10M'),
-           *whole, *jobs(strong+weak, (3, 4)), *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2'), *jobs(same_sum, (0, 1, 2)), *jobs(few[:3], steps=16*steps), *long((1, 2)), *jobs(core[-1:], steps=16*steps), *jobs(core[-1:], steps=4*steps), *jobs(core, (0, 1, 2), size='10M')]
+           *whole, *jobs(strong+weak, (3, 4)), *jobs(strong, (0, 1, 2), size='3M'), *jobs(few, (0, 1, 2), size='10M'), *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2'), *jobs(same_sum, (0, 1, 2)), *jobs(few[:3], steps=16*steps), *long((1, 2)), *[Job('2019, lr=ours, dropout=none', steps=n) for n in (16*steps, 4*steps)], *jobs(core, (0, 1, 2), size='10M')]
     if torch.cuda.is_available(): out += [*jobs(few, (0, 1, 2), size='30M', steps=8*steps), *jobs(few, (0, 1, 2), size='85M', steps=32*steps)]
     return list(dict.fromkeys(out))
 def quick_design(): return jobs(strong)
