@@ -1,11 +1,20 @@
 "The plan's memory against the measured peak of training steps on this machine, each in a process of its own: `python bench/plan.py` (on a CUDA GPU it measures that)"
-import json, subprocess, sys
+
+import json
+import subprocess
+import sys
 from common import save_table
 from gpt2repro.plan import plan
 
-configs = [dict(size='124M', batch=2), dict(size='124M', batch=2, precision='float32'), dict(size='124M', batch=2, remat='none'), dict(size='124M', batch=1, optimizer='adamw'), dict(size='124M', batch=4, precision='float32', remat='none')]
+configs = [
+    dict(size='124M', batch=2),
+    dict(size='124M', batch=2, precision='float32'),
+    dict(size='124M', batch=2, remat='none'),
+    dict(size='124M', batch=1, optimizer='adamw'),
+    dict(size='124M', batch=4, precision='float32', remat='none'),
+]
 
-code = '''
+code = """
 import json, resource, sys, torch
 from gpt2repro.aot import step_config
 from gpt2repro.backend import get_device, keep_memory, peak_memory, seed_all
@@ -23,15 +32,34 @@ steps = fit(model, opt, lambda s: (ids[:, :-1].contiguous(), ids[:, 1:].contiguo
 with keep_memory(dev):
     for _ in range(2): float(next(steps)[1])
 print(json.dumps(dict(device=dev.type, gib=(peak_memory(dev)-before)/2**30)))
-'''
+"""
 
-if __name__=='__main__':
+if __name__ == '__main__':
     rows = []
     for kw in configs:
         p = subprocess.run([sys.executable, '-c', code, json.dumps(kw)], capture_output=True, text=True)
-        if p.returncode: sys.exit(p.stderr[-2000:])
+        if p.returncode:
+            sys.exit(p.stderr[-2000:])
         got = json.loads(p.stdout.splitlines()[-1])
-        want = plan(chip='CPU' if got['device']=='cpu' else 'H100', **kw)
-        rows.append(dict(size=kw['size'], batch=kw['batch'], precision=want.precision, optimizer=want.optimizer, remat=want.remat, **{'measured GiB': got['gib'], 'plan GiB': want.total_gib, 'off %': 100*(want.total_gib/got['gib']-1)}))
+        want = plan(chip='CPU' if got['device'] == 'cpu' else 'H100', **kw)
+        rows.append(
+            dict(
+                size=kw['size'],
+                batch=kw['batch'],
+                precision=want.precision,
+                optimizer=want.optimizer,
+                remat=want.remat,
+                **{
+                    'measured GiB': got['gib'],
+                    'plan GiB': want.total_gib,
+                    'off %': 100 * (want.total_gib / got['gib'] - 1),
+                },
+            )
+        )
         print(rows[-1], {k: round(v, 2) for k, v in want.parts.items()}, flush=True)
-    save_table('The plan against measured memory', rows, note='Peak of the process over what it took before the model was built; two steps as `gpt2repro train` does them, context 1024.')
+    save_table(
+        'The plan against measured memory',
+        rows,
+        note='Peak of the process over what it took before the model was built; two steps as `gpt2repro '
+        'train` does them, context 1024.',
+    )

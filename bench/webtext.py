@@ -2,40 +2,116 @@
 
 python bench/webtext.py [--rough]        rough: a twentieth of everything, nothing kept
 """
-import json, os, random, resource, shutil, subprocess, sys, tempfile, time
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
 from collections import deque
 from pathlib import Path
 from loguru import logger
+
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_mib, save_table, table
-from gpt2repro.webtext import (Bands, CleanConfig, Clusters, CrawlConfig, Decontaminate, DedupConfig, Describe, DropCopies, DropNear, Document, ExtractText, FetchPages, FindCopies, FindLinks, Language, LongEnough, MergeLinks,
-    NotRepetitive, NoteContent, PracticeSite, ReadPages, ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, _page, _whole, decode, practice_page, warc_record, word_grams, Answer)
+from gpt2repro.webtext import (
+    Bands,
+    CleanConfig,
+    Clusters,
+    CrawlConfig,
+    DedupConfig,
+    Describe,
+    DropCopies,
+    DropNear,
+    Document,
+    ExtractText,
+    FetchPages,
+    FindCopies,
+    FindLinks,
+    Language,
+    LongEnough,
+    MergeLinks,
+    NotRepetitive,
+    NoteContent,
+    PracticeSite,
+    ReadPages,
+    ReadText,
+    Sign,
+    ToJsonl,
+    ToParquet,
+    WebTextConfig,
+    _page,
+    _whole,
+    warc_record,
+    word_grams,
+    Answer,
+)
+
 
 def cpu():
     "CPU seconds of this process and of those it has waited for"
-    return sum(getattr(resource.getrusage(w), k) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) for k in ('ru_utime', 'ru_stime'))
-def drain(step, *a): deque(step.run(*a) or (), 0)
+    return sum(
+        getattr(resource.getrusage(w), k)
+        for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        for k in ('ru_utime', 'ru_stime')
+    )
+
+
+def drain(step, *a):
+    deque(step.run(*a) or (), 0)
+
+
 def through(steps):
     data = None
-    for s in steps: data = s.run(data, 0, 1)
+    for s in steps:
+        data = s.run(data, 0, 1)
     deque(data or (), 0)
+
 
 # what goes in
 
+
 def write_dump(path, n, seed=0, copies=1):
-    "`n` submissions of 1.4 kB with the 60 fields of a dump, zstd; two in five have a score of 3 or more, one in four is text, names repeat as on Reddit; `copies` times, with other addresses"
+    """`n` submissions of 1.4 kB with the 60 fields of a dump, zstd; two in five have a score of 3 or
+    more, one in four is text, names repeat as on Reddit; `copies` times, with other addresses"""
     import zstandard
+
     rng = random.Random(seed)
-    extra = {f'field_{i}': v for i,v in enumerate([None, False, [], 'public', 'https://b.thumbs.redditmedia.com/abcdef.jpg', 0]*8)}
+    extra = {
+        f'field_{i}': v
+        for i, v in enumerate(
+            [None, False, [], 'public', 'https://b.thumbs.redditmedia.com/abcdef.jpg', 0] * 8
+        )
+    }
     words = [''.join(rng.choices('etaoinshrdlu', k=rng.randint(3, 9))) for _ in range(2000)]
     with open(path, 'wb') as f, zstandard.ZstdCompressor(level=3).stream_writer(f) as z:
         for i in range(n):
-            own = rng.random()<.25
-            url = f'https://www.reddit.com/r/x/comments/{i:x}/' if own else f'https://www.site{int(rng.paretovariate(.6))%50_000}.com/{rng.choice(words)}/{rng.randrange(max(2, n*9//10))}?utm_source=reddit'
-            d = dict(extra, id=f'{i:x}', author=rng.choice(words), created_utc=1500000000+i, domain='x.com', is_self=own, num_comments=rng.randrange(99), permalink=f'/r/x/comments/{i:x}/', score=rng.choice((0, 1, 1, 3, 40)),
-                     subreddit=rng.choice(words), title=' '.join(rng.choices(words, k=10)), selftext=' '.join(rng.choices(words, k=60)) if own else '', url=url)
-            line = json.dumps(d).encode()+b'\n'
-            for k in range(copies): z.write(line.replace(b'utm_source=reddit', b'copy=%d' % k) if k else line)
+            own = rng.random() < 0.25
+            url = (
+                f'https://www.reddit.com/r/x/comments/{i:x}/'
+                if own
+                else f'https://www.site{int(rng.paretovariate(0.6)) % 50_000}.com/{rng.choice(words)}/{rng.randrange(max(2, n * 9 // 10))}?utm_source=reddit'
+            )
+            d = dict(
+                extra,
+                id=f'{i:x}',
+                author=rng.choice(words),
+                created_utc=1500000000 + i,
+                domain='x.com',
+                is_self=own,
+                num_comments=rng.randrange(99),
+                permalink=f'/r/x/comments/{i:x}/',
+                score=rng.choice((0, 1, 1, 3, 40)),
+                subreddit=rng.choice(words),
+                title=' '.join(rng.choices(words, k=10)),
+                selftext=' '.join(rng.choices(words, k=60)) if own else '',
+                url=url,
+            )
+            line = json.dumps(d).encode() + b'\n'
+            for k in range(copies):
+                z.write(line.replace(b'utm_source=reddit', b'copy=%d' % k) if k else line)
+
 
 def prose(n, seed=0):
     "Documents of 100 to 800 words of no meaning"
@@ -43,154 +119,327 @@ def prose(n, seed=0):
     words = [''.join(rng.choices('etaoinshrdlucmfwyp', k=rng.randint(2, 9))) for _ in range(20_000)]
     return [' '.join(rng.choices(words, k=rng.randint(100, 800))) for _ in range(n)]
 
+
 def python_pages(n):
     "Pages of some 25 kB: a menu of 250 links and a footer around text of the embedded corpus"
     from gpt2repro.corpus import python_docs
-    docs = [d for d in python_docs() if 1500<len(d)<30_000]
+
+    docs = [d for d in python_docs() if 1500 < len(d) < 30_000]
     for i in range(n):
-        d = docs[i%len(docs)]
-        yield _page(f'Page {i}', [p.replace('&', '&amp;').replace('<', '&lt;') for p in d.split('\n\n')], nav=250)
+        d = docs[i % len(docs)]
+        yield _page(
+            f'Page {i}', [p.replace('&', '&amp;').replace('<', '&lt;') for p in d.split('\n\n')], nav=250
+        )
+
 
 def write_warc(path, pages):
     with open(path, 'wb') as f:
-        for i,p in enumerate(pages):
-            f.write(warc_record(Answer(url=f'http://site{i%97}.example/{i}', status=200, headers=(('Content-Type', 'text/html'),), body=p.encode(), ip='192.0.2.1'), dict(url=f'http://site{i%97}.example/{i}', score=3, date='2019-02-14')))
+        for i, p in enumerate(pages):
+            f.write(
+                warc_record(
+                    Answer(
+                        url=f'http://site{i % 97}.example/{i}',
+                        status=200,
+                        headers=(('Content-Type', 'text/html'),),
+                        body=p.encode(),
+                        ip='192.0.2.1',
+                    ),
+                    dict(url=f'http://site{i % 97}.example/{i}', score=3, date='2019-02-14'),
+                )
+            )
+
 
 def write_text(folder, texts):
-    through([Feed(texts), NoteContent(folder/'content'), ToJsonl(folder/'text', _whole)])
+    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', _whole)])
+
+
 class Feed:
-    def __init__(self, texts): self.texts = texts
-    def run(self, data=None, rank=0, world_size=1): yield from (Document(text=t, id=str(i), metadata=dict(url=f'http://site{i%97}.example/{i}', score=3, date='2019-02-14')) for i,t in enumerate(self.texts))
+    def __init__(self, texts):
+        self.texts = texts
+
+    def run(self, data=None, rank=0, world_size=1):
+        yield from (
+            Document(
+                text=t,
+                id=str(i),
+                metadata=dict(url=f'http://site{i % 97}.example/{i}', score=3, date='2019-02-14'),
+            )
+            for i, t in enumerate(self.texts)
+        )
+
 
 # the four numbers
 
+
 def links_row(tmp, n):
-    import orjson
-    dump = tmp/'RS.zst'
+
+    dump = tmp / 'RS.zst'
     write_dump(dump, n)
-    step = FindLinks([dump], tmp/'runs', WebTextConfig())
+    step = FindLinks([dump], tmp / 'runs', WebTextConfig())
     t = cpu()
     drain(step)
-    ours = cpu()-t
+    ours = cpu() - t
     from gpt2repro.webtext import dump_lines
-    t,k = cpu(),0
+
+    t = cpu()
+    k = 0
     for lines in dump_lines(dump):
         for l in lines:
-            if l and (d := json.loads(l))['score']>=3 and not d['is_self']: k += 1
-    peer = cpu()-t
-    assert step.stats['submissions'].total==n
-    return dict(what='links: submissions/s per core, zst to sorted runs', ours=n/ours, peer=n/peer, ratio=peer/ours, **{'peer is': 'json.loads of each line and two tests'}, target='80,000')
+            if l and (d := json.loads(l))['score'] >= 3 and not d['is_self']:
+                k += 1
+    peer = cpu() - t
+    assert step.stats['submissions'].total == n
+    return dict(
+        what='links: submissions/s per core, zst to sorted runs',
+        ours=n / ours,
+        peer=n / peer,
+        ratio=peer / ours,
+        **{'peer is': 'json.loads of each line and two tests'},
+        target='80,000',
+    )
+
 
 def extraction_row(tmp, n):
     from trafilatura import extract
-    write_warc(tmp/'x.warc.gz', python_pages(n))
+
+    write_warc(tmp / 'x.warc.gz', python_pages(n))
     cfg = CleanConfig()
-    html = [d.text for d in ReadPages([tmp/'x.warc.gz']).run()]
-    for h in html[:20]: extract(h, include_comments=False)
-    ratios,whole = [],[]
-    for _ in range(3):                                  # in turns: the machine's speed drifts
+    html = [d.text for d in ReadPages([tmp / 'x.warc.gz']).run()]
+    for h in html[:20]:
+        extract(h, include_comments=False)
+    ratios, whole = [], []
+    for _ in range(3):  # in turns: the machine's speed drifts
         t = cpu()
-        for h in html: extract(h, include_comments=False, deduplicate=False)
-        bare = cpu()-t
+        for h in html:
+            extract(h, include_comments=False, deduplicate=False)
+        bare = cpu() - t
         t = cpu()
-        through([ReadPages([tmp/'x.warc.gz']), ExtractText(cfg)])
-        ratios.append((bare, cpu()-t))
+        through([ReadPages([tmp / 'x.warc.gz']), ExtractText(cfg)])
+        ratios.append((bare, cpu() - t))
         t = cpu()
-        through([ReadPages([tmp/'x.warc.gz']), ExtractText(cfg), Language('en'), LongEnough(200), NotRepetitive(), NoteContent(tmp/'c'), ToJsonl(tmp/'text', _whole)])
-        whole.append(cpu()-t)
-    bare,ours = (min(o[i] for o in ratios) for i in (0, 1))
+        through(
+            [
+                ReadPages([tmp / 'x.warc.gz']),
+                ExtractText(cfg),
+                Language('en'),
+                LongEnough(200),
+                NotRepetitive(),
+                NoteContent(tmp / 'c'),
+                ToJsonl(tmp / 'text', _whole),
+            ]
+        )
+        whole.append(cpu() - t)
+    bare, ours = (min(o[i] for o in ratios) for i in (0, 1))
     peer = {'peer is': 'bare trafilatura on the same decoded pages'}
-    return [dict(what='extraction: pages/s per core, WARC to text', ours=n/ours, peer=n/bare, ratio=bare/ours, **peer, target='0.85 of the peer'),
-            dict(what='the whole text stage: with language, length, repetition, output', ours=n/min(whole), peer=n/bare, ratio=bare/min(whole), **peer, target='')]
+    return [
+        dict(
+            what='extraction: pages/s per core, WARC to text',
+            ours=n / ours,
+            peer=n / bare,
+            ratio=bare / ours,
+            **peer,
+            target='0.85 of the peer',
+        ),
+        dict(
+            what='the whole text stage: with language, length, repetition, output',
+            ours=n / min(whole),
+            peer=n / bare,
+            ratio=bare / min(whole),
+            **peer,
+            target='',
+        ),
+    ]
+
 
 def jaccard(a, b, n):
-    a,b = (set(word_grams(o, n).tolist()) for o in (a, b))
-    return len(a&b)/len(a|b)
+    a, b = (set(word_grams(o, n).tolist()) for o in (a, b))
+    return len(a & b) / len(a | b)
+
 
 def near_rows(tmp, n):
-    "Pairs with a similarity spread over 0.3 to 1, among documents that have no relative; found: one of the two is dropped"
-    rng,cfg = random.Random(1),DedupConfig()
-    docs,pairs = prose(2*n, 1),[]
+    """Pairs with a similarity spread over 0.3 to 1, among documents that have no relative; found: one
+    of the two is dropped"""
+    rng = random.Random(1)
+    cfg = DedupConfig()
+    docs = prose(2 * n, 1)
+    pairs = []
     words = docs[-1].split()
     for i in range(n):
         w = docs[i].split()
-        want = rng.uniform(.3, 1)
-        for at in rng.sample(range(len(w)), min(len(w), round(len(w)*(1-want)/(1+want)/cfg.n_grams*1.15))): w[at] = rng.choice(words)+'x'
+        want = rng.uniform(0.3, 1)
+        for at in rng.sample(
+            range(len(w)), min(len(w), round(len(w) * (1 - want) / (1 + want) / cfg.n_grams * 1.15))
+        ):
+            w[at] = rng.choice(words) + 'x'
         docs.append(' '.join(w))
-        pairs.append((i, len(docs)-1, jaccard(docs[i], docs[-1], cfg.n_grams)))
+        pairs.append((i, len(docs) - 1, jaccard(docs[i], docs[-1], cfg.n_grams)))
     order = list(range(len(docs)))
     rng.shuffle(order)
     write_text(tmp, [docs[i] for i in order])
-    read = lambda: [ReadText(tmp/'text'), DropCopies(tmp/'copies')]
+    read = lambda: [ReadText(tmp / 'text'), DropCopies(tmp / 'copies')]
     t = cpu()
-    drain(FindCopies(tmp/'content', tmp/'copies'))
-    through([*read(), Sign(tmp/'sig', cfg)])
-    drain(Bands(tmp/'sig', tmp/'pairs', cfg), None, 0, 1)
-    Clusters(tmp/'pairs', tmp/'clusters', cfg).run()
+    drain(FindCopies(tmp / 'content', tmp / 'copies'))
+    through([*read(), Sign(tmp / 'sig', cfg)])
+    drain(Bands(tmp / 'sig', tmp / 'pairs', cfg), None, 0, 1)
+    Clusters(tmp / 'pairs', tmp / 'clusters', cfg).run()
     data = None
-    for s in (*read(), DropNear(tmp/'clusters')): data = s.run(data, 0, 1)
-    gone = set(range(len(docs)))-{order[int(d.id)] for d in data}
-    speed = len(docs)/(cpu()-t)
-    hit = [(s, a in gone or b in gone) for a,b,s in pairs]
-    true = sum(f for s,f in hit if s>=.8)
-    related = {i for a,b,_ in pairs for i in (a, b)}
-    strangers = len(gone-related)
-    recall = true/sum(s>=.8 for s,_ in hit)
-    low = sum(f for s,f in hit if s<.6)
-    rows = [dict(what=f'near-duplicates: recall of {sum(s>=.8 for s,_ in hit):,} pairs at Jaccard >= 0.8', ours=recall, target='0.95'),
-            dict(what=f'precision, among {len(docs):,} documents and {sum(s<.6 for s,_ in hit):,} look-alikes below 0.6', ours=true/(true+low+strangers), target='0.95')]
-    for lo,hi in ((.3, .5), (.5, .6), (.6, .7), (.7, .8), (.8, .85), (.85, .9), (.9, 1.01)):
-        g = [f for s,f in hit if lo<=s<hi]
-        rows.append(dict(what=f'share found at Jaccard {lo} to {min(hi, 1.)}', ours=sum(g)/max(1, len(g)), target=''))
-    return rows+[dict(what='documents/s per core, all steps, 450 words each', ours=speed, target='')]
+    for s in (*read(), DropNear(tmp / 'clusters')):
+        data = s.run(data, 0, 1)
+    gone = set(range(len(docs))) - {order[int(d.id)] for d in data}
+    speed = len(docs) / (cpu() - t)
+    hit = [(s, a in gone or b in gone) for a, b, s in pairs]
+    true = sum(f for s, f in hit if s >= 0.8)
+    related = {i for a, b, _ in pairs for i in (a, b)}
+    strangers = len(gone - related)
+    recall = true / sum(s >= 0.8 for s, _ in hit)
+    low = sum(f for s, f in hit if s < 0.6)
+    rows = [
+        dict(
+            what=f'near-duplicates: recall of {sum(s >= 0.8 for s, _ in hit):,} pairs at Jaccard >= 0.8',
+            ours=recall,
+            target='0.95',
+        ),
+        dict(
+            what=f'precision, among {len(docs):,} documents and {sum(s < 0.6 for s, _ in hit):,} '
+            f'look-alikes below 0.6',
+            ours=true / (true + low + strangers),
+            target='0.95',
+        ),
+    ]
+    for lo, hi in ((0.3, 0.5), (0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.85), (0.85, 0.9), (0.9, 1.01)):
+        g = [f for s, f in hit if lo <= s < hi]
+        rows.append(
+            dict(
+                what=f'share found at Jaccard {lo} to {min(hi, 1.0)}', ours=sum(g) / max(1, len(g)), target=''
+            )
+        )
+    return rows + [dict(what='documents/s per core, all steps, 450 words each', ours=speed, target='')]
+
 
 # memory: each stage in a process of its own
 
+
 def stage_run(name, tmp):
     "One stage on what is in `tmp`; prints the peak of this process and of the largest it started, MiB"
-    cfg,d = WebTextConfig(tasks=1),DedupConfig()
-    crawl = CrawlConfig(delay=0., private='127.0.0.0/8', retries=0, timeout=5., deadline=1., max_bytes=1<<20, backoff=.01)
-    read = [ReadText(tmp/'text'), DropCopies(tmp/'copies')]
-    run = dict(links=lambda: drain(FindLinks([tmp/'RS.zst'], tmp/'runs', cfg)), merge=lambda: drain(MergeLinks(tmp/'runs', tmp/'links')),
-        pages=lambda: drain(FetchPages(tmp/'links', tmp/'pages', tmp/'work', crawl)),
-        text=lambda: through([ReadPages([tmp/'x.warc.gz']), ExtractText(cfg.clean), Language('en'), LongEnough(200), NotRepetitive(), NoteContent(tmp/'c'), ToJsonl(tmp/'t', _whole)]),
-        copies=lambda: drain(FindCopies(tmp/'content', tmp/'copies')), sign=lambda: through([*read, Sign(tmp/'sig', d)]), bands=lambda: drain(Bands(tmp/'sig', tmp/'pairs', d), None, 0, 1),
-        clusters=lambda: Clusters(tmp/'pairs', tmp/'clusters', d).run(), write=lambda: through([*read, DropNear(tmp/'clusters'), Describe(tmp/'d'), ToParquet(tmp/'documents')]))[name]
+    cfg = WebTextConfig(tasks=1)
+    d = DedupConfig()
+    crawl = CrawlConfig(
+        delay=0.0,
+        private='127.0.0.0/8',
+        retries=0,
+        timeout=5.0,
+        deadline=1.0,
+        max_bytes=1 << 20,
+        backoff=0.01,
+    )
+    read = [ReadText(tmp / 'text'), DropCopies(tmp / 'copies')]
+    run = dict(
+        links=lambda: drain(FindLinks([tmp / 'RS.zst'], tmp / 'runs', cfg)),
+        merge=lambda: drain(MergeLinks(tmp / 'runs', tmp / 'links')),
+        pages=lambda: drain(FetchPages(tmp / 'links', tmp / 'pages', tmp / 'work', crawl)),
+        text=lambda: through(
+            [
+                ReadPages([tmp / 'x.warc.gz']),
+                ExtractText(cfg.clean),
+                Language('en'),
+                LongEnough(200),
+                NotRepetitive(),
+                NoteContent(tmp / 'c'),
+                ToJsonl(tmp / 't', _whole),
+            ]
+        ),
+        copies=lambda: drain(FindCopies(tmp / 'content', tmp / 'copies')),
+        sign=lambda: through([*read, Sign(tmp / 'sig', d)]),
+        bands=lambda: drain(Bands(tmp / 'sig', tmp / 'pairs', d), None, 0, 1),
+        clusters=lambda: Clusters(tmp / 'pairs', tmp / 'clusters', d).run(),
+        write=lambda: through(
+            [*read, DropNear(tmp / 'clusters'), Describe(tmp / 'd'), ToParquet(tmp / 'documents')]
+        ),
+    )[name]
     run()
-    print(max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss/1024))
+    print(max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
+
 
 def peak(name, tmp):
     r = subprocess.run([sys.executable, __file__, '--stage', name, str(tmp)], capture_output=True, text=True)
-    assert r.returncode==0, r.stderr
+    assert r.returncode == 0, r.stderr
     return float(r.stdout.split()[-1])
 
+
 def memory_rows(tmp, n_subs, n_urls, n_pages, n_docs):
-    peaks,size = {},{}
+    peaks, size = {}, {}
     for k in (1, 10):
-        f = tmp/f'x{k}'
+        f = tmp / f'x{k}'
         f.mkdir()
-        write_dump(f/'RS.zst', n_subs, copies=k)
-        write_warc(f/'x.warc.gz', python_pages(n_pages*k))
-        write_text(f, prose(n_docs*k))
-        for s in ('links', 'merge', 'text', 'copies', 'sign', 'bands', 'clusters', 'write'): peaks[s,k] = peak(s, f)
-        with PracticeSite(pages=n_urls*k, hosts=12) as site:
-            (f/'links/00000.jsonl').write_text(''.join(json.dumps(dict(url=u, score=3, date='2019-02-14'))+'\n' for u in sorted(site.urls)))
-            peaks['pages',k] = peak('pages', f)
-    size = dict(links=f'{n_subs:,} submissions', merge='their links', pages=f'{n_urls:,} URLs', text=f'{n_pages:,} pages', **dict.fromkeys(('copies', 'sign', 'bands', 'clusters', 'write'), f'{n_docs:,} documents'))
-    return [{'stage': s, '1 x is': size[s], 'peak at 1 x, MiB': peaks[s,1], 'at 10 x': peaks[s,10], 'ratio': peaks[s,10]/peaks[s,1]} for s in size]
+        write_dump(f / 'RS.zst', n_subs, copies=k)
+        write_warc(f / 'x.warc.gz', python_pages(n_pages * k))
+        write_text(f, prose(n_docs * k))
+        for s in ('links', 'merge', 'text', 'copies', 'sign', 'bands', 'clusters', 'write'):
+            peaks[s, k] = peak(s, f)
+        with PracticeSite(pages=n_urls * k, hosts=12) as site:
+            (f / 'links/00000.jsonl').write_text(
+                ''.join(json.dumps(dict(url=u, score=3, date='2019-02-14')) + '\n' for u in sorted(site.urls))
+            )
+            peaks['pages', k] = peak('pages', f)
+    size = dict(
+        links=f'{n_subs:,} submissions',
+        merge='their links',
+        pages=f'{n_urls:,} URLs',
+        text=f'{n_pages:,} pages',
+        **dict.fromkeys(('copies', 'sign', 'bands', 'clusters', 'write'), f'{n_docs:,} documents'),
+    )
+    return [
+        {
+            'stage': s,
+            '1 x is': size[s],
+            'peak at 1 x, MiB': peaks[s, 1],
+            'at 10 x': peaks[s, 10],
+            'ratio': peaks[s, 10] / peaks[s, 1],
+        }
+        for s in size
+    ]
+
 
 def main():
     logger.disable('datatrove')
-    if '--stage' in sys.argv: return stage_run(sys.argv[-2], Path(sys.argv[-1]))
+    if '--stage' in sys.argv:
+        return stage_run(sys.argv[-2], Path(sys.argv[-1]))
     k = 20 if '--rough' in sys.argv else 1
-    show = (lambda title, rows, **kw: print(title+'\n'+table(rows)+'\n', flush=True)) if k>1 else save_table
+    show = (
+        (lambda title, rows, **kw: print(title + '\n' + table(rows) + '\n', flush=True))
+        if k > 1
+        else save_table
+    )
     what = [a for a in sys.argv[1:] if not a.startswith('-')] or ['speed', 'near', 'memory']
     pk = dict(packages=('datatrove', 'trafilatura', 'orjson', 'zstandard', 'numpy'))
     for w in what:
         with tempfile.TemporaryDirectory() as d:
             tmp = Path(d)
-            if w=='speed': show('WebText: speed', [links_row(tmp, 1_000_000//k), *extraction_row(tmp, 300//k)], note='CPU seconds of the step and of the processes it started; one task; other work ran on the machine at the same time.', **pk)
-            if w=='near': show('WebText: near-duplicates', near_rows(tmp, 2000//k), note='30 bands of 10 hashes over word 5-grams; planted pairs of known Jaccard similarity, spread evenly over 0.3 to 1.', **pk)
-            if w=='memory': show('WebText: peak memory', memory_rows(tmp, 60_000//k, 200//k, 40//k, 400//k), note='Each stage in a process of its own; the larger of the process and of those it started. The sorted runs of links (100,000 lines in memory) are full at 10 x only.', **pk)
+            if w == 'speed':
+                show(
+                    'WebText: speed',
+                    [links_row(tmp, 1_000_000 // k), *extraction_row(tmp, 300 // k)],
+                    note='CPU seconds of the step and of the processes it started; one task; other work ran '
+                    'on the machine at the same time.',
+                    **pk,
+                )
+            if w == 'near':
+                show(
+                    'WebText: near-duplicates',
+                    near_rows(tmp, 2000 // k),
+                    note='30 bands of 10 hashes over word 5-grams; planted pairs of known Jaccard '
+                    'similarity, spread evenly over 0.3 to 1.',
+                    **pk,
+                )
+            if w == 'memory':
+                show(
+                    'WebText: peak memory',
+                    memory_rows(tmp, 60_000 // k, 200 // k, 40 // k, 400 // k),
+                    note='Each stage in a process of its own; the larger of the process and of those it '
+                    'started. The sorted runs of links (100,000 lines in memory) are full at 10 x only.',
+                    **pk,
+                )
 
-if __name__=='__main__': main()
+
+if __name__ == '__main__':
+    main()

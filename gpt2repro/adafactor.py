@@ -9,101 +9,164 @@ __all__ = ['presets', 'rank1', 'rms', 'clip_rms', 'relative', 'absolute', 'Adafa
            'param_groups', 'decay_by_alpha', 'decay_by', 'decay_first']
 
 # %% ../nbs/09_adafactor.ipynb #9c6a2070
-import ctypes,functools,inspect,itertools,math
+import ctypes
+import functools
+import inspect
+import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import compile_c,opaque,prefers_blocks,shift_right,view_bits
+from .backend import compile_c, opaque, prefers_blocks, shift_right, view_bits
 from .config import nearest
-from .schedule import paper_relative,warmup_cosine
+from .schedule import paper_relative, warmup_cosine
 
 # %% ../nbs/09_adafactor.ipynb #7235d7b2
 def rank1(
-    row:Tensor, # (…,R) means of the rows
-    col:Tensor, # (…,C) means of the columns
-)->Tensor:      # (…,R,C)
+    row: Tensor,  # (…,R) means of the rows
+    col: Tensor,  # (…,C) means of the columns
+) -> Tensor:  # (…,R,C)
     "Second moment rebuilt from its row and column means (Adafactor, section 3)"
-    return row[..., None]*col[..., None, :]/row.mean(-1)[..., None, None]
+    return row[..., None] * col[..., None, :] / row.mean(-1)[..., None, None]
 
 # %% ../nbs/09_adafactor.ipynb #3533095c
-def rms(x:Tensor)->Tensor: # scalar
+def rms(x: Tensor) -> Tensor:  # scalar
     "Root of the mean square over the whole tensor"
     return x.float().square().mean().sqrt()
 
+
 def clip_rms(
-    u:Tensor,   # an update
-    d:float=1., # the largest RMS that passes
-)->Tensor:
+    u: Tensor,  # an update
+    d: float = 1.0,  # the largest RMS that passes
+) -> Tensor:
     "`u` scaled so that its RMS is at most `d` (Adafactor, section 6)"
-    return u/(rms(u)/d).clamp(min=1.)
+    return u / (rms(u) / d).clamp(min=1.0)
 
 # %% ../nbs/09_adafactor.ipynb #82467810
 def relative(
-    t:Tensor,   # the step, from 1
-    rho:Tensor, # ρ, what the schedule says
-    rms:Tensor, # RMS of the weights
-    o:dict,     # settings of the group: `eps`, `weight_decay`
-)->tuple[Tensor, Tensor]: # α, by which the clipped update is multiplied; the share that weight decay takes from the weights
+    t: Tensor,  # the step, from 1
+    rho: Tensor,  # ρ, what the schedule says
+    rms: Tensor,  # RMS of the weights
+    o: dict,  # settings of the group: `eps`, `weight_decay`
+) -> tuple[
+    Tensor, Tensor
+]:  # α, by which the clipped update is multiplied; the share that weight decay takes from the weights
     "The paper's α = max(ε₂, RMS(X))·ρ; weight decay takes ρ·λ"
-    return rms.clamp(min=o['eps'][1])*rho,rho*o['weight_decay']
+    return rms.clamp(min=o['eps'][1]) * rho, rho * o['weight_decay']
 
-def absolute(t:Tensor, rho:Tensor, rms:Tensor, o:dict)->tuple[Tensor, Tensor]:
+
+def absolute(t: Tensor, rho: Tensor, rms: Tensor, o: dict) -> tuple[Tensor, Tensor]:
     "α = ρ whatever the weights are; weight decay takes ρ·λ"
-    return rho.expand_as(rms),rho*o['weight_decay']
+    return rho.expand_as(rms), rho * o['weight_decay']
 
 # %% ../nbs/09_adafactor.ipynb #b3625dac
 def _check(o):
     "Raise `ValueError` for settings of a group that make no sense"
+
     def need(ok, name, remedy):
-        if not ok: raise ValueError(f'{name}={o[name]}: {remedy}')
+        if not ok:
+            raise ValueError(f'{name}={o[name]}: {remedy}')
+
     number = isinstance(o['lr'], (int, float))
-    if o['lr'] is None and not o['scale_parameter']: raise ValueError('lr=None is the relative schedule of the paper: with scale_parameter=False give an absolute learning rate')
-    need(not number or o['lr']>0, 'lr', 'give a learning rate above 0')
-    need(o['beta1'] is None or 0<=o['beta1']<1, 'beta1', 'give at least 0 and less than 1')
-    need(0<o['decay']<=1, 'decay', 'give a number above 0, at most 1 (the paper: 0.8)')
-    need(o['clip_threshold']>0, 'clip_threshold', 'give a number above 0')
-    need(min(o['eps'])>=0, 'eps', 'give two numbers, neither below 0, such as (1e-30, 1e-3)')
-    need(o['floor'] is None or o['floor']>=0, 'floor', 'give 0 or more, or None for the machine epsilon')
-    need(o['eps'][0]>0 or o['floor']!=0, 'eps', 'with floor=0 a gradient of zeros would be divided by 0: give eps[0] above 0, such as 1e-30')
-    need(not o['scale_parameter'] or o['eps'][1]>0, 'eps', 'with scale_parameter weights of 0 would never move: give eps[1] above 0, such as 1e-3')
-    need(o['weight_decay']>=0, 'weight_decay', 'give 0 or more')
-    need(not number or o['lr']*o['weight_decay']<1, 'weight_decay', f"times lr={o['lr']} it would turn the weights around: give less")
-    need(o['min_factored']>=1, 'min_factored', 'give 1 (every matrix is factored) or more')
+    if o['lr'] is None and not o['scale_parameter']:
+        raise ValueError(
+            'lr=None is the relative schedule of the paper: with scale_parameter=False give an absolute '
+            'learning rate'
+        )
+    need(not number or o['lr'] > 0, 'lr', 'give a learning rate above 0')
+    need(o['beta1'] is None or 0 <= o['beta1'] < 1, 'beta1', 'give at least 0 and less than 1')
+    need(0 < o['decay'] <= 1, 'decay', 'give a number above 0, at most 1 (the paper: 0.8)')
+    need(o['clip_threshold'] > 0, 'clip_threshold', 'give a number above 0')
+    need(min(o['eps']) >= 0, 'eps', 'give two numbers, neither below 0, such as (1e-30, 1e-3)')
+    need(o['floor'] is None or o['floor'] >= 0, 'floor', 'give 0 or more, or None for the machine epsilon')
+    need(
+        o['eps'][0] > 0 or o['floor'] != 0,
+        'eps',
+        'with floor=0 a gradient of zeros would be divided by 0: give eps[0] above 0, such as 1e-30',
+    )
+    need(
+        not o['scale_parameter'] or o['eps'][1] > 0,
+        'eps',
+        'with scale_parameter weights of 0 would never move: give eps[1] above 0, such as 1e-3',
+    )
+    need(o['weight_decay'] >= 0, 'weight_decay', 'give 0 or more')
+    need(
+        not number or o['lr'] * o['weight_decay'] < 1,
+        'weight_decay',
+        f'times lr={o["lr"]} it would turn the weights around: give less',
+    )
+    need(o['min_factored'] >= 1, 'min_factored', 'give 1 (every matrix is factored) or more')
     for p in o['params']:
-        if not p.is_floating_point(): raise ValueError(f'a parameter of dtype {p.dtype}: only real floating-point parameters can be trained')
-        need(0<=o['stacked']<=p.ndim, 'stacked', f'a parameter of shape {tuple(p.shape)} has no so many leading axes: give 0 to {p.ndim}, or put it into a group of its own')
-    need(not o['stochastic_rounding'] or any(p.dtype==torch.bfloat16 for p in o['params']), 'stochastic_rounding', 'is for bfloat16 parameters, and the group has none: leave it out')
+        if not p.is_floating_point():
+            raise ValueError(
+                f'a parameter of dtype {p.dtype}: only real floating-point parameters can be trained'
+            )
+        need(
+            0 <= o['stacked'] <= p.ndim,
+            'stacked',
+            f'a parameter of shape {tuple(p.shape)} has no so many leading axes: give 0 to {p.ndim}, or put '
+            f'it into a group of its own',
+        )
+    need(
+        not o['stochastic_rounding'] or any(p.dtype == torch.bfloat16 for p in o['params']),
+        'stochastic_rounding',
+        'is for bfloat16 parameters, and the group has none: leave it out',
+    )
+
 
 def _rate(lr):
     "A learning rate as a function of the step"
-    if lr is None: return paper_relative()
-    return lr if callable(lr) else lambda t: torch.zeros_like(t)+lr
+    if lr is None:
+        return paper_relative()
+    return lr if callable(lr) else lambda t: torch.zeros_like(t) + lr
+
 
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235). `lr` is *relative* to each tensor's RMS with `scale_parameter`, *absolute* without; `repr` says which.
     Tensors of two or more axes are factored over the last two. Nothing is read back from the device. A gradient whose square is not finite in float32 changes nothing and sets `nonfinite`. Raises `ValueError` for settings that make no sense"""
-    def __init__(self,
-        params,                       # parameters, or groups of them (see `param_groups`); a group may have settings of its own
-        lr:float|Callable=None,       # None: the paper's min(1e-2, 1/√t); a number; or a function of the step, a tensor counted from 1
-        scale_parameter:bool=True,    # multiply the rate with max(eps[1], RMS of the tensor)
-        beta1:float=None,             # momentum of the scaled update, as large as the weights; the paper has none
-        decay:float=.8,               # second moment: β₂ = 1 - t^-decay
-        clip_threshold:float=1.,      # largest RMS of an update before scaling
-        eps:tuple=(1e-30, 1e-3),      # added to the squared gradient; floor of a tensor's RMS
-        floor:float=0.,               # √V and the mean of the rows are at least this; None: the machine epsilon of the parameter's dtype
-        weight_decay:float=0.,        # decoupled: the weights shrink by rate·weight_decay
-        min_factored:int=1,           # factor a tensor when its last two axes are this long or longer
-        stacked:int=0,                # so many leading axes stack tensors that are updated each on its own
-        stochastic_rounding:bool=False, # of bfloat16 parameters; otherwise to the nearest
-        step_size:Callable=None,      # a variation of `relative` or `absolute`
-        track:bool=False,             # keep what `stats` reports
+
+    def __init__(
+        self,
+        params,  # parameters, or groups of them (see `param_groups`); a group may have settings of its own
+        lr: float
+        # None: the paper's min(1e-2, 1/√t); a number; or a function of the step, a tensor counted
+        # from 1
+        | Callable = None,
+        scale_parameter: bool = True,  # multiply the rate with max(eps[1], RMS of the tensor)
+        beta1: float = None,  # momentum of the scaled update, as large as the weights; the paper has none
+        decay: float = 0.8,  # second moment: β₂ = 1 - t^-decay
+        clip_threshold: float = 1.0,  # largest RMS of an update before scaling
+        eps: tuple = (1e-30, 1e-3),  # added to the squared gradient; floor of a tensor's RMS
+        # √V and the mean of the rows are at least this; None: the machine epsilon of the parameter's
+        # dtype
+        floor: float = 0.0,
+        weight_decay: float = 0.0,  # decoupled: the weights shrink by rate·weight_decay
+        min_factored: int = 1,  # factor a tensor when its last two axes are this long or longer
+        stacked: int = 0,  # so many leading axes stack tensors that are updated each on its own
+        stochastic_rounding: bool = False,  # of bfloat16 parameters; otherwise to the nearest
+        step_size: Callable = None,  # a variation of `relative` or `absolute`
+        track: bool = False,  # keep what `stats` reports
     ):
-        self.step_size,self.track,self.name,self._stats = step_size,track,'',{}
-        super().__init__(params, dict(lr=lr, scale_parameter=scale_parameter, beta1=beta1 or None, decay=decay, clip_threshold=clip_threshold, eps=tuple(eps), floor=floor, weight_decay=weight_decay,
-                                      min_factored=min_factored, stacked=stacked, stochastic_rounding=stochastic_rounding))
+        self.step_size, self.track, self.name, self._stats = step_size, track, '', {}
+        super().__init__(
+            params,
+            dict(
+                lr=lr,
+                scale_parameter=scale_parameter,
+                beta1=beta1 or None,
+                decay=decay,
+                clip_threshold=clip_threshold,
+                eps=tuple(eps),
+                floor=floor,
+                weight_decay=weight_decay,
+                min_factored=min_factored,
+                stacked=stacked,
+                stochastic_rounding=stochastic_rounding,
+            ),
+        )
         self.nonfinite = torch.zeros((), dtype=torch.bool, device=self.param_groups[0]['params'][0].device)
 
     def add_param_group(self, group):
@@ -111,34 +174,67 @@ class Adafactor(torch.optim.Optimizer):
         super().add_param_group(group)
         o = self.param_groups[-1]
         _check(o)
-        for p in o['params']: self.state[p].update(_new_state(p, o))
+        for p in o['params']:
+            self.state[p].update(_new_state(p, o))
 
     def __repr__(self):
         def rate(o):
-            lr = 'min(0.01, 1/√t)' if o['lr'] is None else getattr(o['lr'], '__name__', 'a schedule').replace('<lambda>', 'a schedule') if callable(o['lr']) else f"{float(o['lr']):g}"
-            return f"{'relative' if o['scale_parameter'] else 'absolute'} learning rate {lr}"
-        def line(i, o): return f"{o.get('name', i)}: {len(o['params'])} tensors, {sum(p.numel() for p in o['params']):,} weights, {rate(o)}, weight decay {o['weight_decay']:g}"
+            lr = (
+                'min(0.01, 1/√t)'
+                if o['lr'] is None
+                else getattr(o['lr'], '__name__', 'a schedule').replace('<lambda>', 'a schedule')
+                if callable(o['lr'])
+                else f'{float(o["lr"]):g}'
+            )
+            return f'{"relative" if o["scale_parameter"] else "absolute"} learning rate {lr}'
+
+        def line(i, o):
+            return (
+                f'{o.get("name", i)}: {len(o["params"])} tensors, '
+                f'{sum(p.numel() for p in o["params"]):,} weights, {rate(o)}, weight decay '
+                f'{o["weight_decay"]:g}'
+            )
+
         rates = ' or '.join(dict.fromkeys(map(rate, self.param_groups)))
-        return '\n  '.join([f"Adafactor{self.name and f' ({self.name})'}, {rates}", *(line(i, o) for i,o in enumerate(self.param_groups))])
+        return '\n  '.join(
+            [
+                f'Adafactor{self.name and f" ({self.name})"}, {rates}',
+                *(line(i, o) for i, o in enumerate(self.param_groups)),
+            ]
+        )
 
 # %% ../nbs/09_adafactor.ipynb #9cea569f
-def _wide(p): return torch.promote_types(p.dtype, torch.float32)
+def _wide(p):
+    return torch.promote_types(p.dtype, torch.float32)
+
 
 def _without(p, axis):
     "Zeros in the shape of `p` without one axis, sharded as `p` is"
     axis %= p.ndim
-    shape = p.shape[:axis]+p.shape[axis+1:]
-    if not hasattr(p, 'placements'): return torch.zeros(shape, dtype=_wide(p), device=p.device)
-    from torch.distributed.tensor import Replicate,Shard,zeros
-    def place(o): return o if not o.is_shard() or o.dim<axis else Replicate() if o.dim==axis else Shard(o.dim-1)
-    return zeros(shape, dtype=_wide(p), device_mesh=p.device_mesh, placements=[place(o) for o in p.placements])
+    shape = p.shape[:axis] + p.shape[axis + 1 :]
+    if not hasattr(p, 'placements'):
+        return torch.zeros(shape, dtype=_wide(p), device=p.device)
+    from torch.distributed.tensor import Replicate, Shard, zeros
+
+    def place(o):
+        return o if not o.is_shard() or o.dim < axis else Replicate() if o.dim == axis else Shard(o.dim - 1)
+
+    return zeros(
+        shape, dtype=_wide(p), device_mesh=p.device_mesh, placements=[place(o) for o in p.placements]
+    )
+
 
 def _new_state(p, o):
-    def like(): return torch.zeros_like(p, dtype=_wide(p), requires_grad=False)
+    def like():
+        return torch.zeros_like(p, dtype=_wide(p), requires_grad=False)
+
     s = dict(step=torch.zeros((), device=p.device))
-    if p.ndim-o['stacked']>1 and min(p.shape[-2:])>=o['min_factored']: s.update(row=_without(p, -1), col=_without(p, -2))
-    else: s['second'] = like()
-    if o['beta1']: s['first'] = like()
+    if p.ndim - o['stacked'] > 1 and min(p.shape[-2:]) >= o['min_factored']:
+        s.update(row=_without(p, -1), col=_without(p, -2))
+    else:
+        s['second'] = like()
+    if o['beta1']:
+        s['first'] = like()
     return s
 
 # %% ../nbs/09_adafactor.ipynb #64710c54
@@ -270,134 +366,201 @@ int update(const matrix *all, int N, float eps, float floor, float clip, float d
     return 0;
 }
 """
-def _ordinary(x): return type(x) in (Tensor, torch.nn.Parameter) and prefers_blocks(x.device)        # no shard, no tracer
+
+
+def _ordinary(x):
+    return type(x) in (Tensor, torch.nn.Parameter) and prefers_blocks(x.device)  # no shard, no tracer
+
 
 def _kernels(*ts):
-    "The passes in C, if all of `ts` are large float32 matrices laid out densely in the memory of a CPU with a compiler; else None"
-    fits = all(_ordinary(t) and t.ndim==2 and t.dtype==torch.float32 and t.is_contiguous() and t.numel()>=2**16 for t in ts)
+    """The passes in C, if all of `ts` are large float32 matrices laid out densely in the memory of a
+    CPU with a compiler; else None"""
+    fits = all(
+        _ordinary(t) and t.ndim == 2 and t.dtype == torch.float32 and t.is_contiguous() and t.numel() >= 2**16
+        for t in ts
+    )
     return compile_c(_c) if fits and not torch.compiler.is_compiling() else None
 
-def _at(*ts): return [ctypes.c_void_p(t.data_ptr()) for t in ts]
-class _CMatrix(ctypes.Structure): _fields_ = [(n, ctypes.c_void_p) for n in 'x g row col new_row new_col r c'.split()]+[('R', ctypes.c_int64), ('C', ctypes.c_int64)]
+
+def _at(*ts):
+    return [ctypes.c_void_p(t.data_ptr()) for t in ts]
+
+
+class _CMatrix(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_void_p) for n in 'x g row col new_row new_col r c'.split()] + [
+        ('R', ctypes.c_int64),
+        ('C', ctypes.c_int64),
+    ]
 
 # %% ../nbs/09_adafactor.ipynb #84435e0d
 def _blocks(x, n=2**19):
     "`x` cut along its first axis into blocks of `n` numbers where these stay in the caches; elsewhere whole"
-    if not _ordinary(x) or not x.ndim: return (x,)
-    return x.split(max(1, n*len(x)//x.numel()))
+    if not _ordinary(x) or not x.ndim:
+        return (x,)
+    return x.split(max(1, n * len(x) // x.numel()))
+
 
 @functools.cache
 @torch.inference_mode(False)
-def _scratch(n, dtype, device): return torch.empty(n, dtype=dtype, device=device)
+def _scratch(n, dtype, device):
+    return torch.empty(n, dtype=dtype, device=device)
+
 
 def _room(x):
-    "Where blocks count: the same memory for each block's intermediate result, so that it stays in the cache. Elsewhere None: new memory"
-    if not _ordinary(x) or x.numel()>2**20: return None
-    return _scratch(2**20, _wide(x), x.device)[:x.numel()].view(x.shape)
+    """Where blocks count: the same memory for each block's intermediate result, so that it stays in the cache.
 
-def _mean(x): # (…,C) -> (…,1)
+    Elsewhere None: new memory
+    """
+    if not _ordinary(x) or x.numel() > 2**20:
+        return None
+    return _scratch(2**20, _wide(x), x.device)[: x.numel()].view(x.shape)
+
+
+def _mean(x):  # (…,C) -> (…,1)
     "A mean that is finite when the numbers are"
-    return (x*(1/x.shape[-1])).sum(-1, keepdim=True)
+    return (x * (1 / x.shape[-1])).sum(-1, keepdim=True)
 
-def _sumsq(x): # (…,C) -> (…)
+
+def _sumsq(x):  # (…,C) -> (…)
     return torch.linalg.vector_norm(x, dim=-1, dtype=_wide(x)).square() if x.ndim else x.to(_wide(x)).square()
 
+
 def moments(
-    g:Tensor, # (…,R,C) a gradient
-)->tuple[Tensor, Tensor]: # (…,R), (…,C), float32
-    "Means of g² by row and by column. Every number of the rows' is finite exactly when every g² is finite in float32"
-    R,C = g.shape[-2:]
+    g: Tensor,  # (…,R,C) a gradient
+) -> tuple[Tensor, Tensor]:  # (…,R), (…,C), float32
+    """Means of g² by row and by column.
+
+    Every number of the rows' is finite exactly when every g² is finite in float32
+    """
+    R, C = g.shape[-2:]
     if k := _kernels(g):
-        row,col = g.new_empty(R),g.new_empty(C)
-        if k.moments(*_at(g), *map(ctypes.c_int64, g.shape), *_at(row, col)): raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
-        return row,col
-    scale = 2.**-math.ceil(math.log2(max(R, C)))             # so that no sum of finite squares overflows
-    rows,cols = [],[]
+        row, col = g.new_empty(R), g.new_empty(C)
+        if k.moments(*_at(g), *map(ctypes.c_int64, g.shape), *_at(row, col)):
+            raise MemoryError(f'no memory for the sums of the {C} columns of a gradient')
+        return row, col
+    scale = 2.0 ** -math.ceil(math.log2(max(R, C)))  # so that no sum of finite squares overflows
+    rows, cols = [], []
     for b in _blocks(g):
         b = b.to(_wide(b))
         h = torch.mul(b, b, out=_room(b)).mul_(scale)
         rows.append(h.sum(-1))
         cols.append(h.sum(-2))
-    row = rows[0] if len(rows)==1 else torch.cat(rows)
-    col = cols[0] if len(cols)==1 else torch.cat(cols) if g.ndim>2 else torch.stack(cols).sum(0)
-    return row/(scale*C),col/(scale*R)
+    row = rows[0] if len(rows) == 1 else torch.cat(rows)
+    col = cols[0] if len(cols) == 1 else torch.cat(cols) if g.ndim > 2 else torch.stack(cols).sum(0)
+    return row / (scale * C), col / (scale * R)
 
 # %% ../nbs/09_adafactor.ipynb #0073a475
-def _mix(x): # int32 -> int32, the last steps of MurmurHash3
-    x = (x^shift_right(x, 16))*-2048144789
-    x = (x^shift_right(x, 13))*-1028477387
-    return x^shift_right(x, 16)
+def _mix(x):  # int32 -> int32, the last steps of MurmurHash3
+    x = (x ^ shift_right(x, 16)) * -2048144789
+    x = (x ^ shift_right(x, 13)) * -1028477387
+    return x ^ shift_right(x, 16)
 
-def _index(shape, device): # int32
+
+def _index(shape, device):  # int32
     "The number of each element, from axis to axis: XLA writes a range into the program number by number"
     i = torch.zeros((), dtype=torch.int32, device=device)
-    for n in shape: i = i[..., None]*n+torch.arange(n, dtype=torch.int32, device=device)
+    for n in shape:
+        i = i[..., None] * n + torch.arange(n, dtype=torch.int32, device=device)
     return i
 
+
 def round_stochastic(
-    x:Tensor,    # float32
-    seed:Tensor, # int32, one number
-    start:int=0, # index of the first number, when `x` is a part of a tensor
-)->Tensor:       # bfloat16
-    "`x` to one of its two neighbours, the nearer one more often, so that the mean stays. The random numbers are a hash of seed and index: no generator, no state"
-    i = _index(x.shape, x.device)+start
-    noise = _mix(i*-1640531535^_mix(seed))&0xffff
-    return view_bits((view_bits(x, torch.int32)+noise)&-0x10000, torch.float32).bfloat16()
+    x: Tensor,  # float32
+    seed: Tensor,  # int32, one number
+    start: int = 0,  # index of the first number, when `x` is a part of a tensor
+) -> Tensor:  # bfloat16
+    """`x` to one of its two neighbours, the nearer one more often, so that the mean stays.
+
+    The random numbers are a hash of seed and index: no generator, no state
+    """
+    i = _index(x.shape, x.device) + start
+    noise = _mix(i * -1640531535 ^ _mix(seed)) & 0xFFFF
+    return view_bits((view_bits(x, torch.int32) + noise) & -0x10000, torch.float32).bfloat16()
 
 # %% ../nbs/09_adafactor.ipynb #2a54c358
 def _slices(p, s, o):
     "(weights, gradient, state) of what is updated on its own: of `p`, or of each tensor that it stacks"
-    if not o['stacked']: return [(p, p.grad, s)]
-    return [(p[i], p.grad[i], {k: v if k=='step' else v[i] for k,v in s.items()}) for i in itertools.product(*map(range, p.shape[:o['stacked']]))]
+    if not o['stacked']:
+        return [(p, p.grad, s)]
+    return [
+        (p[i], p.grad[i], {k: v if k == 'step' else v[i] for k, v in s.items()})
+        for i in itertools.product(*map(range, p.shape[: o['stacked']]))
+    ]
+
 
 class _Matrices(NamedTuple):
     "Matrices as the passes in C know them"
-    lib:ctypes.CDLL
-    all:ctypes.Array
-    room:Tensor    # what their addresses point to besides weights, gradients and state
-    means:Tensor   # (N,) of g²
+
+    lib: ctypes.CDLL
+    all: ctypes.Array
+    room: Tensor  # what their addresses point to besides weights, gradients and state
+    means: Tensor  # (N,) of g²
+
 
 def _lib(p, g, s, o):
     "The passes in C, if they can update a tensor with these settings"
-    return _kernels(p, g) if {'row'}<=s.keys()<={'step', 'row', 'col'} and not _low(p, o) else None
+    return _kernels(p, g) if {'row'} <= s.keys() <= {'step', 'row', 'col'} and not _low(p, o) else None
+
 
 def _matrices(lib, unit):
     "First pass over a unit's gradients"
-    room = torch.empty(sum(2*sum(g.shape) for _,g,_ in unit))
-    means,at,all = torch.empty(len(unit)),room.data_ptr(),(_CMatrix*len(unit))()
-    for m,(p,g,s) in zip(all, unit):
-        R,C = g.shape
-        ends = [at+4*n for n in (0, R, R+C, 2*R+C, 2*R+2*C)]
+    room = torch.empty(sum(2 * sum(g.shape) for _, g, _ in unit))
+    means = torch.empty(len(unit))
+    at = room.data_ptr()
+    all = (_CMatrix * len(unit))()
+    for m, (p, g, s) in zip(all, unit):
+        R, C = g.shape
+        ends = [at + 4 * n for n in (0, R, R + C, 2 * R + C, 2 * R + 2 * C)]
         m.__init__(*(t.data_ptr() for t in (p, g, s['row'], s['col'])), *ends[:4], R, C)
         at = ends[4]
-    if lib.look(all, len(unit), *_at(means)): raise MemoryError('no memory for the sums of the columns of a gradient')
+    if lib.look(all, len(unit), *_at(means)):
+        raise MemoryError('no memory for the sums of the columns of a gradient')
     return _Matrices(lib, all, room, means)
 
+
 def _units(o, state):
-    "The slices of a group: matrices for the passes in C together, small unfactored tensors of the same shape too, the others alone"
+    """The slices of a group: matrices for the passes in C together, small unfactored tensors of the
+    same shape too, the others alone"""
     units = {}
     for p in o['params']:
-        if p.grad is None or not p.numel(): continue
-        if p.grad.is_sparse: raise ValueError(f'the gradient of a parameter of shape {tuple(p.shape)} is sparse: build its layer with sparse=False')
+        if p.grad is None or not p.numel():
+            continue
+        if p.grad.is_sparse:
+            raise ValueError(
+                f'the gradient of a parameter of shape {tuple(p.shape)} is sparse: build its layer with '
+                f'sparse=False'
+            )
         for q in _slices(p, state[p], o):
-            together = 'second' in q[2] and q[0].numel()<=2**16 and not hasattr(p, 'placements')
-            units.setdefault('C' if _lib(*q, o) else (q[0].shape, q[0].dtype, q[0].device) if together else len(units), []).append(q)
+            together = 'second' in q[2] and q[0].numel() <= 2**16 and not hasattr(p, 'placements')
+            units.setdefault(
+                'C' if _lib(*q, o) else (q[0].shape, q[0].dtype, q[0].device) if together else len(units), []
+            ).append(q)
     return list(units.values())
 
-def _plain(x): return x.full_tensor() if hasattr(x, 'full_tensor') else x
-def _placed(x, like): return x.redistribute(placements=like.placements) if hasattr(x, 'placements') else x
+
+def _plain(x):
+    return x.full_tensor() if hasattr(x, 'full_tensor') else x
+
+
+def _placed(x, like):
+    return x.redistribute(placements=like.placements) if hasattr(x, 'placements') else x
+
 
 def _look(unit, o):
-    "A first look at a unit's gradients: a number, or several, finite exactly when all their squares are, and the means or squares found"
-    _,g,s = unit[0]
+    """A first look at a unit's gradients: a number, or several, finite exactly when all their squares
+    are, and the means or squares found"""
+    _, g, s = unit[0]
     if lib := _lib(*unit[0], o):
         m = _matrices(lib, unit)
-        return m.means,m
-    if 'row' in s: new = tuple(map(_placed, moments(g), (s['row'], s['col'])))
-    elif len(unit)>1: new = torch.stack([g.flatten() for _,g,_ in unit])
-    else: new = g
+        return m.means, m
+    if 'row' in s:
+        new = tuple(map(_placed, moments(g), (s['row'], s['col'])))
+    elif len(unit) > 1:
+        new = torch.stack([g.flatten() for _, g, _ in unit])
+    else:
+        new = g
     h = new[0] if 'row' in s else new.to(_wide(new)).square()
-    return _plain((h*(1/h.numel())).sum()),new
+    return _plain((h * (1 / h.numel())).sum()), new
 
 # %% ../nbs/09_adafactor.ipynb #74b5e74c
 def _ema(old, new, w, ok):
@@ -405,235 +568,403 @@ def _ema(old, new, w, ok):
     old.copy_(torch.where(ok, torch.lerp(old, new, w), old))
     return old
 
+
 def _factors(o, size, t, rho, rms_x, rms_u, ok):
     "α, by what to multiply the update, and what to take from the weights"
-    alpha,shrink = size(t, rho, rms_x, o)
+    alpha, shrink = size(t, rho, rms_x, o)
     none = torch.zeros_like(alpha)
-    return alpha,torch.where(ok, alpha/(rms_u/o['clip_threshold']).clamp(min=1.), none),torch.where(ok, shrink, none)
+    return (
+        alpha,
+        torch.where(ok, alpha / (rms_u / o['clip_threshold']).clamp(min=1.0), none),
+        torch.where(ok, shrink, none),
+    )
+
 
 def _apply(x, u, f, shrink, first, o, ok):
     "`x` after the update f·u, in place"
-    if o['weight_decay']: x.addcmul_(x, shrink, value=-1)        # x·(1-shrink) would round the same way at each step
-    if first is None: return x.addcmul_(u, f, value=-1)
-    return x.addcmul_(first.lerp_(u*f, torch.where(ok, 1-o['beta1'], 0.)), ok.to(x.dtype), value=-1)
+    if o['weight_decay']:
+        x.addcmul_(x, shrink, value=-1)  # x·(1-shrink) would round the same way at each step
+    if first is None:
+        return x.addcmul_(u, f, value=-1)
+    return x.addcmul_(first.lerp_(u * f, torch.where(ok, 1 - o['beta1'], 0.0)), ok.to(x.dtype), value=-1)
+
 
 def _store(x, y, o, seed, start):
     "Put `y` into `x`, rounded"
-    if not o['stochastic_rounding'] or x.dtype!=torch.bfloat16: x.copy_(y)
-    elif hasattr(x, 'to_local'): x.to_local().copy_(round_stochastic(y.to_local(), seed^x.device_mesh.get_rank()*65599))
-    else: x.copy_(round_stochastic(y, seed, start))
+    if not o['stochastic_rounding'] or x.dtype != torch.bfloat16:
+        x.copy_(y)
+    elif hasattr(x, 'to_local'):
+        x.to_local().copy_(round_stochastic(y.to_local(), seed ^ x.device_mesh.get_rank() * 65599))
+    else:
+        x.copy_(round_stochastic(y, seed, start))
 
-def _low(p, o): return torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
+
+def _low(p, o):
+    return torch.finfo(p.dtype).eps if o['floor'] is None else o['floor']
+
 
 def _row_col(new, s, o, w, ok, low):
     "State after this step, as the factors of U = G·r·c: r (…,R), c (…,1,C)"
-    row,col = (_ema(s[k], n+o['eps'][0], w, ok) for k,n in zip(('row', 'col'), new))
-    return (row/_mean(row).clamp(min=low)).clamp(min=torch.finfo(row.dtype).tiny).rsqrt(),col.rsqrt()[..., None, :]
+    row, col = (_ema(s[k], n + o['eps'][0], w, ok) for k, n in zip(('row', 'col'), new))
+    return (row / _mean(row).clamp(min=low)).clamp(min=torch.finfo(row.dtype).tiny).rsqrt(), col.rsqrt()[
+        ..., None, :
+    ]
+
 
 def _update_matrices(unit, m, t, w, rho, ok, o, size):
     "Update matrices with the passes in C"
-    N,n,eps,w,rho = len(unit),torch.tensor([float(p.numel()) for p,_,_ in unit]),o['eps'],w.contiguous(),rho.contiguous()
+    N = len(unit)
+    n = torch.tensor([float(p.numel()) for p, _, _ in unit])
+    eps = o['eps']
+    w = w.contiguous()
+    rho = rho.contiguous()
     sums = torch.empty(N, 2)
     if size in (relative, absolute):
-        alpha,f = torch.empty(N),torch.empty(N)
-        settings = map(ctypes.c_float, (eps[0], eps[1] if size is relative else -1., o['clip_threshold'], o['weight_decay']))
+        alpha, f = torch.empty(N), torch.empty(N)
+        settings = map(
+            ctypes.c_float,
+            (eps[0], eps[1] if size is relative else -1.0, o['clip_threshold'], o['weight_decay']),
+        )
         failed = m.lib.update(m.all, N, *settings, *_at(w, rho, ok, sums, alpha, f))
     else:
         failed = m.lib.measure(m.all, N, ctypes.c_float(eps[0]), *_at(w, ok, sums))
-        alpha,f,shrink = _factors(o, size, t, rho, *(sums/n[:, None]).sqrt().unbind(1), ok)
-        if not failed: m.lib.move(m.all, N, *_at(f, shrink, ok))
-    if failed: raise MemoryError('no memory for the sums of the rows of a gradient')
-    torch.autograd.graph.increment_version([x for p,_,s in unit for x in (p, s['row'], s['col'])])
-    return *sums.unbind(1),f,alpha,n
+        alpha, f, shrink = _factors(o, size, t, rho, *(sums / n[:, None]).sqrt().unbind(1), ok)
+        if not failed:
+            m.lib.move(m.all, N, *_at(f, shrink, ok))
+    if failed:
+        raise MemoryError('no memory for the sums of the rows of a gradient')
+    torch.autograd.graph.increment_version([x for p, _, s in unit for x in (p, s['row'], s['col'])])
+    return *sums.unbind(1), f, alpha, n
+
 
 def _update_blocks(unit, new, t, w, rho, ok, o, size, seed):
     "Update a tensor block by block"
-    (p,g,s), = unit
-    wide,low = _wide(p),_low(p, o)
-    xs,gs = _blocks(p),_blocks(g)
+    ((p, g, s),) = unit
+    wide = _wide(p)
+    low = _low(p, o)
+    xs, gs = _blocks(p), _blocks(g)
     if 'row' in s:
-        r,c = _row_col(new, s, o, w, ok, low)
-        rs,cs = r.split([len(x) for x in xs]),c.split([len(x) for x in xs]) if p.ndim>2 else (c,)*len(xs)
+        r, c = _row_col(new, s, o, w, ok, low)
+        rs = r.split([len(x) for x in xs])
+        cs = c.split([len(x) for x in xs]) if p.ndim > 2 else (c,) * len(xs)
     else:
-        c = _ema(s['second'], new.to(wide).square()+o['eps'][0], w, ok).rsqrt()
-        rs,cs = (None,)*len(xs),_blocks(c.clamp(max=1/low) if low else c)
+        c = _ema(s['second'], new.to(wide).square() + o['eps'][0], w, ok).rsqrt()
+        rs = (None,) * len(xs)
+        cs = _blocks(c.clamp(max=1 / low) if low else c)
+
     def direction(g, r, c):
-        u = torch.mul(g, c, out=_room(g)) if r is None or not low else torch.mul(r[..., None], c, out=_room(g)).clamp_(max=1/low).mul_(g)
-        return u.nan_to_num_(0., 0., 0.),None if low else r
-    def directions(): return (direction(b.to(wide), r, c) for b,r,c in zip(gs, rs, cs))
-    kept = list(directions()) if len(gs)==1 else None            # a block alone is kept between the passes
-    u2,x2 = 0.,0.
-    for (u,r),x in zip(kept or directions(), xs): u2,x2 = u2+(_sumsq(u) if r is None else _sumsq(u)*r.square()).sum(),x2+_sumsq(x).sum()
-    u2,x2 = _plain(u2),_plain(x2)
-    alpha,f,shrink = _factors(o, size, t, rho, (x2/p.numel()).sqrt(), (u2/p.numel()).sqrt(), ok)
+        u = (
+            torch.mul(g, c, out=_room(g))
+            if r is None or not low
+            else torch.mul(r[..., None], c, out=_room(g)).clamp_(max=1 / low).mul_(g)
+        )
+        return u.nan_to_num_(0.0, 0.0, 0.0), None if low else r
+
+    def directions():
+        return (direction(b.to(wide), r, c) for b, r, c in zip(gs, rs, cs))
+
+    kept = list(directions()) if len(gs) == 1 else None  # a block alone is kept between the passes
+    u2, x2 = 0.0, 0.0
+    for (u, r), x in zip(kept or directions(), xs):
+        u2 = u2 + (_sumsq(u) if r is None else _sumsq(u) * r.square()).sum()
+        x2 = x2 + _sumsq(x).sum()
+    u2, x2 = _plain(u2), _plain(x2)
+    alpha, f, shrink = _factors(o, size, t, rho, (x2 / p.numel()).sqrt(), (u2 / p.numel()).sqrt(), ok)
     start = 0
-    for (u,r),x,m in zip(kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,)*len(xs)):
-        y = _apply(x.to(wide), u, f if r is None else (r*f)[..., None], shrink, m, o, ok)
-        if y is not x: _store(x, y, o, seed, start)
+    for (u, r), x, m in zip(
+        kept or directions(), xs, _blocks(s['first']) if 'first' in s else (None,) * len(xs)
+    ):
+        y = _apply(x.to(wide), u, f if r is None else (r * f)[..., None], shrink, m, o, ok)
+        if y is not x:
+            _store(x, y, o, seed, start)
         start += x.numel()
-    return x2,u2,f,alpha,p.numel()
+    return x2, u2, f, alpha, p.numel()
+
 
 def _update_many(unit, new, t, w, rho, ok, o, size, seed):
     "Update small unfactored tensors of one shape, stacked: (B,N)"
-    ps,_,ss = zip(*unit)
-    def stack(ts): return torch.stack([x.detach().flatten() for x in ts])
-    def back(ts, x): torch._foreach_copy_(ts, [r.view_as(q) for q,r in zip(ts, x)])
-    wide,low = _wide(ps[0]),_low(ps[0], o)
-    x,g,n = stack(ps).to(wide),new.to(wide),ps[0].numel()
-    second = _ema(stack([s['second'] for s in ss]), g.square()+o['eps'][0], w[:, None], ok)
+    ps, _, ss = zip(*unit)
+
+    def stack(ts):
+        return torch.stack([x.detach().flatten() for x in ts])
+
+    def back(ts, x):
+        torch._foreach_copy_(ts, [r.view_as(q) for q, r in zip(ts, x)])
+
+    wide = _wide(ps[0])
+    low = _low(ps[0], o)
+    x = stack(ps).to(wide)
+    g = new.to(wide)
+    n = ps[0].numel()
+    second = _ema(stack([s['second'] for s in ss]), g.square() + o['eps'][0], w[:, None], ok)
     back([s['second'] for s in ss], second)
-    u = (g*(second.rsqrt().clamp(max=1/low) if low else second.rsqrt())).nan_to_num_(0., 0., 0.)
-    u2,x2 = _sumsq(u),_sumsq(x)
-    alpha,f,shrink = _factors(o, size, t, rho, (x2/n).sqrt(), (u2/n).sqrt(), ok)
+    u = (g * (second.rsqrt().clamp(max=1 / low) if low else second.rsqrt())).nan_to_num_(0.0, 0.0, 0.0)
+    u2, x2 = _sumsq(u), _sumsq(x)
+    alpha, f, shrink = _factors(o, size, t, rho, (x2 / n).sqrt(), (u2 / n).sqrt(), ok)
     first = stack([s['first'] for s in ss]) if o['beta1'] else None
     _apply(x, u, f[:, None], shrink[:, None], first, o, ok)
-    if first is not None: back([s['first'] for s in ss], first)
-    back(ps, round_stochastic(x, seed) if o['stochastic_rounding'] and ps[0].dtype==torch.bfloat16 else x)
-    return x2,u2,f,alpha,n
+    if first is not None:
+        back([s['first'] for s in ss], first)
+    back(ps, round_stochastic(x, seed) if o['stochastic_rounding'] and ps[0].dtype == torch.bfloat16 else x)
+    return x2, u2, f, alpha, n
 
 # %% ../nbs/09_adafactor.ipynb #699db332
 @patch
 @torch.no_grad()
-def step(self:Adafactor, closure:Callable=None):
+def step(self: Adafactor, closure: Callable = None):
     "Update every parameter that has a gradient, or none if a gradient is not finite"
     loss = None
     if closure is not None:
-        with torch.enable_grad(): loss = closure()
+        with torch.enable_grad():
+            loss = closure()
     self._follow()
     work = [(o, _units(o, self.state)) for o in self.param_groups]
-    looks = [[_look(u, o) for u in us] for o,us in work]
-    if not any(looks): return loss
-    ok = torch.cat([a.reshape(-1) for ls in looks for a,_ in ls]).isfinite().all()
+    looks = [[_look(u, o) for u in us] for o, us in work]
+    if not any(looks):
+        return loss
+    ok = torch.cat([a.reshape(-1) for ls in looks for a, _ in ls]).isfinite().all()
     self.nonfinite = ~ok
-    for i,((o,us),ls) in enumerate(zip(work, looks)):
-        if not us: continue
-        steps = [s['step'] for u in us for _,_,s in u]
+    for i, ((o, us), ls) in enumerate(zip(work, looks)):
+        if not us:
+            continue
+        steps = [s['step'] for u in us for _, _, s in u]
         once = list({id(s): s for s in steps}.values())
-        torch._foreach_add_(once, [ok.float()]*len(once))
-        t = torch.stack(steps).clamp(min=1.)
-        w,rho = t.pow(-o['decay']),_rate(o['lr'])(t)
+        torch._foreach_add_(once, [ok.float()] * len(once))
+        t = torch.stack(steps).clamp(min=1.0)
+        w = t.pow(-o['decay'])
+        rho = _rate(o['lr'])(t)
         size = self.step_size or (relative if o['scale_parameter'] else absolute)
         sums = []
         numbers = [x.split([len(u) for u in us]) for x in (t, w, rho)]
-        seeds = opaque([(x[0].int()*-1640531527)^(i*65536+j) for j,x in enumerate(numbers[0])]) if o['stochastic_rounding'] else [None]*len(us)
-        for u,(_,new),seed,*a in zip(us, ls, seeds, *numbers):
+        seeds = (
+            opaque([(x[0].int() * -1640531527) ^ (i * 65536 + j) for j, x in enumerate(numbers[0])])
+            if o['stochastic_rounding']
+            else [None] * len(us)
+        )
+        for u, (_, new), seed, *a in zip(us, ls, seeds, *numbers):
             a = [x.to(_wide(u[0][0])) for x in a]
-            if isinstance(new, _Matrices): sums.append(_update_matrices(u, new, *a, ok, o, size))
-            elif len(u)>1: sums.append(_update_many(u, new, *a, ok, o, size, seed))
-            else: sums.append(_update_blocks(u, new, *(x[0] for x in a), ok, o, size, seed))
-        if self.track: self._stats[o.get('name', str(i))] = _summary(us, ls, sums)
+            if isinstance(new, _Matrices):
+                sums.append(_update_matrices(u, new, *a, ok, o, size))
+            elif len(u) > 1:
+                sums.append(_update_many(u, new, *a, ok, o, size, seed))
+            else:
+                sums.append(_update_blocks(u, new, *(x[0] for x in a), ok, o, size, seed))
+        if self.track:
+            self._stats[o.get('name', str(i))] = _summary(us, ls, sums)
     return loss
 
 # %% ../nbs/09_adafactor.ipynb #a262fcc3
 def _summary(us, ls, sums):
-    n = sum(p.numel() for u in us for p,_,_ in u)
+    n = sum(p.numel() for u in us for p, _, _ in u)
+
     def squares(g, new, m):
-        if isinstance(new, _Matrices): return (new.means*m).sum()
-        return new[0].sum()*g.shape[-1] if isinstance(new, tuple) else new.float().square().sum()
-    g2 = sum(squares(u[0][1], new, m) for u,(_,new),(*_,m) in zip(us, ls, sums))
-    x2,u2,alpha = (sum(o) for o in zip(*((x2.sum(), (u2*f.square()).sum(), (alpha*m).sum()) for x2,u2,f,alpha,m in sums)))
-    return dict(param_rms=(x2/n).sqrt(), grad_rms=(_plain(g2)/n).sqrt(), update_rms=(u2/n).sqrt(), lr=alpha/n)
+        if isinstance(new, _Matrices):
+            return (new.means * m).sum()
+        return new[0].sum() * g.shape[-1] if isinstance(new, tuple) else new.float().square().sum()
+
+    g2 = sum(squares(u[0][1], new, m) for u, (_, new), (*_, m) in zip(us, ls, sums))
+    x2, u2, alpha = (
+        sum(o)
+        for o in zip(
+            *((x2.sum(), (u2 * f.square()).sum(), (alpha * m).sum()) for x2, u2, f, alpha, m in sums)
+        )
+    )
+    return dict(
+        param_rms=(x2 / n).sqrt(), grad_rms=(_plain(g2) / n).sqrt(), update_rms=(u2 / n).sqrt(), lr=alpha / n
+    )
+
 
 @patch
-def stats(self:Adafactor)->dict: # group name -> tensors `param_rms`, `grad_rms`, `update_rms` (before momentum and weight decay), `lr` (α, mean over the weights)
+def stats(
+    self: Adafactor,
+) -> dict:  # group name -> tensors `param_rms`, `grad_rms`, `update_rms` (before momentum and weight decay), `lr` (α, mean over the weights)
     "What the last step did, group by group; needs `track`"
-    if not self.track: raise ValueError('track=False: build the optimizer with track=True, or set its attribute `track`')
+    if not self.track:
+        raise ValueError('track=False: build the optimizer with track=True, or set its attribute `track`')
     return self._stats
 
 # %% ../nbs/09_adafactor.ipynb #3b985e1a
 @patch
-def _follow(self:Adafactor):
+def _follow(self: Adafactor):
     "State goes where its parameter went"
-    for p,s in self.state.items():
-        if s['step'].device!=p.device: s.update({k: v.to(p.device) for k,v in s.items()})
+    for p, s in self.state.items():
+        if s['step'].device != p.device:
+            s.update({k: v.to(p.device) for k, v in s.items()})
+
 
 @patch
-def state_dict(self:Adafactor)->dict:
+def state_dict(self: Adafactor) -> dict:
     "State and plain settings; functions, such as schedules, stay with the program"
     d = super(Adafactor, self).state_dict()
-    return d|dict(param_groups=[{k: v for k,v in o.items() if not callable(v)} for o in d['param_groups']])
+    return d | dict(param_groups=[{k: v for k, v in o.items() if not callable(v)} for o in d['param_groups']])
+
 
 @patch
-def load_state_dict(self:Adafactor, d:dict):
+def load_state_dict(self: Adafactor, d: dict):
     "State into the tensors that are there, whatever device it comes from, in its own precision"
-    mine,ps = self.param_groups,[p for o in self.param_groups for p in o['params']]
+    mine = self.param_groups
+    ps = [p for o in self.param_groups for p in o['params']]
     self._follow()
     ids = [i for o in d['param_groups'] for i in o['params']]
-    if [len(o['params']) for o in d['param_groups']]!=[len(o['params']) for o in mine]: raise ValueError('the state has other parameter groups than this optimizer: build it with the same groups')
-    for i,p in zip(ids, ps):
-        saved,now = d['state'].get(i, {}),self.state[p]
-        for k,v in saved.items():
-            if k not in now or now[k].shape!=v.shape: raise ValueError(f"state {k!r} of shape {tuple(v.shape)} does not fit a parameter of shape {tuple(p.shape)} with {', '.join(now)}: use the settings of the run that was saved")
-            with torch.no_grad(): now[k].copy_(v)
-    for o,saved in zip(mine, d['param_groups']): o.update({k: tuple(v) if k=='eps' else v for k,v in saved.items() if k!='params'})
+    if [len(o['params']) for o in d['param_groups']] != [len(o['params']) for o in mine]:
+        raise ValueError(
+            'the state has other parameter groups than this optimizer: build it with the same groups'
+        )
+    for i, p in zip(ids, ps):
+        saved = d['state'].get(i, {})
+        now = self.state[p]
+        for k, v in saved.items():
+            if k not in now or now[k].shape != v.shape:
+                raise ValueError(
+                    f'state {k!r} of shape {tuple(v.shape)} does not fit a parameter of shape '
+                    f'{tuple(p.shape)} with {", ".join(now)}: use the settings of the run that was saved'
+                )
+            with torch.no_grad():
+                now[k].copy_(v)
+    for o, saved in zip(mine, d['param_groups']):
+        o.update({k: tuple(v) if k == 'eps' else v for k, v in saved.items() if k != 'params'})
 
 # %% ../nbs/09_adafactor.ipynb #3f232bc8
 def param_groups(
-    model,                 # a GPT2
-    weight_decay:float=0., # for the matrices; biases and LayerNorms get none
-)->list[dict]:             # with `name`: embed, attn, mlp, norm_bias
+    model,  # a GPT2
+    weight_decay: float = 0.0,  # for the matrices; biases and LayerNorms get none
+) -> list[dict]:  # with `name`: embed, attn, mlp, norm_bias
     "Parameter groups for Adafactor and AdamW alike"
     groups = dict(embed=[], attn=[], mlp=[], norm_bias=[])
-    for n,p in model.named_parameters():
-        groups['norm_bias' if p.ndim<2 else 'attn' if '.attn.' in n else 'mlp' if '.mlp.' in n else 'embed'].append(p)
-    return [dict(params=ps, name=k, weight_decay=0. if k=='norm_bias' else weight_decay) for k,ps in groups.items()]
+    for n, p in model.named_parameters():
+        groups[
+            'norm_bias' if p.ndim < 2 else 'attn' if '.attn.' in n else 'mlp' if '.mlp.' in n else 'embed'
+        ].append(p)
+    return [
+        dict(params=ps, name=k, weight_decay=0.0 if k == 'norm_bias' else weight_decay)
+        for k, ps in groups.items()
+    ]
 
 # %% ../nbs/09_adafactor.ipynb #4389be0d
-def decay_by_alpha(size:Callable)->Callable:
+def decay_by_alpha(size: Callable) -> Callable:
     "As `size`, but weight decay takes α·λ (transformers)"
+
     def f(t, rho, rms, o):
-        alpha,_ = size(t, rho, rms, o)
-        return alpha,alpha*o['weight_decay']
+        alpha, _ = size(t, rho, rms, o)
+        return alpha, alpha * o['weight_decay']
+
     return f
 
-def decay_by(rate:Callable, size:Callable)->Callable:
-    "As `size`, but weight decay takes rate(t)·λ (torch, where `lr` is only the cap of ρ)"
-    return lambda t,rho,rms,o: (size(t, rho, rms, o)[0],rate(t)*o['weight_decay'])
 
-def decay_first(size:Callable)->Callable:
+def decay_by(rate: Callable, size: Callable) -> Callable:
+    "As `size`, but weight decay takes rate(t)·λ (torch, where `lr` is only the cap of ρ)"
+    return lambda t, rho, rms, o: (size(t, rho, rms, o)[0], rate(t) * o['weight_decay'])
+
+
+def decay_first(size: Callable) -> Callable:
     "As `size`, but the weights shrink before their RMS is taken (TensorFlow's decoupled weight decay)"
-    return lambda t,rho,rms,o: size(t, rho, rms*(1-rho*o['weight_decay']), o)
+    return lambda t, rho, rms, o: size(t, rho, rms * (1 - rho * o['weight_decay']), o)
 
 # %% ../nbs/09_adafactor.ipynb #93e57fb0
-def _paper(lr=None, weight_decay=0.): return dict(lr=lr, weight_decay=weight_decay)
+def _paper(lr=None, weight_decay=0.0):
+    return dict(lr=lr, weight_decay=weight_decay)
 
-def _tensor2tensor(lr=None, scale_parameter=True, beta1=0., clip_threshold=1.):
-    lr = paper_relative(scale=1. if scale_parameter else .05) if lr is None else lr
+
+def _tensor2tensor(lr=None, scale_parameter=True, beta1=0.0, clip_threshold=1.0):
+    lr = paper_relative(scale=1.0 if scale_parameter else 0.05) if lr is None else lr
     return dict(lr=lr, scale_parameter=scale_parameter, beta1=beta1, clip_threshold=clip_threshold)
 
-def _connor2019(lr=2.5e-4, warmup_steps=2000, max_steps=300_000, weight_decay=.01, scale_parameter=True, beta1=0.):
+
+def _connor2019(
+    lr=2.5e-4, warmup_steps=2000, max_steps=300_000, weight_decay=0.01, scale_parameter=True, beta1=0.0
+):
     lr = lr if callable(lr) else warmup_cosine(lr, warmup_steps, max_steps)
-    def rate(t): return lr(t-1)                                                                  # his steps count from 0
-    rate.__name__ = f"{getattr(lr, '__name__', 'a schedule')} from step 0"
-    return dict(lr=rate, scale_parameter=scale_parameter, weight_decay=weight_decay, beta1=beta1, step_size=decay_first(relative if scale_parameter else absolute))
 
-def _torch(lr=1e-2, beta2_decay=-.8, eps=(None, 1e-3), d=1., weight_decay=0.):
-    if d<1: raise ValueError(f'd={d}: torch clips at 1 or more')
+    def rate(t):
+        return lr(t - 1)  # his steps count from 0
+
+    rate.__name__ = f'{getattr(lr, "__name__", "a schedule")} from step 0'
+    return dict(
+        lr=rate,
+        scale_parameter=scale_parameter,
+        weight_decay=weight_decay,
+        beta1=beta1,
+        step_size=decay_first(relative if scale_parameter else absolute),
+    )
+
+
+def _torch(lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, weight_decay=0.0):
+    if d < 1:
+        raise ValueError(f'd={d}: torch clips at 1 or more')
     top = _rate(lr)
-    def rate(t): return torch.minimum(top(t), t.rsqrt())
-    rate.__name__ = f"min({getattr(lr, '__name__', 'a schedule') if callable(lr) else lr}, 1/√t)"
-    return dict(lr=rate, decay=-beta2_decay, eps=(0., eps[1]), floor=eps[0], clip_threshold=d, weight_decay=weight_decay, step_size=decay_by(top, relative))
 
-def _transformers(lr=None, eps=(1e-30, 1e-3), clip_threshold=1., decay_rate=-.8, beta1=None, weight_decay=0., scale_parameter=True, relative_step=None, warmup_init=False):
+    def rate(t):
+        return torch.minimum(top(t), t.rsqrt())
+
+    rate.__name__ = f'min({getattr(lr, "__name__", "a schedule") if callable(lr) else lr}, 1/√t)'
+    return dict(
+        lr=rate,
+        decay=-beta2_decay,
+        eps=(0.0, eps[1]),
+        floor=eps[0],
+        clip_threshold=d,
+        weight_decay=weight_decay,
+        step_size=decay_by(top, relative),
+    )
+
+
+def _transformers(
+    lr=None,
+    eps=(1e-30, 1e-3),
+    clip_threshold=1.0,
+    decay_rate=-0.8,
+    beta1=None,
+    weight_decay=0.0,
+    scale_parameter=True,
+    relative_step=None,
+    warmup_init=False,
+):
     relative_step = lr is None if relative_step is None else relative_step
-    if lr is not None and relative_step: raise ValueError(f'lr={lr} and relative_step=True exclude each other: give one of them')
-    if lr is None and not relative_step: raise ValueError('relative_step=False needs a learning rate: give lr')
-    if warmup_init and not relative_step: raise ValueError('warmup_init=True belongs to relative_step=True: leave one out')
+    if lr is not None and relative_step:
+        raise ValueError(f'lr={lr} and relative_step=True exclude each other: give one of them')
+    if lr is None and not relative_step:
+        raise ValueError('relative_step=False needs a learning rate: give lr')
+    if warmup_init and not relative_step:
+        raise ValueError('warmup_init=True belongs to relative_step=True: leave one out')
     rate = paper_relative(warmup=1e-6) if warmup_init else paper_relative() if relative_step else lr
-    return dict(lr=rate, eps=eps, clip_threshold=clip_threshold, decay=-decay_rate, beta1=beta1, weight_decay=weight_decay, scale_parameter=scale_parameter,
-                step_size=decay_by_alpha(relative if scale_parameter else absolute))
+    return dict(
+        lr=rate,
+        eps=eps,
+        clip_threshold=clip_threshold,
+        decay=-decay_rate,
+        beta1=beta1,
+        weight_decay=weight_decay,
+        scale_parameter=scale_parameter,
+        step_size=decay_by_alpha(relative if scale_parameter else absolute),
+    )
 
-presets = dict(paper=_paper, tensor2tensor=_tensor2tensor, connor2019=_connor2019, torch=_torch, transformers=_transformers)
+
+presets = dict(
+    paper=_paper,
+    tensor2tensor=_tensor2tensor,
+    connor2019=_connor2019,
+    torch=_torch,
+    transformers=_transformers,
+)
+
 
 @patch(cls_method=True)
-def preset(cls:Adafactor,
-    name:str,     # `paper`, `tensor2tensor`, `connor2019`, `torch` or `transformers`
-    params,       # as for `Adafactor`
-    **settings,   # those of the implementation under its own names, and ours
-)->Adafactor:
+def preset(
+    cls: Adafactor,
+    name: str,  # `paper`, `tensor2tensor`, `connor2019`, `torch` or `transformers`
+    params,  # as for `Adafactor`
+    **settings,  # those of the implementation under its own names, and ours
+) -> Adafactor:
     "The update of a known implementation. Raises `ValueError` for a name that is not known"
-    if name not in presets: raise ValueError(f'unknown preset {name!r}: {nearest(name, presets)}')
+    if name not in presets:
+        raise ValueError(f'unknown preset {name!r}: {nearest(name, presets)}')
     own = inspect.signature(presets[name]).parameters
-    opt = cls(params, **(presets[name](**{k: v for k,v in settings.items() if k in own})|{k: v for k,v in settings.items() if k not in own}))
+    opt = cls(
+        params,
+        **(
+            presets[name](**{k: v for k, v in settings.items() if k in own})
+            | {k: v for k, v in settings.items() if k not in own}
+        ),
+    )
     opt.name = name
     return opt

@@ -9,43 +9,77 @@ __all__ = ['step_config', 'record_training', 'record_decoding', 'Verdict', 'out_
            'record_to', 'compile_to', 'ask_compiler']
 
 # %% ../nbs/16_aot.ipynb #fe013248
-import json,os,re,subprocess,sys,tempfile,time
-from dataclasses import asdict,dataclass
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from .backend import end_step,has_package,recorded_steps,seed_all,set_tpu_flags,shard_model,sync,to_device,virtual_devices,without_numbers
-from .config import OptimConfig,RunConfig,size as named_size
-from .model import GPT2,KVCache
-from .plan import chip_devices,chips,plan
+from gpt2repro.backend import (
+    end_step,
+    has_package,
+    recorded_steps,
+    seed_all,
+    set_tpu_flags,
+    shard_model,
+    sync,
+    to_device,
+    virtual_devices,
+    without_numbers,
+)
+from .config import OptimConfig, RunConfig, size as named_size
+from .model import GPT2, KVCache
+from .plan import chip_devices, chips, plan
 from .sample import Sampling
-from .train import fit,make_optimizer
+from .train import fit, make_optimizer
 
 # %% ../nbs/16_aot.ipynb #f79bb9df
 def step_config(
-    size:str,           # of the model
-    batch:int,          # sequences in a step
-    precision:str,      # see `plan`
-    optimizer:str,
-)->RunConfig:
-    "The settings of the step that is compiled: each optimizer with the schedule that it was published with, no dropout, no accumulation"
+    size: str,  # of the model
+    batch: int,  # sequences in a step
+    precision: str,  # see `plan`
+    optimizer: str,
+) -> RunConfig:
+    """The settings of the step that is compiled: each optimizer with the schedule that it was published
+    with, no dropout, no accumulation"""
     cfg = named_size(size).no_dropout()
-    o = OptimConfig(schedule='paper') if optimizer=='adafactor' else OptimConfig(name='adamw', lr=2.5e-4, warmup_steps=100)
-    return RunConfig(model=cfg, optim=o, batch_tokens=batch*cfg.n_ctx, micro_batch=batch, dtype='bfloat16' if precision=='mixed' else 'float32')
+    o = (
+        OptimConfig(schedule='paper')
+        if optimizer == 'adafactor'
+        else OptimConfig(name='adamw', lr=2.5e-4, warmup_steps=100)
+    )
+    return RunConfig(
+        model=cfg,
+        optim=o,
+        batch_tokens=batch * cfg.n_ctx,
+        micro_batch=batch,
+        dtype='bfloat16' if precision == 'mixed' else 'float32',
+    )
+
 
 def _model(cfg, precision, remat, device, devices=1):
-    "A model without numbers, or with whatever is in memory: a program does not depend on them. For many devices it is moved, and not made there, so that they get their shares at once"
-    with torch.device('meta'): model = GPT2(cfg, remat=remat).to(torch.bfloat16 if precision=='bfloat16' else torch.float32)
-    return without_numbers(model) if devices==1 else model.to_empty(device='cpu').to(device)
+    """A model without numbers, or with whatever is in memory: a program does not depend on them.
+
+    For many devices it is moved, and not made there, so that they get their shares at once
+    """
+    with torch.device('meta'):
+        model = GPT2(cfg, remat=remat).to(torch.bfloat16 if precision == 'bfloat16' else torch.float32)
+    return without_numbers(model) if devices == 1 else model.to_empty(device='cpu').to(device)
+
 
 def record_training(
-    size:str,
-    batch:int,
-    precision:str='mixed',
-    optimizer:str='adafactor',
-    remat:str='block',
-    devices:int=1,      # more than one: weights, gradients and state are divided among them (FSDP)
-)->bytes:               # StableHLO
+    size: str,
+    batch: int,
+    precision: str = 'mixed',
+    optimizer: str = 'adafactor',
+    remat: str = 'block',
+    devices: int = 1,  # more than one: weights, gradients and state are divided among them (FSDP)
+) -> bytes:  # StableHLO
     "The program of one step of `fit`. Needs `torch_xla`"
     dev = virtual_devices(devices)
     seed_all(0, dev)
@@ -53,25 +87,46 @@ def record_training(
     model = _model(cfg.model, precision, remat, dev, devices)
     put = shard_model(model, devices)
     opt = make_optimizer(model, cfg.optim, cfg.max_steps)
-    if precision=='bfloat16' and optimizer=='adafactor':
-        for g in opt.param_groups: g['stochastic_rounding'] = True
-    ids = torch.randint(cfg.model.vocab_size, (batch, cfg.model.n_ctx+1))
+    if precision == 'bfloat16' and optimizer == 'adafactor':
+        for g in opt.param_groups:
+            g['stochastic_rounding'] = True
+    ids = torch.randint(cfg.model.vocab_size, (batch, cfg.model.n_ctx + 1))
     sync(dev)
-    with recorded_steps() as programs: next(fit(model, opt, lambda step: (put(ids[:, :-1].contiguous()), put(ids[:, 1:].contiguous())), cfg, dev))
+    with recorded_steps() as programs:
+        next(
+            fit(
+                model,
+                opt,
+                lambda step: (put(ids[:, :-1].contiguous()), put(ids[:, 1:].contiguous())),
+                cfg,
+                dev,
+            )
+        )
     return programs[-1]
 
+
 def record_decoding(
-    size:str,
-    batch:int=1,
-    precision:str='bfloat16',
-    top_k:int=0,        # 0: greedy
-)->bytes:
-    "The program that reads one token of each row with a full static cache, and chooses the next. Needs `torch_xla`"
+    size: str,
+    batch: int = 1,
+    precision: str = 'bfloat16',
+    top_k: int = 0,  # 0: greedy
+) -> bytes:
+    """The program that reads one token of each row with a full static cache, and chooses the next.
+
+    Needs `torch_xla`
+    """
     dev = virtual_devices(1)
     cfg = named_size(size)
     model = _model(cfg, precision, 'none', dev).eval()
     cache = KVCache(cfg, batch, cfg.n_ctx, dev, model.wte.weight.dtype)
-    tok,pos,u = (to_device(o, dev) for o in (torch.zeros(batch, 1, dtype=torch.long), torch.full((batch, 1), cfg.n_ctx-1), torch.rand(batch)))
+    tok, pos, u = (
+        to_device(o, dev)
+        for o in (
+            torch.zeros(batch, 1, dtype=torch.long),
+            torch.full((batch, 1), cfg.n_ctx - 1),
+            torch.rand(batch),
+        )
+    )
     sync(dev)
     with torch.no_grad(), recorded_steps() as programs:
         logits = model(tok, cache=cache, pos=pos)[:, -1].float()
@@ -81,42 +136,68 @@ def record_decoding(
     return programs[-1]
 
 # %% ../nbs/16_aot.ipynb #8030bef2
-_topology = dict(v2=('1x1', '2x2'), v3=('1x1', '2x2'), v4=('1x1x1', '2x2x1'), v5e=('1x1', '2x4'), v5p=('1x1x1', '2x2x2'), v6e=('1x1', '2x4'), tpu7x=('1x1x1', '2x2x1'))    # of one chip, and of a small slice
+_topology = dict(
+    v2=('1x1', '2x2'),
+    v3=('1x1', '2x2'),
+    v4=('1x1x1', '2x2x1'),
+    v5e=('1x1', '2x4'),
+    v5p=('1x1x1', '2x2x2'),
+    v6e=('1x1', '2x4'),
+    tpu7x=('1x1x1', '2x2x1'),
+)  # of one chip, and of a small slice
+
 
 @dataclass(frozen=True)
 class Verdict:
     "What the compiler says. GiB for each device"
-    fits: bool
-    total_gib: float        # what was asked for, also where it did not fit
-    usable_gib: float
-    parts: dict             # name -> GiB; empty where it did not fit
-    tflop: float            # of a step, all devices, recomputation included; 0 where it did not fit
-    compile_s: float
-    record_s: float = 0.
-    message: str = ''       # the compiler's, where it did not fit
 
-    def to_dict(self): return asdict(self)
+    fits: bool
+    total_gib: float  # what was asked for, also where it did not fit
+    usable_gib: float
+    parts: dict  # name -> GiB; empty where it did not fit
+    tflop: float  # of a step, all devices, recomputation included; 0 where it did not fit
+    compile_s: float
+    record_s: float = 0.0
+    message: str = ''  # the compiler's, where it did not fit
+
+    def to_dict(self):
+        return asdict(self)
+
     def __str__(self):
-        if not self.fits: return f'the compiler: does not fit, {self.total_gib:.2f} GiB of {self.usable_gib:.2f} (by {self.total_gib-self.usable_gib:.2f} GiB)'
-        parts = ', '.join(f'{k} {v:.2f}' for k,v in self.parts.items())
-        return f'the compiler: fits, {self.total_gib:.2f} GiB of {self.usable_gib:.2f} on each device ({parts}); {self.tflop:,.2f} TFLOP a step; recorded in {self.record_s:.0f} s, compiled in {self.compile_s:.0f} s'
+        if not self.fits:
+            return (
+                f'the compiler: does not fit, {self.total_gib:.2f} GiB of {self.usable_gib:.2f} (by '
+                f'{self.total_gib - self.usable_gib:.2f} GiB)'
+            )
+        parts = ', '.join(f'{k} {v:.2f}' for k, v in self.parts.items())
+        return (
+            f'the compiler: fits, {self.total_gib:.2f} GiB of {self.usable_gib:.2f} on each device '
+            f'({parts}); {self.tflop:,.2f} TFLOP a step; recorded in {self.record_s:.0f} s, compiled in '
+            f'{self.compile_s:.0f} s'
+        )
+
 
 def _load(program):
     "The program with its floating-point arguments donated: parameters and state are updated in place"
     from jax._src.interpreters import mlir as jmlir
     from jax._src.lib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
+
     ctx = jmlir.make_ir_context()
     with ctx, ir.Location.unknown():
         mod = stablehlo.deserialize_portable_artifact(ctx, program)
         main = next(o for o in mod.body.operations if 'main' in str(o.attributes['sym_name']))
-        old = main.attributes['arg_attrs'] if 'arg_attrs' in main.attributes else [{}]*len(main.type.inputs)
+        old = main.attributes['arg_attrs'] if 'arg_attrs' in main.attributes else [{}] * len(main.type.inputs)
+
         def attrs(a, typ):
             d = {x.name: x.attr for x in a} if a else {}
-            if str(ir.RankedTensorType(typ).element_type) in ('f32', 'bf16'): d['jax.buffer_donor'] = ir.BoolAttr.get(True)
+            if str(ir.RankedTensorType(typ).element_type) in ('f32', 'bf16'):
+                d['jax.buffer_donor'] = ir.BoolAttr.get(True)
             return ir.DictAttr.get(d)
-        main.attributes['arg_attrs'] = ir.ArrayAttr.get([attrs(a, t) for a,t in zip(old, main.type.inputs)])
-    return ctx,mod
+
+        main.attributes['arg_attrs'] = ir.ArrayAttr.get([attrs(a, t) for a, t in zip(old, main.type.inputs)])
+    return ctx, mod
+
 
 def _executable(mod, topology, n):
     import numpy as np
@@ -124,84 +205,152 @@ def _executable(mod, topology, n):
     from jax._src.interpreters import mlir as jmlir
     from jax._src.lib import _jax
     from jax.experimental import topologies
-    one = dict(chips_per_host_bounds=[1, 1, 1]) if n==1 else {}
+
+    one = dict(chips_per_host_bounds=[1, 1, 1]) if n == 1 else {}
     devs = topologies.get_topology_desc(platform='tpu', topology_name=topology, **one).devices[:n]
     opts = compiler.get_compile_options(1, n, device_assignment=np.array([devs]))
-    if n>1: opts.executable_build_options.allow_spmd_sharding_propagation_to_output = [True]
+    if n > 1:
+        opts.executable_build_options.allow_spmd_sharding_propagation_to_output = [True]
     kw = dict(executable_devices=_jax.DeviceList(tuple(devs)), compile_options=opts)
-    try: return devs[0].client.compile(mod, **kw)
-    except TypeError: return devs[0].client.compile(jmlir.module_to_bytecode(mod), **kw)       # jax 0.7, Colab's
+    try:
+        return devs[0].client.compile(mod, **kw)
+    except TypeError:
+        return devs[0].client.compile(jmlir.module_to_bytecode(mod), **kw)  # jax 0.7, Colab's
 
-def _gib(text, unit): return float(text)/{'G': 1, 'M': 2**10, 'K': 2**20}[unit]
+
+def _gib(text, unit):
+    return float(text) / {'G': 1, 'M': 2**10, 'K': 2**20}[unit]
+
 
 def out_of_memory(
-    message:str, # of the compiler
-)->tuple:        # GiB asked for, GiB that there are; None if it says something else
+    message: str,  # of the compiler
+) -> tuple:  # GiB asked for, GiB that there are; None if it says something else
     "What a refusal says about memory"
     m = re.search(r'Used ([\d.]+)([GMK]) of ([\d.]+)([GMK])\w* hbm', message)
-    return (_gib(m[1], m[2]),_gib(m[3], m[4])) if m else None
+    return (_gib(m[1], m[2]), _gib(m[3], m[4])) if m else None
+
 
 def compile_program(
-    program:bytes,      # StableHLO
-    chip:str,           # see `plan.chips`; a TPU
-    devices:int=1,
-)->Verdict:
-    "Memory and operations of the program on the chip. Needs `jax` and `libtpu`, and a process that has not used `jax` or a TPU. Raises what the compiler raises, except for memory"
-    os.environ.update(JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0', ALLOW_MULTIPLE_LIBTPU_LOAD='1')
-    set_tpu_flags()                             # those that `get_device` sets for a TPU
-    G,usable,t = 2**30,chips[chip].gib,time.perf_counter()
-    ctx,mod = _load(program)
+    program: bytes,  # StableHLO
+    chip: str,  # see `plan.chips`; a TPU
+    devices: int = 1,
+) -> Verdict:
+    """Memory and operations of the program on the chip.
+
+    Needs `jax` and `libtpu`, and a process that has not used `jax` or a TPU. Raises what the compiler
+    raises, except for memory
+    """
+    os.environ.update(
+        JAX_PLATFORMS='cpu',
+        TPU_SKIP_MDS_QUERY='1',
+        TPU_WORKER_HOSTNAMES='localhost',
+        TPU_WORKER_ID='0',
+        ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    )
+    set_tpu_flags()  # those that `get_device` sets for a TPU
+    G = 2**30
+    usable = chips[chip].gib
+    t = time.perf_counter()
+    ctx, mod = _load(program)
     with ctx:
-        try: ex = _executable(mod, f'{chip}:{_topology[chip][devices>1]}', devices)
+        try:
+            ex = _executable(mod, f'{chip}:{_topology[chip][devices > 1]}', devices)
         except Exception as e:
-            if not (gib := out_of_memory(str(e))): raise
-            return Verdict(False, gib[0], gib[1], {}, 0., time.perf_counter()-t, message=str(e)[:2000])
-    m,cost = ex.get_compiled_memory_stats(),ex.cost_analysis()
+            if not (gib := out_of_memory(str(e))):
+                raise
+            return Verdict(False, gib[0], gib[1], {}, 0.0, time.perf_counter() - t, message=str(e)[:2000])
+    m = ex.get_compiled_memory_stats()
+    cost = ex.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
-    parts = dict(arguments=m.argument_size_in_bytes/G, outputs=(m.output_size_in_bytes-m.alias_size_in_bytes)/G, temporaries=m.temp_size_in_bytes/G, code=m.generated_code_size_in_bytes/G)
+    parts = dict(
+        arguments=m.argument_size_in_bytes / G,
+        outputs=(m.output_size_in_bytes - m.alias_size_in_bytes) / G,
+        temporaries=m.temp_size_in_bytes / G,
+        code=m.generated_code_size_in_bytes / G,
+    )
     total = sum(parts.values())
-    return Verdict(total<=usable, total, usable, parts, devices*cost['flops']/1e12, time.perf_counter()-t)
+    return Verdict(
+        total <= usable, total, usable, parts, devices * cost['flops'] / 1e12, time.perf_counter() - t
+    )
 
 # %% ../nbs/16_aot.ipynb #8541cdc9
-def compiler_problem()->str: # '' if there is none
+def compiler_problem() -> str:  # '' if there is none
     "What is missing for compiling without a TPU, and the command that mends it"
     lost = [p for p in ('torch_xla', 'jax', 'libtpu') if not has_package(p)]
-    return f"{', '.join(lost)} not installed, needed for --compile: pip install 'gpt2repro[xla,plan]'" if lost else ''
+    return (
+        f"{', '.join(lost)} not installed, needed for --compile: pip install 'gpt2repro[xla,plan]'"
+        if lost
+        else ''
+    )
+
 
 def _worker(call, **kw):
     "Run one of this module's functions in a fresh process; returns what it wrote to `out`"
     env = {**os.environ, 'PJRT_DEVICE': 'CPU', 'GPT2REPRO_QUIET': '1'}
-    p = subprocess.run([sys.executable, '-c', f'from gpt2repro.aot import {call}; import sys,json; {call}(**json.loads(sys.argv[1]))', json.dumps(kw)], env=env, capture_output=True, text=True)
+    p = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            f'from gpt2repro.aot import {call}; import sys,json; {call}(**json.loads(sys.argv[1]))',
+            json.dumps(kw),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     if p.returncode:
         last = (p.stderr.strip().splitlines() or ['no message'])[-1]
-        raise RuntimeError(f'{call} failed with exit status {p.returncode}{" (killed: not enough memory?)" if p.returncode==-9 else ""}: {last[:500]}')
+        raise RuntimeError(
+            f'{call} failed with exit status '
+            f'{p.returncode}{" (killed: not enough memory?)" if p.returncode == -9 else ""}: {last[:500]}'
+        )
+
 
 def record_to(out, what, **kw):
     "Write the program that `record_training` or `record_decoding` returns to a file"
     Path(out).write_bytes(dict(training=record_training, decoding=record_decoding)[what](**kw))
 
+
 def compile_to(out, program, **kw):
     "Write the verdict on a program in a file to another, as JSON"
     Path(out).write_text(json.dumps(compile_program(Path(program).read_bytes(), **kw).to_dict()))
 
+
 def ask_compiler(
-    what:str,        # `training` or `decoding`
-    size:str,
-    chip:str='v5e',  # a TPU, or a slice of up to 8 devices such as v2-8
-    batch:int=8,     # sequences in a step, over all devices
-    **kw             # more for `record_training` or `record_decoding`
-)->Verdict:
-    "Record the step and compile it for the chip. Raises `ImportError` where the compiler is not there, `ValueError` for what is no TPU"
-    c,n = chip_devices(chip)
-    if c.kind!='tpu': raise ValueError(f'chip={chip!r}: only TPUs can be compiled for without one; leave --compile out')
-    if n>8 or (n>1 and what=='decoding'): raise ValueError(f'chip={chip!r}: a training step can be compiled for up to 8 devices, decoding for one')
-    if what=='training': plan(size, chip, batch, kw.get('precision', 'mixed'), kw.get('optimizer', 'adafactor'), kw.get('remat', 'block'))      # checks the arguments
-    if lost := compiler_problem(): raise ImportError(lost)
-    name = next(k for k,v in chips.items() if v is c)
-    if n>1: kw['devices'] = n
+    what: str,  # `training` or `decoding`
+    size: str,
+    chip: str = 'v5e',  # a TPU, or a slice of up to 8 devices such as v2-8
+    batch: int = 8,  # sequences in a step, over all devices
+    **kw,  # more for `record_training` or `record_decoding`
+) -> Verdict:
+    """Record the step and compile it for the chip.
+
+    Raises `ImportError` where the compiler is not there, `ValueError` for what is no TPU
+    """
+    c, n = chip_devices(chip)
+    if c.kind != 'tpu':
+        raise ValueError(f'chip={chip!r}: only TPUs can be compiled for without one; leave --compile out')
+    if n > 8 or (n > 1 and what == 'decoding'):
+        raise ValueError(
+            f'chip={chip!r}: a training step can be compiled for up to 8 devices, decoding for one'
+        )
+    if what == 'training':
+        plan(
+            size,
+            chip,
+            batch,
+            kw.get('precision', 'mixed'),
+            kw.get('optimizer', 'adafactor'),
+            kw.get('remat', 'block'),
+        )  # checks the arguments
+    if lost := compiler_problem():
+        raise ImportError(lost)
+    name = next(k for k, v in chips.items() if v is c)
+    if n > 1:
+        kw['devices'] = n
     with tempfile.TemporaryDirectory() as d:
         t = time.perf_counter()
         _worker('record_to', out=f'{d}/step', what=what, size=size, batch=batch, **kw)
-        record_s = time.perf_counter()-t
+        record_s = time.perf_counter() - t
         _worker('compile_to', out=f'{d}/verdict', program=f'{d}/step', chip=name, devices=n)
         return Verdict(**{**json.loads(Path(f'{d}/verdict').read_text()), 'record_s': record_s})

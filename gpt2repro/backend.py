@@ -13,460 +13,700 @@ __all__ = ['has_package', 'available', 'get_device', 'set_tpu_flags', 'describe'
            'free_memory', 'adamw_options', 'keep_memory', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/01_backend.ipynb #adc9547f
-import ctypes,functools,hashlib,importlib.util,mmap,os,platform,shutil,subprocess,sys,tempfile,time
-from contextlib import contextmanager,nullcontext
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import mmap
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from .config import nearest,warn
+from .config import nearest, warn
 
 # %% ../nbs/01_backend.ipynb #d90a9cd2
 _devices = ('auto', 'cpu', 'cuda', 'xla', 'tpu', 'mps')
 
-def has_package(name:str)->bool:
+
+def has_package(name: str) -> bool:
     "Is the package installed? It is not imported"
     return importlib.util.find_spec(name) is not None
 
+
 def _tpu_here():
-    if named := os.environ.get('PJRT_DEVICE'): return named=='TPU'
+    if named := os.environ.get('PJRT_DEVICE'):
+        return named == 'TPU'
     return any(Path('/dev').glob('accel[0-9]*')) or any(Path('/dev/vfio').glob('[0-9]*'))
 
-def available()->list[str]: # best first; always ends with `cpu`
+
+def available() -> list[str]:  # best first; always ends with `cpu`
     "Device types that this machine can use, in the order in which they are chosen"
-    ok = dict(cuda=torch.cuda.is_available(), xla=has_package('torch_xla') and (_tpu_here() or os.environ.get('PJRT_DEVICE')=='CPU'), tpu=has_package('torch_tpu') and _tpu_here(),
-              mps=torch.backends.mps.is_available(), cpu=True)
-    return [k for k,v in ok.items() if v]
+    ok = dict(
+        cuda=torch.cuda.is_available(),
+        xla=has_package('torch_xla') and (_tpu_here() or os.environ.get('PJRT_DEVICE') == 'CPU'),
+        tpu=has_package('torch_tpu') and _tpu_here(),
+        mps=torch.backends.mps.is_available(),
+        cpu=True,
+    )
+    return [k for k, v in ok.items() if v]
 
 # %% ../nbs/01_backend.ipynb #20da71df
-_remedy = dict(cuda='install a CUDA build of torch and check `nvidia-smi`', mps='it needs an Apple GPU', xla='pip install "gpt2repro[xla]" on a machine with a TPU',
-               tpu='pip install "gpt2repro[tpu]" on a machine with a TPU')
+_remedy = dict(
+    cuda='install a CUDA build of torch and check `nvidia-smi`',
+    mps='it needs an Apple GPU',
+    xla='pip install "gpt2repro[xla]" on a machine with a TPU',
+    tpu='pip install "gpt2repro[tpu]" on a machine with a TPU',
+)
+
 
 def get_device(
-    name:str='auto', # `auto`, `cpu`, `cuda`, `cuda:1`, `xla`, `tpu` or `mps`
-)->torch.device:
+    name: str = 'auto',  # `auto`, `cpu`, `cuda`, `cuda:1`, `xla`, `tpu` or `mps`
+) -> torch.device:
     "The device of that name, or the best there is. Raises `ValueError` for one that is unknown or not there"
     kind = name.partition(':')[0]
-    if kind not in _devices: raise ValueError(f'unknown device {name!r}: {nearest(name, _devices)}')
+    if kind not in _devices:
+        raise ValueError(f'unknown device {name!r}: {nearest(name, _devices)}')
     have = available()
-    if kind=='auto': kind = name = have[0]
-    if kind not in have: raise ValueError(f'device {name!r} is not available here: {_remedy[kind]}, or use --device {have[0]}')
-    if kind=='xla':
-        if _tpu_here(): set_tpu_flags()
+    if kind == 'auto':
+        kind = name = have[0]
+    if kind not in have:
+        raise ValueError(f'device {name!r} is not available here: {_remedy[kind]}, or use --device {have[0]}')
+    if kind == 'xla':
+        if _tpu_here():
+            set_tpu_flags()
         import torch_xla
-        if device_count(torch.device('xla'))>1: _spmd()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)      # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
+
+        if device_count(torch.device('xla')) > 1:
+            _spmd()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(
+            True
+        )  # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
         return torch_xla.device()
-    if kind=='tpu':
-        import torch_tpu         # registers the device type if it finds a TPU
-        if torch._C._get_privateuse1_backend_name()!='tpu': raise ValueError(f'device {name!r}: torch_tpu is installed and finds no TPU: use --device cpu, or see that TORCH_DEVICE_BACKEND_AUTOLOAD is not 0')
+    if kind == 'tpu':
+        import torch_tpu  # noqa: F401  registers the device type if it finds a TPU
+
+        if torch._C._get_privateuse1_backend_name() != 'tpu':
+            raise ValueError(
+                f'device {name!r}: torch_tpu is installed and finds no TPU: use --device cpu, or see that '
+                f'TORCH_DEVICE_BACKEND_AUTOLOAD is not 0'
+            )
     return torch.device(name)
 
 # %% ../nbs/01_backend.ipynb #7b1c0d22
 _tpu_flags = dict(xla_tpu_enable_deduplicated_calls='true')
 
+
 def _libtpu():
     "The file of the TPU's library, or None"
     spec = importlib.util.find_spec('libtpu')
-    places = [os.environ.get('TPU_LIBRARY_PATH'), spec and spec.origin and Path(spec.origin).parent/'libtpu.so']
+    places = [
+        os.environ.get('TPU_LIBRARY_PATH'),
+        spec and spec.origin and Path(spec.origin).parent / 'libtpu.so',
+    ]
     return next((Path(p) for p in places if p and Path(p).is_file() and Path(p).stat().st_size), None)
 
+
 def set_tpu_flags():
-    "Add the flags that the TPU's library knows, and that are not there yet, to `LIBTPU_INIT_ARGS`. Before the first use of a TPU"
-    if not (lib := _libtpu()): return
+    """Add the flags that the TPU's library knows, and that are not there yet, to `LIBTPU_INIT_ARGS`.
+
+    Before the first use of a TPU
+    """
+    if not (lib := _libtpu()):
+        return
     said = os.environ.get('LIBTPU_INIT_ARGS', '')
-    with open(lib, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as code: new = [f'--{k}={v}' for k,v in _tpu_flags.items() if k not in said and code.find(k.encode())>=0]
-    if new: os.environ['LIBTPU_INIT_ARGS'] = ' '.join([*said.split(), *new])
+    with open(lib, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as code:
+        new = [f'--{k}={v}' for k, v in _tpu_flags.items() if k not in said and code.find(k.encode()) >= 0]
+    if new:
+        os.environ['LIBTPU_INIT_ARGS'] = ' '.join([*said.split(), *new])
 
 # %% ../nbs/01_backend.ipynb #1c25dd19
 def _cpu_name():
     f = Path('/proc/cpuinfo')
-    names = [l.partition(':')[2].strip() for l in f.read_text().splitlines() if l.startswith('model name')] if f.exists() else []
+    names = (
+        [l.partition(':')[2].strip() for l in f.read_text().splitlines() if l.startswith('model name')]
+        if f.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
-def describe(device:torch.device)->str:
+
+def describe(device: torch.device) -> str:
     "The device in words, for reports: name, cores or memory"
-    if device.type=='cuda':
+    if device.type == 'cuda':
         p = torch.cuda.get_device_properties(device)
-        return f'{p.name}, {p.total_memory/2**30:.0f} GiB'
-    if device.type=='cpu': return f'{_cpu_name()}, {torch.get_num_threads()} threads'
-    if device.type=='xla': return f"XLA on {os.environ.get('PJRT_DEVICE', 'TPU')}"
+        return f'{p.name}, {p.total_memory / 2**30:.0f} GiB'
+    if device.type == 'cpu':
+        return f'{_cpu_name()}, {torch.get_num_threads()} threads'
+    if device.type == 'xla':
+        return f'XLA on {os.environ.get("PJRT_DEVICE", "TPU")}'
     return device.type
 
-def peak_memory(device:torch.device)->int: # bytes
+
+def peak_memory(device: torch.device) -> int:  # bytes
     "Peak memory so far: of the device on CUDA, of the whole process elsewhere"
-    if device.type=='cuda': return torch.cuda.max_memory_allocated(device)
-    if (f := Path('/proc/self/status')).exists(): return int(next(l for l in f.read_text().splitlines() if l.startswith('VmHWM')).split()[1])*1024     # ru_maxrss of a new process is that of its parent
-    if not has_package('resource'): return 0          # Windows has no such counter
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    if (f := Path('/proc/self/status')).exists():
+        return (
+            int(next(l for l in f.read_text().splitlines() if l.startswith('VmHWM')).split()[1]) * 1024
+        )  # ru_maxrss of a new process is that of its parent
+    if not has_package('resource'):
+        return 0  # Windows has no such counter
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform=='darwin' else 1024)
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 # %% ../nbs/01_backend.ipynb #252c47fd
-def prefers_blocks(device:torch.device)->bool:
+def prefers_blocks(device: torch.device) -> bool:
     "Is work faster here in blocks that fit the caches? On a CPU; accelerators want it in one piece"
-    return device.type=='cpu'
+    return device.type == 'cpu'
 
-def writes_programs(device:torch.device)->bool:
-    "Is a whole step one program here, whose compiler joins what is written out into few passes, and takes precision as it is written? Under XLA"
-    return device.type=='xla'
 
-def loss_chunk(device:torch.device)->int: # tokens
-    "How many tokens' logits one device holds at once: a program has the work for each chunk once more, and its compiler takes seconds for each"
+def writes_programs(device: torch.device) -> bool:
+    """Is a whole step one program here, whose compiler joins what is written out into few passes, and
+    takes precision as it is written? Under XLA"""
+    return device.type == 'xla'
+
+
+def loss_chunk(device: torch.device) -> int:  # tokens
+    """How many tokens' logits one device holds at once: a program has the work for each chunk once
+    more, and its compiler takes seconds for each"""
     return 4096 if writes_programs(device) else 1024
 
-def mesh_size()->int:
+
+def mesh_size() -> int:
     "Among how many of XLA's devices a batch is divided; 1 without a mesh"
     return _mesh.size() if _mesh else 1
 
-def vocab_multiple(device:torch.device)->int: # 1: as it is
-    "What the vocabulary is padded to a multiple of while logits are computed: tensor cores want aligned rows (50,257 becomes 50,304 on CUDA); a CPU gains nothing, XLA pads by itself"
-    return 64 if device.type=='cuda' else 1
+
+def vocab_multiple(device: torch.device) -> int:  # 1: as it is
+    """What the vocabulary is padded to a multiple of while logits are computed: tensor cores want
+    aligned rows (50,257 becomes 50,304 on CUDA); a CPU gains nothing, XLA pads by itself"""
+    return 64 if device.type == 'cuda' else 1
 
 # %% ../nbs/01_backend.ipynb #ab4a54df
-def sync(device:torch.device):
+def sync(device: torch.device):
     "Wait until `device` has done all that it was asked to do"
-    if device.type=='cuda': torch.cuda.synchronize(device)
-    elif device.type=='mps': torch.mps.synchronize()
-    elif device.type=='xla':
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
+    elif device.type == 'xla':
         import torch_xla
-        torch_xla.sync(wait=True)
-    elif device.type!='cpu': getattr(torch, device.type).synchronize()
 
-def end_step(device:torch.device):
+        torch_xla.sync(wait=True)
+    elif device.type != 'cpu':
+        getattr(torch, device.type).synchronize()
+
+
+def end_step(device: torch.device):
     "End of a step: XLA compiles and starts what was recorded; elsewhere nothing"
-    if device.type=='xla':
+    if device.type == 'xla':
         import torch_xla
-        if _programs is None: torch_xla.sync()
+
+        if _programs is None:
+            torch_xla.sync()
         else:
             from torch_xla.core import xla_model as xm
-            _programs.append(xm.get_stablehlo_bytecode())       # of everything that waits to be computed
+
+            _programs.append(xm.get_stablehlo_bytecode())  # of everything that waits to be computed
+
 
 def opaque(
-    xs:list, # tensors
-)->list:     # the same
-    "Under XLA the compiler sees only that they are tensors, not what they were made from, so that what is done with each is the same code; elsewhere nothing"
+    xs: list,  # tensors
+) -> list:  # the same
+    """Under XLA the compiler sees only that they are tensors, not what they were made from, so that
+    what is done with each is the same code; elsewhere nothing"""
     if xs and writes_programs(xs[0].device):
         from torch_xla.core import xla_model as xm
-        xm.optimization_barrier_(xs := [x+0 for x in xs])
+
+        xm.optimization_barrier_(xs := [x + 0 for x in xs])
     return xs
+
 
 _programs = None
 
+
 @contextmanager
 def recorded_steps():
-    "Yields a list that gets the program (StableHLO, portable bytes) of each step that ends; the device does not run it"
+    """Yields a list that gets the program (StableHLO, portable bytes) of each step that ends; the
+    device does not run it"""
     global _programs
-    if _programs is not None: raise RuntimeError('steps are being recorded already')
+    if _programs is not None:
+        raise RuntimeError('steps are being recorded already')
     _programs = []
-    try: yield _programs
-    finally: _programs = None
+    try:
+        yield _programs
+    finally:
+        _programs = None
+
 
 def without_numbers(
-    model, # on the `meta` device
+    model,  # on the `meta` device
 ):
-    "The model with parameters of XLA's that hold nothing: enough to record what is done with them, and no memory"
+    """The model with parameters of XLA's that hold nothing: enough to record what is done with them,
+    and no memory"""
     from torch_xla.core.xla_builder import create_placeholder_tensor
+
     return model._apply(lambda t: create_placeholder_tensor(t.shape, t.dtype))
 
+
 def to_device(
-    x:torch.Tensor,      # on the CPU
-    device:torch.device, # where it shall go
-)->torch.Tensor:
+    x: torch.Tensor,  # on the CPU
+    device: torch.device,  # where it shall go
+) -> torch.Tensor:
     "`x` on `device`, without waiting for the copy where that is possible"
-    if device.type=='cuda' and x.device.type=='cpu': return x.pin_memory().to(device, non_blocking=True)
-    if x.device==device: return x
+    if device.type == 'cuda' and x.device.type == 'cpu':
+        return x.pin_memory().to(device, non_blocking=True)
+    if x.device == device:
+        return x
     return _whole(x.to(device))
 
-_mesh = None        # of XLA's devices, where a model is divided among them
+
+_mesh = None  # of XLA's devices, where a model is divided among them
+
 
 def _whole(x):
     "Say that each of XLA's devices holds all of `x`"
-    if _mesh and x.device.type=='xla':
+    if _mesh and x.device.type == 'xla':
         from torch_xla.distributed import spmd
-        spmd.mark_sharding(x, _mesh, (None,)*x.ndim)
+
+        spmd.mark_sharding(x, _mesh, (None,) * x.ndim)
     return x
 
 # %% ../nbs/01_backend.ipynb #b24cfae7
 @functools.cache
 def _bitcast():
     from torch_xla.core import xla_op_registry
+
     return xla_op_registry.register('bitcast', lambda x, to: x.bitcast(to))
 
+
 def view_bits(
-    x:torch.Tensor,
-    dtype:torch.dtype, # int32 or float32, as wide as that of `x`
-)->torch.Tensor:
+    x: torch.Tensor,
+    dtype: torch.dtype,  # int32 or float32, as wide as that of `x`
+) -> torch.Tensor:
     "The bits of `x` read as another type"
-    if x.device.type!='xla': return x.view(dtype)
+    if x.device.type != 'xla':
+        return x.view(dtype)
     return _bitcast()(x, to={torch.int32: 's32', torch.float32: 'f32'}[dtype])
 
+
 def shift_right(
-    x:torch.Tensor, # int32
-    n:int,          # places, 1 to 31
-)->torch.Tensor:    # int32
+    x: torch.Tensor,  # int32
+    n: int,  # places, 1 to 31
+) -> torch.Tensor:  # int32
     "The bits of `x` moved to the right, zeros from the left"
-    places = x.new_full((), n) if writes_programs(x.device) else n      # under torch_xla `>>` divides, towards 0, and a plain number makes all int64
-    return (torch.bitwise_right_shift(x, places)&(1<<32-n)-1).int()
+    places = (
+        x.new_full((), n) if writes_programs(x.device) else n
+    )  # under torch_xla `>>` divides, towards 0, and a plain number makes all int64
+    return (torch.bitwise_right_shift(x, places) & (1 << 32 - n) - 1).int()
 
 # %% ../nbs/01_backend.ipynb #2bab1efe
-def device_counts(device:torch.device)->dict: # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
+def device_counts(
+    device: torch.device,
+) -> dict:  # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
     "What XLA has done behind the program's back; zeros on other devices"
-    if device.type!='xla': return dict(compilations=0, reads=0, fallbacks=0)
+    if device.type != 'xla':
+        return dict(compilations=0, reads=0, fallbacks=0)
     from torch_xla.debug import metrics
+
     n = lambda name: (metrics.metric_data(name) or (0,))[0]
-    return dict(compilations=n('CompileTime'), reads=n('TransferFromDeviceTime'),
-                fallbacks=sum(metrics.counter_value(c) for c in metrics.counter_names() if c.startswith('aten::')))
+    return dict(
+        compilations=n('CompileTime'),
+        reads=n('TransferFromDeviceTime'),
+        fallbacks=sum(metrics.counter_value(c) for c in metrics.counter_names() if c.startswith('aten::')),
+    )
+
 
 class OneProgram:
-    "Watches that a loop's step stays one program. `RuntimeError` when it was compiled again after `warmup` steps"
-    def __init__(self,
-        device:torch.device,
-        warmup:int=2, # steps that may compile
-    ): self.device,self.left,self.seen = device,warmup,None
+    """Watches that a loop's step stays one program.
+
+    `RuntimeError` when it was compiled again after `warmup` steps
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        warmup: int = 2,  # steps that may compile
+    ):
+        self.device, self.left, self.seen = device, warmup, None
 
     def begin(self):
         "Before a step"
         self.n = device_counts(self.device)['compilations']
 
-    def end(self, **inputs): # name -> tensor or number
+    def end(self, **inputs):  # name -> tensor or number
         "After it: `inputs` are what may have changed"
-        new,old = {k: f'{tuple(v.shape)} {v.dtype}' if isinstance(v, torch.Tensor) else repr(v) for k,v in inputs.items()},self.seen
-        self.seen,self.left = new,self.left-1
-        if self.left>=0 or device_counts(self.device)['compilations']==self.n: return
-        what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k,v in new.items() if old.get(k)!=v)
-        raise RuntimeError('the step was compiled again: ' + (what or 'its inputs have the shapes they had, so a Python number or branch in it changed: make it a tensor on the device'))
+        new = {
+            k: f'{tuple(v.shape)} {v.dtype}' if isinstance(v, torch.Tensor) else repr(v)
+            for k, v in inputs.items()
+        }
+        old = self.seen
+        self.seen = new
+        self.left = self.left - 1
+        if self.left >= 0 or device_counts(self.device)['compilations'] == self.n:
+            return
+        what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k, v in new.items() if old.get(k) != v)
+        raise RuntimeError(
+            'the step was compiled again: '
+            + (
+                what
+                or 'its inputs have the shapes they had, so a Python number or branch in it changed: make '
+                'it a tensor on the device'
+            )
+        )
 
 # %% ../nbs/01_backend.ipynb #17c6decb
-def device_count(device:torch.device)->int:
-    "Devices that one program uses: all cores of a slice under XLA; elsewhere one, and `torchrun` starts a process for each"
-    if device.type!='xla': return 1
+def device_count(device: torch.device) -> int:
+    """Devices that one program uses: all cores of a slice under XLA; elsewhere one, and `torchrun`
+    starts a process for each"""
+    if device.type != 'xla':
+        return 1
     from torch_xla import runtime
+
     return runtime.global_runtime_device_count()
+
 
 def _spmd():
     from torch_xla import runtime
-    if not runtime.is_spmd(): runtime.use_spmd()
 
-def virtual_devices(n:int=1)->torch.device:
-    "XLA on the CPU, as `n` devices that SPMD sees as one. Raises `RuntimeError` where XLA already runs otherwise in this process"
+    if not runtime.is_spmd():
+        runtime.use_spmd()
+
+
+def virtual_devices(n: int = 1) -> torch.device:
+    """XLA on the CPU, as `n` devices that SPMD sees as one.
+
+    Raises `RuntimeError` where XLA already runs otherwise in this process
+    """
     os.environ.update(PJRT_DEVICE='CPU', CPU_NUM_DEVICES=str(n))
     dev = get_device('xla')
-    if (have := device_count(dev))!=n: raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
+    if (have := device_count(dev)) != n:
+        raise RuntimeError(f'XLA runs on {have} devices in this process, not on {n}: begin a new process')
     return dev
 
+
 def shard_model(
-    model,      # with its blocks in `h`, on an XLA device
-    devices:int,# how many; with one nothing is divided
-):              # function that puts a batch (B,…) on the devices, B/devices each
+    model,  # with its blocks in `h`, on an XLA device
+    devices: int,  # how many; with one nothing is divided
+):  # function that puts a batch (B,…) on the devices, B/devices each
     "Divide weights, and so gradients, among XLA's devices (FSDPv2 on SPMD)"
     global _mesh
     dev = next(model.parameters()).device
-    if devices==1: return lambda x: to_device(x, dev)
+    if devices == 1:
+        return lambda x: to_device(x, dev)
     from torch_xla.distributed import spmd
     from torch_xla.experimental.spmd_fully_sharded_data_parallel import SpmdFullyShardedDataParallel
+
     mesh = _mesh = spmd.Mesh(list(range(devices)), (devices, 1), ('fsdp', 'model'))
-    rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None]*(x.ndim-1)))
+    rows = lambda x: spmd.mark_sharding(x, mesh, ('fsdp', *[None] * (x.ndim - 1)))
     for block in model.h:
-        SpmdFullyShardedDataParallel(block, mesh=mesh)               # marks the parameters
-        block.register_forward_hook(lambda m,args,out: (rows(out), out)[1])
-    SpmdFullyShardedDataParallel(model, mesh=mesh)                   # what is left: the tables and the last norm
+        SpmdFullyShardedDataParallel(block, mesh=mesh)  # marks the parameters
+        block.register_forward_hook(lambda m, args, out: (rows(out), out)[1])
+    SpmdFullyShardedDataParallel(model, mesh=mesh)  # what is left: the tables and the last norm
+
     def put(x):
         x = x.to(dev)
         rows(x)
         return x
+
     return put
 
+
 def shard_state(
-    optimizer, # with its state made
+    optimizer,  # with its state made
 ):
-    "Divide optimizer state as its weights are. Left to the first step, the second would be another program. One device, or none of XLA's: nothing happens"
-    if not _mesh: return
+    """Divide optimizer state as its weights are.
+
+    Left to the first step, the second would be another program. One device, or none of XLA's: nothing
+    happens
+    """
+    if not _mesh:
+        return
     import torch_xla
-    for p,s in optimizer.state.items():
+
+    for p, s in optimizer.state.items():
         for v in s.values():
-            if v.shape==p.shape and v.device.type=='xla': torch_xla._XLAC._xla_mark_sharding(v, torch_xla._XLAC._get_xla_op_sharding(p))
-            else: _whole(v)
+            if v.shape == p.shape and v.device.type == 'xla':
+                torch_xla._XLAC._xla_mark_sharding(v, torch_xla._XLAC._get_xla_op_sharding(p))
+            else:
+                _whole(v)
 
 # %% ../nbs/01_backend.ipynb #bbf42998
-def processes()->tuple[int,int]: # number of this process, number of processes
+def processes() -> tuple[int, int]:  # number of this process, number of processes
     "What `torchrun` says; (0, 1) without it"
-    return int(os.environ.get('RANK', 0)),int(os.environ.get('WORLD_SIZE', 1))
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
 
 def join_processes(
-    device:torch.device,
-    minutes:float=10.,  # to wait for each other before giving up
-)->torch.device:        # that of this process
+    device: torch.device,
+    minutes: float = 10.0,  # to wait for each other before giving up
+) -> torch.device:  # that of this process
     "Meet the other processes of `torchrun`; alone nothing happens"
-    if processes()[1]==1: return device
+    if processes()[1] == 1:
+        return device
     from torch import distributed
-    if device.type!='cpu':
+
+    if device.type != 'cpu':
         device = torch.device(device.type, int(os.environ.get('LOCAL_RANK', 0)))
         getattr(torch, device.type).set_device(device)
-    if not distributed.is_initialized(): distributed.init_process_group(timeout=timedelta(minutes=minutes))       # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
+    if not distributed.is_initialized():
+        distributed.init_process_group(
+            timeout=timedelta(minutes=minutes)
+        )  # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
     return device
 
 # %% ../nbs/01_backend.ipynb #4ef5e380
 def autocast(
-    device:torch.device,
-    dtype:str|torch.dtype, # `float32` (nothing happens) or `bfloat16`
+    device: torch.device,
+    dtype: str | torch.dtype,  # `float32` (nothing happens) or `bfloat16`
 ):
     "Context in which matrix products run in `dtype`"
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return nullcontext() if dtype==torch.float32 else torch.autocast(device.type, dtype)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 # %% ../nbs/01_backend.ipynb #ec8c7170
-def can_compile(device:torch.device)->bool:
+def can_compile(device: torch.device) -> bool:
     "Can `torch.compile` make code for `device` on this machine?"
-    if device.type=='cuda': return has_package('triton')
-    if device.type=='cpu': return any(shutil.which(c) for c in (os.environ.get('CXX', ''), 'g++', 'clang++', 'c++') if c)
+    if device.type == 'cuda':
+        return has_package('triton')
+    if device.type == 'cpu':
+        return any(shutil.which(c) for c in (os.environ.get('CXX', ''), 'g++', 'clang++', 'c++') if c)
     return False
 
+
 def compile_model(
-    model,                    # a module or a function of tensors
-    device:torch.device=None, # where it will run; that of the module's first parameter if not given
+    model,  # a module or a function of tensors
+    device: torch.device = None,  # where it will run; that of the module's first parameter if not given
 ):
-    "The way to the fast step on this device: `torch.compile` on CUDA; elsewhere `model` itself, since XLA compiles anyway and on a CPU starting costs more than it brings"
-    if device is None and isinstance(model, torch.nn.Module): device = next(model.parameters()).device
-    if device is None or device.type!='cuda' or not can_compile(device): return model
+    """The way to the fast step on this device: `torch.compile` on CUDA; elsewhere `model` itself, since
+    XLA compiles anyway and on a CPU starting costs more than it brings"""
+    if device is None and isinstance(model, torch.nn.Module):
+        device = next(model.parameters()).device
+    if device is None or device.type != 'cuda' or not can_compile(device):
+        return model
     return torch.compile(model)
 
 # %% ../nbs/01_backend.ipynb #c0de5a11
-def runs_c(device:torch.device)->bool:
+def runs_c(device: torch.device) -> bool:
     "Can the functions of `compile_c` work on the tensors of `device`?"
-    return device.type=='cpu'
+    return device.type == 'cpu'
+
 
 @functools.cache
 def compile_c(
-    source:str,       # C, with OpenMP
-)->ctypes.CDLL|None:  # its functions
+    source: str,  # C, with OpenMP
+) -> ctypes.CDLL | None:  # its functions
     "`source` compiled for this very CPU, or None, with a line that says why, where that cannot be done"
     cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
-    if cc is None: return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
+    if cc is None:
+        return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
     flags = ['-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
-    name = hashlib.sha256('\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()).hexdigest()[:16]+'.so'
+    name = (
+        hashlib.sha256(
+            '\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()
+        ).hexdigest()[:16]
+        + '.so'
+    )
     try:
         with tempfile.TemporaryDirectory() as tmp:
-            lib = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'gpt2repro'/name
+            lib = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gpt2repro' / name
             if not lib.exists():
-                (src := Path(tmp)/'a.c').write_text(source)
-                subprocess.run([cc, *flags, str(src), '-o', f'{tmp}/a.so'], check=True, capture_output=True, text=True)
+                (src := Path(tmp) / 'a.c').write_text(source)
+                subprocess.run(
+                    [cc, *flags, str(src), '-o', f'{tmp}/a.so'], check=True, capture_output=True, text=True
+                )
                 try:
                     lib.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(f'{tmp}/a.so', part := lib.with_suffix(f'.{os.getpid()}'))
-                    os.replace(part, lib)                       # whole or not at all, whoever else compiles it now
-                except OSError: lib = Path(tmp)/'a.so'          # nowhere to keep it: compiled again next time
+                    os.replace(part, lib)  # whole or not at all, whoever else compiles it now
+                except OSError:
+                    lib = Path(tmp) / 'a.so'  # nowhere to keep it: compiled again next time
             return ctypes.CDLL(str(lib))
-    except (OSError, subprocess.CalledProcessError) as e: return warn(f"{cc} cannot compile for this machine ({(getattr(e, 'stderr', '') or str(e)).strip().splitlines()[0]}): the optimizer and sampling take longer")
+    except (OSError, subprocess.CalledProcessError) as e:
+        return warn(
+            f'{cc} cannot compile for this machine '
+            f'({(getattr(e, "stderr", "") or str(e)).strip().splitlines()[0]}): the optimizer and sampling '
+            f'take longer'
+        )
 
 # %% ../nbs/01_backend.ipynb #dec48172
-def fixed_shapes(device:torch.device)->bool:
-    "Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for its shapes"
+def fixed_shapes(device: torch.device) -> bool:
+    """Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for
+    its shapes"""
     return device.type in ('xla', 'tpu', 'cuda')
 
 # %% ../nbs/01_backend.ipynb #c73a7c9f
 def activation_checkpoint(
-    fn,    # function of tensors, such as a block
-    *args, # its arguments
+    fn,  # function of tensors, such as a block
+    *args,  # its arguments
 ):
     "`fn(*args)`, keeping nothing inside for the backward pass (Chen et al. 2016, arXiv 1604.06174)"
-    if any(isinstance(a, torch.Tensor) and a.device.type=='xla' for a in args):
+    if any(isinstance(a, torch.Tensor) and a.device.type == 'xla' for a in args):
         from torch_xla.utils.checkpoint import checkpoint
-        if torch.is_autocast_enabled('xla'): args = [a.to(torch.get_autocast_dtype('xla')) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
-        return checkpoint(fn, *args)                # has only the re-entrant kind: an argument must need a gradient
+
+        if torch.is_autocast_enabled('xla'):
+            args = [
+                a.to(torch.get_autocast_dtype('xla'))
+                if isinstance(a, torch.Tensor) and a.is_floating_point()
+                else a
+                for a in args
+            ]
+        return checkpoint(fn, *args)  # has only the re-entrant kind: an argument must need a gradient
     from torch.utils.checkpoint import checkpoint
+
     return checkpoint(fn, *args, use_reentrant=False)
 
 # %% ../nbs/01_backend.ipynb #746c3eb6
-def seed_all(seed:int, device:torch.device):
+def seed_all(seed: int, device: torch.device):
     "Seed the generators of the CPU and of `device`"
     torch.manual_seed(seed)
-    if device.type=='xla':
+    if device.type == 'xla':
         import torch_xla
+
         torch_xla.manual_seed(seed)
 
 # %% ../nbs/01_backend.ipynb #a1f0e002
-def free_memory(device:torch.device)->int: # bytes; 0: not known
+def free_memory(device: torch.device) -> int:  # bytes; 0: not known
     "Memory that a run may still take: of the device, or of this machine (and the container it is in)"
-    if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
-    if device.type=='xla':
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == 'xla':
         from torch_xla.core import xla_model as xm
-        try: m = xm.get_memory_info(device)
-        except RuntimeError: return 0         # XLA's CPU device does not know
-        return m['bytes_limit']-m['bytes_used']
-    if device.type!='cpu' or not (info := Path('/proc/meminfo')).exists(): return 0
-    free = int(next(l for l in info.read_text().splitlines() if l.startswith('MemAvailable')).split()[1])*1024
-    limit,used = (Path('/sys/fs/cgroup')/f for f in ('memory.max', 'memory.current'))
-    if limit.exists() and (top := limit.read_text().strip()).isdigit(): free = min(free, int(top)-int(used.read_text()))
+
+        try:
+            m = xm.get_memory_info(device)
+        except RuntimeError:
+            return 0  # XLA's CPU device does not know
+        return m['bytes_limit'] - m['bytes_used']
+    if device.type != 'cpu' or not (info := Path('/proc/meminfo')).exists():
+        return 0
+    free = (
+        int(next(l for l in info.read_text().splitlines() if l.startswith('MemAvailable')).split()[1]) * 1024
+    )
+    limit, used = (Path('/sys/fs/cgroup') / f for f in ('memory.max', 'memory.current'))
+    if limit.exists() and (top := limit.read_text().strip()).isdigit():
+        free = min(free, int(top) - int(used.read_text()))
     return max(free, 0)
 
-def adamw_options(device:torch.device)->dict:
-    "How torch's AdamW runs here without reading anything back: one kernel where there is one, tensor arithmetic elsewhere"
+
+def adamw_options(device: torch.device) -> dict:
+    """How torch's AdamW runs here without reading anything back: one kernel where there is one, tensor
+    arithmetic elsewhere"""
     return dict(fused=True) if device.type in ('cpu', 'cuda', 'mps') else dict(capturable=True)
 
 # %% ../nbs/01_backend.ipynb #a1f0e029
 _keeping = []
 
+
 @contextmanager
-def keep_memory(device:torch.device):
-    "While inside, freed memory stays with this process instead of going back to the system and coming again: faster steps on a CPU with glibc; nothing elsewhere"
-    libc = ctypes.CDLL(None) if device.type=='cpu' and platform.libc_ver()[0]=='glibc' else None
+def keep_memory(device: torch.device):
+    """While inside, freed memory stays with this process instead of going back to the system and coming
+    again: faster steps on a CPU with glibc; nothing elsewhere"""
+    libc = ctypes.CDLL(None) if device.type == 'cpu' and platform.libc_ver()[0] == 'glibc' else None
     if libc is None:
         yield
         return
-    _keeping.append(1)                    # those inside; the last to leave puts things back
-    libc.mallopt(-4, 0)                   # M_MMAP_MAX: no block is a mapping of its own
-    libc.mallopt(-1, 2**31-1)             # M_TRIM_THRESHOLD
-    try: yield
+    _keeping.append(1)  # those inside; the last to leave puts things back
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    try:
+        yield
     finally:
         _keeping.pop()
         if not _keeping:
-            libc.mallopt(-4, 65536)       # glibc's own value
-            libc.mallopt(-3, 2**25)       # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
+            libc.mallopt(-4, 65536)  # glibc's own value
+            libc.mallopt(
+                -3, 2**25
+            )  # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
             libc.mallopt(-1, 2**26)
             libc.malloc_trim(0)
 
 # %% ../nbs/01_backend.ipynb #de5e53eb
 @functools.cache
 def matmul_peak(
-    device:torch.device,
-    dtype:torch.dtype=torch.float32,
-    n:int=None,        # side of the square matrices
-    seconds:float=.5,  # how long to try
-)->float:              # floating-point operations per second
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    n: int = None,  # side of the square matrices
+    seconds: float = 0.5,  # how long to try
+) -> float:  # floating-point operations per second
     "Best speed measured for an n×n by n×n product: 2n³ operations each"
-    n = n or (2048 if device.type=='cpu' else 8192)
-    a = torch.rand(n, n, generator=torch.Generator().manual_seed(0)).to(device, dtype)     # a generator of its own: measuring must not move the run's
-    (a@a).sum(); sync(device)
-    best,end = 0., time.perf_counter()+seconds
-    while best==0. or time.perf_counter()<end:
+    n = n or (2048 if device.type == 'cpu' else 8192)
+    a = torch.rand(n, n, generator=torch.Generator().manual_seed(0)).to(
+        device, dtype
+    )  # a generator of its own: measuring must not move the run's
+    (a @ a).sum()
+    sync(device)
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < end:
         t = time.perf_counter()
-        a@a
+        a @ a
         sync(device)
-        best = max(best, 2*n**3/(time.perf_counter()-t))
+        best = max(best, 2 * n**3 / (time.perf_counter() - t))
     return best
 
 # %% ../nbs/01_backend.ipynb #9f5907d3
-def fast_dtype(device:torch.device)->str: # `float32` or `bfloat16`
-    "The precision in which this machine multiplies matrices fastest; bfloat16 only if it gains at least a third"
-    return 'bfloat16' if matmul_peak(device, torch.bfloat16)>4/3*matmul_peak(device, torch.float32) else 'float32'
+def fast_dtype(device: torch.device) -> str:  # `float32` or `bfloat16`
+    """The precision in which this machine multiplies matrices fastest; bfloat16 only if it gains at
+    least a third"""
+    return (
+        'bfloat16'
+        if matmul_peak(device, torch.bfloat16) > 4 / 3 * matmul_peak(device, torch.float32)
+        else 'float32'
+    )
 
 # %% ../nbs/01_backend.ipynb #d574af38
 def _version(name):
-    from importlib.metadata import PackageNotFoundError,version
-    try: return version(name)
-    except PackageNotFoundError: return ''
+    from importlib.metadata import PackageNotFoundError, version
 
-def problems()->list[tuple[str, str]]: # (what is wrong, how to mend it)
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ''
+
+
+def problems() -> list[tuple[str, str]]:  # (what is wrong, how to mend it)
     "What keeps this machine from its best device, or `torch_xla` from working"
-    out,xla = [],_version('torch_xla')
-    if sys.version_info<(3, 11): out.append((f'Python {platform.python_version()} is too old', 'install Python 3.11 or later'))
-    if xla and torch.__version__.split('.')[:2]!=xla.split('.')[:2]:
+    out = []
+    xla = _version('torch_xla')
+    if sys.version_info < (3, 11):
+        out.append((f'Python {platform.python_version()} is too old', 'install Python 3.11 or later'))
+    if xla and torch.__version__.split('.')[:2] != xla.split('.')[:2]:
         v = '.'.join(xla.split('.')[:2])
-        out.append((f'torch_xla {xla} needs torch {v}, and this is torch {torch.__version__}', f'pip install "torch=={v}.*"'))
-    if any(Path('/dev').glob('accel[0-9]*')) and not xla and not _version('torch_tpu'): out.append(('there is a TPU and nothing to drive it with', 'pip install "gpt2repro[xla]"'))
-    if xla and os.environ.get('PJRT_DEVICE', 'TPU')=='TPU' and any(Path('/dev').glob('accel[0-9]*')) and not has_package('libtpu'):
+        out.append(
+            (
+                f'torch_xla {xla} needs torch {v}, and this is torch {torch.__version__}',
+                f'pip install "torch=={v}.*"',
+            )
+        )
+    if any(Path('/dev').glob('accel[0-9]*')) and not xla and not _version('torch_tpu'):
+        out.append(('there is a TPU and nothing to drive it with', 'pip install "gpt2repro[xla]"'))
+    if (
+        xla
+        and os.environ.get('PJRT_DEVICE', 'TPU') == 'TPU'
+        and any(Path('/dev').glob('accel[0-9]*'))
+        and not has_package('libtpu')
+    ):
         out.append(('libtpu is missing', 'pip install "torch_xla[tpu]"'))
     if Path('/proc/driver/nvidia/version').exists() and not torch.cuda.is_available():
-        out.append((f'there is an NVIDIA driver, but torch {torch.__version__} does not see a GPU', 'pip install --force-reinstall torch (a CUDA build), then check `nvidia-smi`'))
-    if os.environ.get('COLAB_RELEASE_TAG') and available()==['cpu']: out.append(('this Colab runtime has no accelerator', 'choose Runtime → Change runtime type → v5e-1 TPU'))
+        out.append(
+            (
+                f'there is an NVIDIA driver, but torch {torch.__version__} does not see a GPU',
+                'pip install --force-reinstall torch (a CUDA build), then check `nvidia-smi`',
+            )
+        )
+    if os.environ.get('COLAB_RELEASE_TAG') and available() == ['cpu']:
+        out.append(
+            ('this Colab runtime has no accelerator', 'choose Runtime → Change runtime type → v5e-1 TPU')
+        )
     return out

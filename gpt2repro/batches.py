@@ -9,12 +9,13 @@ __all__ = ['samplers', 'mix_block', 'key', 'permute', 'permuted', 'Windows', 'do
            'Batches']
 
 # %% ../nbs/05_batches.ipynb #81a8931d
-import queue,threading
+import queue
+import threading
 from fractions import Fraction
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Callable,Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,209 +24,283 @@ from .corpus import mix
 from .shards import open_tokens
 
 # %% ../nbs/05_batches.ipynb #ec64bbb7
-def key(*parts:int)->np.uint64:
+def key(*parts: int) -> np.uint64:
     "One 64-bit key from several integers"
     k = np.zeros(1, np.uint64)
-    for p in parts: k = mix(k+np.uint64(p%2**64)+np.uint64(0x9E3779B97F4A7C15))
+    for p in parts:
+        k = mix(k + np.uint64(p % 2**64) + np.uint64(0x9E3779B97F4A7C15))
     return k[0]
 
+
 def _feistel(x, k, bits, rounds=6):
-    mask,bits = np.uint64((1<<bits)-1),np.uint64(bits)
-    l,r = x>>bits,x&mask
-    for i in range(rounds): l,r = r,l^(mix(r+mix(k+np.uint64(i)))&mask)
-    return (l<<bits)|r
+    mask, bits = np.uint64((1 << bits) - 1), np.uint64(bits)
+    l = x >> bits
+    r = x & mask
+    for i in range(rounds):
+        l, r = r, l ^ (mix(r + mix(k + np.uint64(i))) & mask)
+    return (l << bits) | r
+
 
 def permute(
-    i:np.ndarray, # positions, 0 to n-1
-    n:int,        # how many there are
-    *seed:int,    # integers that choose the permutation
-)->np.ndarray: # (len(i),) int64, 0 to n-1
+    i: np.ndarray,  # positions, 0 to n-1
+    n: int,  # how many there are
+    *seed: int,  # integers that choose the permutation
+) -> np.ndarray:  # (len(i),) int64, 0 to n-1
     "Where a random permutation of n things sends each position; one-to-one, in constant memory"
     with np.errstate(over='ignore'):
-        k,bits = key(*seed),max(1, -(-(n-1).bit_length()//2))
+        k = key(*seed)
+        bits = max(1, -(-(n - 1).bit_length() // 2))
         x = _feistel(np.asarray(i, np.uint64), k, bits)
-        while len(out := np.flatnonzero(x>=n)): x[out] = _feistel(x[out], k, bits)
+        while len(out := np.flatnonzero(x >= n)):
+            x[out] = _feistel(x[out], k, bits)
     return x.astype(np.int64)
+
 
 _run = 4096
 
+
 @lru_cache(64)
-def _permuted_run(r, n, *seed): return permute(np.arange(r*_run, min((r+1)*_run, n)), n, *seed)
+def _permuted_run(r, n, *seed):
+    return permute(np.arange(r * _run, min((r + 1) * _run, n)), n, *seed)
+
 
 def permuted(
-    i:np.ndarray, # positions, 0 to n-1
-    n:int,
-    *seed:int,
-)->np.ndarray: # (len(i),) int64
+    i: np.ndarray,  # positions, 0 to n-1
+    n: int,
+    *seed: int,
+) -> np.ndarray:  # (len(i),) int64
     "The same as `permute`, made for runs of 4,096 positions, the last of which are remembered"
     i = np.asarray(i)
-    run,out = i//_run,np.empty(len(i), np.int64)
-    for r in set(run.tolist()): out[run==r] = _permuted_run(r, n, *seed)[i[run==r]-r*_run]
+    run = i // _run
+    out = np.empty(len(i), np.int64)
+    for r in set(run.tolist()):
+        out[run == r] = _permuted_run(r, n, *seed)[i[run == r] - r * _run]
     return out
 
 # %% ../nbs/05_batches.ipynb #9d8d3eea
 class Windows:
     "Every window once an epoch, in an order that differs by epoch"
-    def __init__(self, tokens, n_ctx, seed):
-        self.tokens,self.n_ctx,self.seed = tokens,n_ctx,seed
-        self.n = (len(tokens)-1)//n_ctx
-        if self.n<1: raise ValueError(f'n_ctx={n_ctx}: a window needs {n_ctx+1} tokens, there are {len(tokens)}: give more text or a smaller n_ctx')
 
-    def indices(self, samples:np.ndarray)->np.ndarray: # which window each sample is
+    def __init__(self, tokens, n_ctx, seed):
+        self.tokens, self.n_ctx, self.seed = tokens, n_ctx, seed
+        self.n = (len(tokens) - 1) // n_ctx
+        if self.n < 1:
+            raise ValueError(
+                f'n_ctx={n_ctx}: a window needs {n_ctx + 1} tokens, there are {len(tokens)}: give more text '
+                f'or a smaller n_ctx'
+            )
+
+    def indices(self, samples: np.ndarray) -> np.ndarray:  # which window each sample is
         "Window of each sample"
-        epochs,at = np.divmod(np.asarray(samples), self.n)
+        epochs, at = np.divmod(np.asarray(samples), self.n)
         out = np.empty(len(at), np.int64)
-        for e in set(epochs.tolist()): out[epochs==e] = permuted(at[epochs==e], self.n, self.seed, e)
+        for e in set(epochs.tolist()):
+            out[epochs == e] = permuted(at[epochs == e], self.n, self.seed, e)
         return out
 
-    def fill(self, samples, out): # out: (len(samples), n_ctx+1)
-        self.tokens.rows(self.indices(samples)*self.n_ctx, out)
+    def fill(self, samples, out):  # out: (len(samples), n_ctx+1)
+        self.tokens.rows(self.indices(samples) * self.n_ctx, out)
 
 # %% ../nbs/05_batches.ipynb #bf31b6a3
 def document_spans(tokens, eot):
     "(n,2) start and end (without separator) of each document"
     ends = tokens.where(eot)
-    if not len(ends): raise ValueError(f'no separator (id {eot}) in the shards: were they made with another tokenizer?')
-    return np.stack([np.concatenate([[0], ends[:-1]+1]), ends], 1)
+    if not len(ends):
+        raise ValueError(f'no separator (id {eot}) in the shards: were they made with another tokenizer?')
+    return np.stack([np.concatenate([[0], ends[:-1] + 1]), ends], 1)
+
 
 class Stitch2019:
     "One random window out of each `stitch` documents joined together"
+
     def __init__(self, tokens, n_ctx, seed, eot, stitch=42):
-        self.tokens,self.n_ctx,self.seed,self.eot,self.stitch = tokens,n_ctx,seed,eot,stitch
+        self.tokens, self.n_ctx, self.seed, self.eot, self.stitch = tokens, n_ctx, seed, eot, stitch
         self.spans = document_spans(tokens, eot)
-        self.n = len(self.spans)//stitch
-        if self.n<1: raise ValueError(f'stitch={stitch}: there are only {len(self.spans)} documents: give more text or a smaller stitch')
+        self.n = len(self.spans) // stitch
+        if self.n < 1:
+            raise ValueError(
+                f'stitch={stitch}: there are only {len(self.spans)} documents: give more text or a '
+                f'smaller stitch'
+            )
 
     def _text(self, group, epoch):
-        at = permute(np.arange(group*self.stitch, (group+1)*self.stitch), len(self.spans), self.seed, epoch, 0)
-        parts = [self.tokens[a:b] for a,b in self.spans[at].tolist()]
+        at = permute(
+            np.arange(group * self.stitch, (group + 1) * self.stitch), len(self.spans), self.seed, epoch, 0
+        )
+        parts = [self.tokens[a:b] for a, b in self.spans[at].tolist()]
         eot = np.array([self.eot])
-        return np.concatenate([parts[0]]+[o for p in parts[1:] for o in (eot, p)])
+        return np.concatenate([parts[0]] + [o for p in parts[1:] for o in (eot, p)])
 
-    def fill(self, samples, out): # out: (len(samples), n_ctx+1)
-        for row,j in zip(out, np.asarray(samples).tolist()):
-            epoch,group = divmod(j, self.n)
+    def fill(self, samples, out):  # out: (len(samples), n_ctx+1)
+        for row, j in zip(out, np.asarray(samples).tolist()):
+            epoch, group = divmod(j, self.n)
             text = self._text(group, epoch)
-            room = len(text)-(self.n_ctx+1)
-            if room<=0: raise ValueError(f'stitch={self.stitch}: {len(text)} tokens in {self.stitch} documents make no window of {self.n_ctx+1}: give a larger stitch')
-            start = int(key(self.seed, epoch, group, 1)%np.uint64(room))
-            row[:] = text[start:start+self.n_ctx+1]
+            room = len(text) - (self.n_ctx + 1)
+            if room <= 0:
+                raise ValueError(
+                    f'stitch={self.stitch}: {len(text)} tokens in {self.stitch} documents make no window of '
+                    f'{self.n_ctx + 1}: give a larger stitch'
+                )
+            start = int(key(self.seed, epoch, group, 1) % np.uint64(room))
+            row[:] = text[start : start + self.n_ctx + 1]
+
 
 samplers = dict(windows=Windows, stitch2019=Stitch2019)
 
 # %% ../nbs/05_batches.ipynb #380993cf
 mix_block = 1000
 
+
 def quotas(
-    weights:list[float], # any positive numbers
-    total:int=mix_block,
-)->list[int]: # they add up to `total`
+    weights: list[float],  # any positive numbers
+    total: int = mix_block,
+) -> list[int]:  # they add up to `total`
     "Whole shares by the method of largest remainders"
-    if not weights or any(not w>0 for w in weights): raise ValueError(f'weights={weights}: give a number above 0 for each corpus')
-    exact = [Fraction(w)/sum(map(Fraction, weights))*total for w in weights]
+    if not weights or any(not w > 0 for w in weights):
+        raise ValueError(f'weights={weights}: give a number above 0 for each corpus')
+    exact = [Fraction(w) / sum(map(Fraction, weights)) * total for w in weights]
     q = [int(e) for e in exact]
-    for i in sorted(range(len(q)), key=lambda i: q[i]-exact[i])[:total-sum(q)]: q[i] += 1
-    if 0 in q: raise ValueError(f'weights={weights}: the smallest is under {1/total:.1%} of the sum: raise it, or leave that corpus out')
+    for i in sorted(range(len(q)), key=lambda i: q[i] - exact[i])[: total - sum(q)]:
+        q[i] += 1
+    if 0 in q:
+        raise ValueError(
+            f'weights={weights}: the smallest is under {1 / total:.1%} of the sum: raise it, or leave that '
+            f'corpus out'
+        )
     return q
 
+
 def assign(
-    samples:np.ndarray, # numbers of samples
-    q:list[int],        # samples of each corpus in a block
-    seed:int,
-)->tuple: # corpus of each sample, and its number within the corpus
+    samples: np.ndarray,  # numbers of samples
+    q: list[int],  # samples of each corpus in a block
+    seed: int,
+) -> tuple:  # corpus of each sample, and its number within the corpus
     "Which corpus a sample comes from, and how many came from there before"
-    block,at = np.divmod(np.asarray(samples, np.int64), sum(q))
-    place,ends = np.empty_like(at),np.cumsum(q)
-    for b in set(block.tolist()): place[block==b] = permuted(at[block==b], sum(q), seed, b, 2)
+    block, at = np.divmod(np.asarray(samples, np.int64), sum(q))
+    place = np.empty_like(at)
+    ends = np.cumsum(q)
+    for b in set(block.tolist()):
+        place[block == b] = permuted(at[block == b], sum(q), seed, b, 2)
     corpus = np.searchsorted(ends, place, 'right')
-    return corpus, block*np.array(q)[corpus] + place-(ends-q)[corpus]
+    return corpus, block * np.array(q)[corpus] + place - (ends - q)[corpus]
 
 # %% ../nbs/05_batches.ipynb #c09d673b
 class Batches:
-    "`Batches(folder, …)(step)` is the batch of that step: a pure function of shards, seed and step. Raises `ValueError` for what can't be"
-    def __init__(self,
-        source,               # folder of shards, `.bin` file of nanoGPT or llm.c, or {folder: weight} for a mixture
-        batch_size:int,       # B, sequences in the global batch
-        n_ctx:int,            # T, tokens of a sequence
-        seed:int=0,           # decides the order
-        sampler:str='windows',# or `stitch2019`
-        **options             # for the sampler: `stitch` and `eot` of `stitch2019`
+    """`Batches(folder, …)(step)` is the batch of that step: a pure function of shards, seed and step.
+
+    Raises `ValueError` for what can't be
+    """
+
+    def __init__(
+        self,
+        source,  # folder of shards, `.bin` file of nanoGPT or llm.c, or {folder: weight} for a mixture
+        batch_size: int,  # B, sequences in the global batch
+        n_ctx: int,  # T, tokens of a sequence
+        seed: int = 0,  # decides the order
+        sampler: str = 'windows',  # or `stitch2019`
+        **options,  # for the sampler: `stitch` and `eot` of `stitch2019`
     ):
-        if sampler not in samplers: raise ValueError(f'sampler={sampler!r}: {nearest(sampler, samplers)}')
-        for n,v in dict(batch_size=batch_size, n_ctx=n_ctx).items():
-            if v<1: raise ValueError(f'{n}={v}: give a number above 0')
-        sources = source if isinstance(source, dict) else {source if not isinstance(source, list) else tuple(source): 1}
-        self.batch_size,self.n_ctx,self.seed = batch_size,n_ctx,seed
+        if sampler not in samplers:
+            raise ValueError(f'sampler={sampler!r}: {nearest(sampler, samplers)}')
+        for n, v in dict(batch_size=batch_size, n_ctx=n_ctx).items():
+            if v < 1:
+                raise ValueError(f'{n}={v}: give a number above 0')
+        sources = (
+            source
+            if isinstance(source, dict)
+            else {source if not isinstance(source, list) else tuple(source): 1}
+        )
+        self.batch_size, self.n_ctx, self.seed = batch_size, n_ctx, seed
         self.quotas = quotas(list(sources.values()))
-        self.parts = [self._open(s, sampler, seed+i, options) for i,s in enumerate(sources)]
+        self.parts = [self._open(s, sampler, seed + i, options) for i, s in enumerate(sources)]
 
     def _open(self, source, sampler, seed, options):
         tokens = open_tokens(source)
-        if sampler=='stitch2019': options = {'eot': tokens.eot, **options}
+        if sampler == 'stitch2019':
+            options = {'eot': tokens.eot, **options}
         return samplers[sampler](tokens, self.n_ctx, seed, **options)
 
     @property
-    def windows_per_epoch(self): return sum(p.n for p in self.parts)
+    def windows_per_epoch(self):
+        return sum(p.n for p in self.parts)
 
-    def __call__(self,
-        step:int,    # from 0
-        rank:int=0,  # which part of the batch
-        world:int=1, # into how many parts it is divided
-    )->tuple[torch.Tensor,torch.Tensor]: # x, y: (B/world,T) int64
+    def __call__(
+        self,
+        step: int,  # from 0
+        rank: int = 0,  # which part of the batch
+        world: int = 1,  # into how many parts it is divided
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # x, y: (B/world,T) int64
         "Rows `rank·B/world` and following of the global batch of `step`"
         B = self.batch_size
-        if B%world: raise ValueError(f'batch_size={B} can not be divided among {world} ranks: give a multiple of {world}')
-        if not 0<=rank<world: raise ValueError(f'rank={rank}: there are ranks 0 to {world-1}')
-        if step<0: raise ValueError(f'step={step}: steps begin at 0')
-        samples = np.arange(step*B + rank*(B//world), step*B + (rank+1)*(B//world))
+        if B % world:
+            raise ValueError(
+                f'batch_size={B} can not be divided among {world} ranks: give a multiple of {world}'
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f'rank={rank}: there are ranks 0 to {world - 1}')
+        if step < 0:
+            raise ValueError(f'step={step}: steps begin at 0')
+        samples = np.arange(step * B + rank * (B // world), step * B + (rank + 1) * (B // world))
         rows = torch.from_numpy(self._rows(samples))
         return rows[:, :-1], rows[:, 1:]
 
     def _rows(self, samples):
-        rows = np.empty((len(samples), self.n_ctx+1), np.int64)
-        if len(self.parts)==1: self.parts[0].fill(samples, rows)
+        rows = np.empty((len(samples), self.n_ctx + 1), np.int64)
+        if len(self.parts) == 1:
+            self.parts[0].fill(samples, rows)
         else:
-            corpus,number = assign(samples, self.quotas, self.seed)
-            for c,p in enumerate(self.parts):
-                if len(at := np.flatnonzero(corpus==c)):
-                    part = np.empty((len(at), self.n_ctx+1), np.int64)
+            corpus, number = assign(samples, self.quotas, self.seed)
+            for c, p in enumerate(self.parts):
+                if len(at := np.flatnonzero(corpus == c)):
+                    part = np.empty((len(at), self.n_ctx + 1), np.int64)
                     p.fill(number[at], part)
                     rows[at] = part
         return rows
 
-    def stream(self,
-        start:int=0,         # first step
-        stop:int=None,       # step before which it ends; none: never
-        rank:int=0,
-        world:int=1,
-        depth:int=4,         # batches kept ready
-        put:Callable=None,   # what to do with (x, y) in the background, such as moving them to a device
-    )->Iterator: # of `put(x, y)`, or (x, y)
+    def stream(
+        self,
+        start: int = 0,  # first step
+        stop: int = None,  # step before which it ends; none: never
+        rank: int = 0,
+        world: int = 1,
+        depth: int = 4,  # batches kept ready
+        put: Callable = None,  # what to do with (x, y) in the background, such as moving them to a device
+    ) -> Iterator:  # of `put(x, y)`, or (x, y)
         "The batches from `start` on, made ahead by a background thread; close it to stop the thread"
         steps = count(start) if stop is None else range(start, stop)
         return _ahead(lambda s: put(*self(s, rank, world)) if put else self(s, rank, world), steps, depth)
 
 # %% ../nbs/05_batches.ipynb #4663ce15
 def _ahead(make, steps, depth):
-    ready,stop = queue.Queue(depth),threading.Event()
+    ready = queue.Queue(depth)
+    stop = threading.Event()
+
     def offer(o):
         while not stop.is_set():
-            try: return ready.put(o, timeout=.1)
-            except queue.Full: continue                         # the reader is busy: look again whether it is still there
+            try:
+                return ready.put(o, timeout=0.1)
+            except queue.Full:
+                continue  # the reader is busy: look again whether it is still there
+
     def work():
         try:
             for s in steps:
                 offer((make(s), None))
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
             offer((None, StopIteration()))
-        except Exception as e: offer((None, e))                 # raised in the reader, below
+        except Exception as e:
+            offer((None, e))  # raised in the reader, below
+
     thread = threading.Thread(target=work, daemon=True, name='batches')
     thread.start()
     try:
         while True:
-            xy,e = ready.get()
-            if isinstance(e, StopIteration): return
-            if e: raise e
+            xy, e = ready.get()
+            if isinstance(e, StopIteration):
+                return
+            if e:
+                raise e
             yield xy
     finally:
         stop.set()

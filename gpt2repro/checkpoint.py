@@ -11,134 +11,225 @@ __all__ = ['hf_config', 'from_hf_config', 'to_hf', 'from_hf', 'check_tensors', '
            'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint', 'model_card', 'run_card', 'push_to_hub']
 
 # %% ../nbs/10_checkpoint.ipynb #244d97e3
-import errno,hashlib,json,os,pickle,re,shutil,sys,tempfile,threading,time,zipfile
+import errno
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import zipfile
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult,HfApi,ModelCardData,split_torch_state_dict_into_shards
+from huggingface_hub import EvalResult, HfApi, ModelCardData, split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 from .backend import has_package
-from .config import GPT2Config,file_sha256,warn,write_atomic
+from .config import GPT2Config, file_sha256, warn, write_atomic
 from .model import GPT2
 from .tokenizer import save_hf
 
 # %% ../nbs/10_checkpoint.ipynb #cf38ffc4
-_hf_names = dict(n_ctx='n_positions')     # all other names are the same
+_hf_names = dict(n_ctx='n_positions')  # all other names are the same
 
-def hf_config(cfg:GPT2Config, eot:int=None)->dict: # the content of config.json
+
+def hf_config(cfg: GPT2Config, eot: int = None) -> dict:  # the content of config.json
     "`cfg` as transformers writes it"
-    d = {_hf_names.get(k, k): v for k,v in asdict(cfg).items()}
-    eot = cfg.vocab_size-1 if eot is None else eot
-    return dict(architectures=['GPT2LMHeadModel'], model_type='gpt2', tie_word_embeddings=True,
-                bos_token_id=eot, eos_token_id=eot, dtype='float32', **d)
+    d = {_hf_names.get(k, k): v for k, v in asdict(cfg).items()}
+    eot = cfg.vocab_size - 1 if eot is None else eot
+    return dict(
+        architectures=['GPT2LMHeadModel'],
+        model_type='gpt2',
+        tie_word_embeddings=True,
+        bos_token_id=eot,
+        eos_token_id=eot,
+        dtype='float32',
+        **d,
+    )
 
-def from_hf_config(d:dict)->GPT2Config:
-    "The config in a transformers' config.json. Raises `ValueError` where it is not a GPT-2 that this model can be"
-    if d.get('model_type')!='gpt2': raise ValueError(f"model_type={d.get('model_type')!r} in config.json: only gpt2 can be read")
-    for k,ok in dict(tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
-                     add_cross_attention=False).items():
-        if d.get(k, ok)!=ok: raise ValueError(f'{k}={d[k]!r} in config.json: GPT-2 has {ok!r}')
+
+def from_hf_config(d: dict) -> GPT2Config:
+    """The config in a transformers' config.json.
+
+    Raises `ValueError` where it is not a GPT-2 that this model can be
+    """
+    if d.get('model_type') != 'gpt2':
+        raise ValueError(f'model_type={d.get("model_type")!r} in config.json: only gpt2 can be read')
+    for k, ok in dict(
+        tie_word_embeddings=True,
+        scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False,
+        add_cross_attention=False,
+    ).items():
+        if d.get(k, ok) != ok:
+            raise ValueError(f'{k}={d[k]!r} in config.json: GPT-2 has {ok!r}')
     C = d.get('n_embd', GPT2Config.n_embd)
-    if d.get('n_inner') not in (None, 4*C): raise ValueError(f"n_inner={d['n_inner']} in config.json: GPT-2 has 4·n_embd={4*C}")
-    back = {v:k for k,v in _hf_names.items()}
+    if d.get('n_inner') not in (None, 4 * C):
+        raise ValueError(f'n_inner={d["n_inner"]} in config.json: GPT-2 has 4·n_embd={4 * C}')
+    back = {v: k for k, v in _hf_names.items()}
     known = GPT2Config.__dataclass_fields__
-    return GPT2Config(**{back.get(k, k): v for k,v in d.items() if back.get(k, k) in known and k!='n_ctx'})
+    return GPT2Config(**{back.get(k, k): v for k, v in d.items() if back.get(k, k) in known and k != 'n_ctx'})
 
 # %% ../nbs/10_checkpoint.ipynb #5d8ef3fe
 _transposed = tuple(f'{o}.weight' for o in ('attn.c_attn', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj'))
 
-def to_hf(sd:dict)->dict: # name -> tensor
-    "Our state dict under transformers' names and in its layout"
-    return {f'transformer.{n}': (t.T if n.endswith(_transposed) else t).detach().cpu().contiguous() for n,t in sd.items()}
 
-def from_hf(sd:dict)->dict:
-    "transformers' state dict under our names and in our layout; its constant masks and the tied head are left out"
+def to_hf(sd: dict) -> dict:  # name -> tensor
+    "Our state dict under transformers' names and in its layout"
+    return {
+        f'transformer.{n}': (t.T if n.endswith(_transposed) else t).detach().cpu().contiguous()
+        for n, t in sd.items()
+    }
+
+
+def from_hf(sd: dict) -> dict:
+    """transformers' state dict under our names and in our layout; its constant masks and the tied head
+    are left out"""
     out = {}
-    for n,t in sd.items():
+    for n, t in sd.items():
         n = n.removeprefix('transformer.')
-        if not n.endswith(('.attn.bias', '.attn.masked_bias')): out[n] = t.T if n.endswith(_transposed) and t.ndim==2 else t
+        if not n.endswith(('.attn.bias', '.attn.masked_bias')):
+            out[n] = t.T if n.endswith(_transposed) and t.ndim == 2 else t
     return _tied(out)
+
 
 def _tied(sd):
     "The head left out where it is the token table; one that is not stays, as a tensor too many"
-    if 'lm_head.weight' in sd and torch.equal(sd['lm_head.weight'], sd.get('wte.weight', torch.empty(0))): del sd['lm_head.weight']
+    if 'lm_head.weight' in sd and torch.equal(sd['lm_head.weight'], sd.get('wte.weight', torch.empty(0))):
+        del sd['lm_head.weight']
     return sd
 
 # %% ../nbs/10_checkpoint.ipynb #a4e58ac1
 def check_tensors(
-    sd:dict,    # name -> tensor, read from somewhere
-    model:GPT2, # what they are for
-    where:str,  # the source, for the message
+    sd: dict,  # name -> tensor, read from somewhere
+    model: GPT2,  # what they are for
+    where: str,  # the source, for the message
 ):
     "Raises `ValueError` naming the first tensor that is missing, extra, of another shape, or not finite"
     want = model.state_dict()
     for n in want:
-        if n not in sd: raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2 of {len(model.h)} layers')
-    for n,t in sd.items():
-        if n not in want: raise ValueError(f'{where}: extra tensor {n}, which a GPT-2 of {len(model.h)} layers does not have')
-        if t.shape!=want[n].shape: raise ValueError(f'{where}: tensor {n} is {tuple(t.shape)}, but this config needs {tuple(want[n].shape)}: is it another size?')
-        if t.numel() and not torch.stack(t.aminmax()).isfinite().all(): raise ValueError(f'{where}: tensor {n} has values that are not finite (NaN or infinite)')
+        if n not in sd:
+            raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2 of {len(model.h)} layers')
+    for n, t in sd.items():
+        if n not in want:
+            raise ValueError(
+                f'{where}: extra tensor {n}, which a GPT-2 of {len(model.h)} layers does not have'
+            )
+        if t.shape != want[n].shape:
+            raise ValueError(
+                f'{where}: tensor {n} is {tuple(t.shape)}, but this config needs {tuple(want[n].shape)}: is '
+                f'it another size?'
+            )
+        if t.numel() and not torch.stack(t.aminmax()).isfinite().all():
+            raise ValueError(f'{where}: tensor {n} has values that are not finite (NaN or infinite)')
+
 
 class _Unfilled(TorchFunctionMode):
-    "A model's init fills nothing: on `meta` that does nothing anyway, but for loading 70 MB of PyTorch's Python"
+    """A model's init fills nothing: on `meta` that does nothing anyway, but for loading 70 MB of
+    PyTorch's Python"""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         return kwargs['tensor'] if func is torch.nn.init.normal_ else func(*args, **kwargs)
 
+
 def _as_model(cfg, sd, where):
     "The model made of these tensors, float32, once they are checked"
-    with torch.device('meta'),_Unfilled(): model = GPT2(cfg)
-    sd = {n: t.float() for n,t in sd.items()}
+    with torch.device('meta'), _Unfilled():
+        model = GPT2(cfg)
+    sd = {n: t.float() for n, t in sd.items()}
     check_tensors(sd, model, where)
     model.load_state_dict(sd, assign=True)
     return model.eval()
 
+
 def _read_tensors(path):
-    try: return load_file(path)
-    except SafetensorError as e: raise ValueError(f'{path}: damaged or no safetensors file ({e}): fetch or write it again') from None
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise ValueError(f'{path}: damaged or no safetensors file ({e}): fetch or write it again') from None
+
 
 def _model_tensors(folder):
     "Everything in model.safetensors, or in the parts that its index lists"
-    index,parts = folder/'model.safetensors.index.json',['model.safetensors']
+    index = folder / 'model.safetensors.index.json'
+    parts = ['model.safetensors']
     if index.exists():
         where = _read_json(index).get('weight_map', {})
         parts = sorted(set(where.values()))
-        if not parts or any(Path(p).name!=p for p in parts): raise ValueError(f'{index}: lists no parts, or parts outside its folder: fetch it again')
+        if not parts or any(Path(p).name != p for p in parts):
+            raise ValueError(f'{index}: lists no parts, or parts outside its folder: fetch it again')
     for p in parts:
-        if not (folder/p).exists(): raise FileNotFoundError(f"{folder/p} is missing: fetch it; pickled weights (pytorch_model.bin) are not read, write them again with transformers' save_pretrained")
-    sd = {n: t for p in parts for n,t in _read_tensors(folder/p).items()}
-    if index.exists() and (lost := sorted(where.keys()-sd.keys())): raise ValueError(f'{folder/where[lost[0]]}: tensor {lost[0]} is missing, though the index says it is there')
+        if not (folder / p).exists():
+            raise FileNotFoundError(
+                f'{folder / p} is missing: fetch it; pickled weights (pytorch_model.bin) are not read, '
+                f"write them again with transformers' save_pretrained"
+            )
+    sd = {n: t for p in parts for n, t in _read_tensors(folder / p).items()}
+    if index.exists() and (lost := sorted(where.keys() - sd.keys())):
+        raise ValueError(
+            f'{folder / where[lost[0]]}: tensor {lost[0]} is missing, though the index says it is there'
+        )
     return sd
 
+
 def _read_json(path):
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: damaged, not JSON ({e})') from None
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: damaged, not JSON ({e})') from None
 
 # %% ../nbs/10_checkpoint.ipynb #a1f0e016
-_kinds = {torch.float64: 'F64', torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
+_kinds = {
+    torch.float64: 'F64',
+    torch.float32: 'F32',
+    torch.float16: 'F16',
+    torch.bfloat16: 'BF16',
+    torch.int64: 'I64',
+    torch.int32: 'I32',
+    torch.int16: 'I16',
+    torch.int8: 'I8',
+    torch.uint8: 'U8',
+    torch.bool: 'BOOL',
+}
+
 
 def write_tensors(
-    tensors:dict, # name -> tensor on the CPU, of any layout
-    path,         # the file
-)->str:           # its SHA-256
+    tensors: dict,  # name -> tensor on the CPU, of any layout
+    path,  # the file
+) -> str:  # its SHA-256
     "A safetensors file, synced to the disk. Raises `OSError`"
-    names = sorted(tensors, key=lambda n: -tensors[n].element_size())           # as the format asks: wide types first, so that all are aligned
-    head,at = {'__metadata__': dict(format='pt')},0
+    names = sorted(
+        tensors, key=lambda n: -tensors[n].element_size()
+    )  # as the format asks: wide types first, so that all are aligned
+    head = {'__metadata__': dict(format='pt')}
+    at = 0
     for n in names:
         t = tensors[n]
-        head[n] = dict(dtype=_kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+t.numel()*t.element_size()])
+        head[n] = dict(
+            dtype=_kinds[t.dtype],
+            shape=list(t.shape),
+            data_offsets=[at, at := at + t.numel() * t.element_size()],
+        )
     head = json.dumps(head).encode()
-    head += b' '*(-len(head)%8)
+    head += b' ' * (-len(head) % 8)
     sha = hashlib.sha256()
-    def raw(t): # what lies in another order is put right a few rows at a time
-        rows = [t] if t.is_contiguous() else t.split(max(1, 2**20//(t[0].numel()*t.element_size())))
-        for r in rows: yield memoryview(r.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    def raw(t):  # what lies in another order is put right a few rows at a time
+        rows = [t] if t.is_contiguous() else t.split(max(1, 2**20 // (t[0].numel() * t.element_size())))
+        for r in rows:
+            yield memoryview(r.contiguous().reshape(-1).view(torch.uint8).numpy())
+
     with open(path, 'wb') as f:
-        for part in chain([len(head).to_bytes(8, 'little')+head], *(raw(tensors[n]) for n in names)):
+        for part in chain([len(head).to_bytes(8, 'little') + head], *(raw(tensors[n]) for n in names)):
             f.write(part)
             sha.update(part)
         f.flush()
@@ -147,422 +238,710 @@ def write_tensors(
 
 # %% ../nbs/10_checkpoint.ipynb #655ca56b
 def fetch(
-    name, # a folder, or a name on the hub
-)->Path:  # a folder
+    name,  # a folder, or a name on the hub
+) -> Path:  # a folder
     "A local folder as it is; a hub name fetched through the hub's cache. Raises `FileNotFoundError`"
     p = Path(name)
-    if p.is_dir(): return p
-    if len(p.parts)>2 or p.is_absolute() or str(name).startswith('.') or p.suffix: raise FileNotFoundError(f'{name}: no such folder')
+    if p.is_dir():
+        return p
+    if len(p.parts) > 2 or p.is_absolute() or str(name).startswith('.') or p.suffix:
+        raise FileNotFoundError(f'{name}: no such folder')
     from huggingface_hub import snapshot_download
-    return Path(snapshot_download(str(name), allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors']))
+
+    return Path(
+        snapshot_download(str(name), allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'])
+    )
+
 
 def _from_folder(
-    name:str|Path, # a Hugging Face folder, one of our checkpoints, or a name on the hub
-)->GPT2:           # float32, on the CPU, in evaluation mode
+    name: str | Path,  # a Hugging Face folder, one of our checkpoints, or a name on the hub
+) -> GPT2:  # float32, on the CPU, in evaluation mode
     "The model that is stored there. Raises `FileNotFoundError`, or `ValueError` naming what does not fit"
     folder = fetch(name)
-    if not (folder/'config.json').exists(): raise FileNotFoundError(f'{folder}: no config.json there: give a Hugging Face model folder or a checkpoint of a run')
-    return _as_model(from_hf_config(_read_json(folder/'config.json')), from_hf(_model_tensors(folder)), folder)
+    if not (folder / 'config.json').exists():
+        raise FileNotFoundError(
+            f'{folder}: no config.json there: give a Hugging Face model folder or a checkpoint of a run'
+        )
+    return _as_model(
+        from_hf_config(_read_json(folder / 'config.json')), from_hf(_model_tensors(folder)), folder
+    )
+
 
 def save_pretrained(
-    model:GPT2,
-    folder:str|Path,            # made if it is not there
-    tok=None,                   # its tokenizer, saved beside it
-    part_bytes:int=5*10**9,     # largest size of a weights file; what is larger goes into several
-)->Path:
+    model: GPT2,
+    folder: str | Path,  # made if it is not there
+    tok=None,  # its tokenizer, saved beside it
+    part_bytes: int = 5 * 10**9,  # largest size of a weights file; what is larger goes into several
+) -> Path:
     "Write a folder that `transformers` and `from_pretrained` read"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sd = to_hf(model.state_dict())
     parts = split_torch_state_dict_into_shards(sd, max_shard_size=part_bytes)
-    (folder/'model.safetensors.index.json').unlink(missing_ok=True)                # one left over would be believed
-    for f,names in parts.filename_to_tensors.items(): write_tensors({n: sd[n] for n in names}, folder/f)
+    (folder / 'model.safetensors.index.json').unlink(missing_ok=True)  # one left over would be believed
+    for f, names in parts.filename_to_tensors.items():
+        write_tensors({n: sd[n] for n in names}, folder / f)
     for old in folder.glob('model*.safetensors'):
-        if old.name not in parts.filename_to_tensors: old.unlink()
-    if parts.is_sharded: write_atomic(folder/'model.safetensors.index.json', json.dumps(dict(metadata=parts.metadata, weight_map=parts.tensor_to_filename), indent=1)+'\n')
-    write_atomic(folder/'config.json', json.dumps(hf_config(model.cfg, getattr(tok, 'eot', None)), indent=2)+'\n')
-    if tok is not None: save_hf(tok, folder)
+        if old.name not in parts.filename_to_tensors:
+            old.unlink()
+    if parts.is_sharded:
+        write_atomic(
+            folder / 'model.safetensors.index.json',
+            json.dumps(dict(metadata=parts.metadata, weight_map=parts.tensor_to_filename), indent=1) + '\n',
+        )
+    write_atomic(
+        folder / 'config.json', json.dumps(hf_config(model.cfg, getattr(tok, 'eot', None)), indent=2) + '\n'
+    )
+    if tok is not None:
+        save_hf(tok, folder)
     return folder
 
 # %% ../nbs/10_checkpoint.ipynb #00cdc214
-_tf_var = re.compile(r'model/(wte|wpe|ln_f|h\d+/(?:ln_1|ln_2|attn/c_attn|attn/c_proj|mlp/c_fc|mlp/c_proj))(?:/([gbw]))?(/.+)?')
+_tf_var = re.compile(
+    r'model/(wte|wpe|ln_f|h\d+/(?:ln_1|ln_2|attn/c_attn|attn/c_proj|mlp/c_fc|mlp/c_proj))(?:/([gbw]))?(/.+)?'
+)
+
 
 def from_tf_name(
-    n:str,     # of a TensorFlow variable
-)->str|None:   # None: no weight of the model, but an optimizer's slot or a counter
-    "Our name of a variable; one under `model/` that GPT-2 does not have keeps its own, and is refused later as a tensor too many"
-    if not n.startswith('model/'): return None
+    n: str,  # of a TensorFlow variable
+) -> str | None:  # None: no weight of the model, but an optimizer's slot or a counter
+    """Our name of a variable; one under `model/` that GPT-2 does not have keeps its own, and is refused
+    later as a tensor too many"""
+    if not n.startswith('model/'):
+        return None
     m = _tf_var.fullmatch(n)
-    if m is None: return n
-    if m[3]: return None
-    return re.sub(r'^h(\d+)', r'h.\1', m[1].replace('/', '.'))+('.bias' if m[2]=='b' else '.weight')
+    if m is None:
+        return n
+    if m[3]:
+        return None
+    return re.sub(r'^h(\d+)', r'h.\1', m[1].replace('/', '.')) + ('.bias' if m[2] == 'b' else '.weight')
 
-def from_tf(arrays:dict)->dict: # TensorFlow name -> array
+
+def from_tf(arrays: dict) -> dict:  # TensorFlow name -> array
     "TensorFlow's variables under our names and in our layout"
     out = {}
-    for n,a in arrays.items():
+    for n, a in arrays.items():
         t = torch.from_numpy(a.astype('float32'))
-        if n.endswith('/w'): t = t.reshape(t.shape[-2:]).T if t.ndim==3 and len(t)==1 else t
-        if k := from_tf_name(n): out[k] = t
+        if n.endswith('/w'):
+            t = t.reshape(t.shape[-2:]).T if t.ndim == 3 and len(t) == 1 else t
+        if k := from_tf_name(n):
+            out[k] = t
     return out
 
+
 def _tf_prefix(path):
-    "The checkpoint that is meant: `path` itself, or the one in that folder which its file `checkpoint` names, or else the last"
+    """The checkpoint that is meant: `path` itself, or the one in that folder which its file
+    `checkpoint` names, or else the last"""
     path = Path(path)
-    if not path.is_dir(): return path
-    steps = sorted((o.with_suffix('') for o in path.glob('*.index')), key=lambda o: [int(i) for i in re.findall(r'\d+', o.name)])
-    if not steps: raise FileNotFoundError(f'{path}: no TensorFlow checkpoint there (model.ckpt….index)')
-    f = path/'checkpoint'
-    said = re.search(r'^model_checkpoint_path: "(?:.*/)?([^/]+)"', f.read_text(encoding='utf-8') if f.exists() else '', re.M)
-    return path/said[1] if said and path/said[1] in steps else steps[-1]
+    if not path.is_dir():
+        return path
+    steps = sorted(
+        (o.with_suffix('') for o in path.glob('*.index')),
+        key=lambda o: [int(i) for i in re.findall(r'\d+', o.name)],
+    )
+    if not steps:
+        raise FileNotFoundError(f'{path}: no TensorFlow checkpoint there (model.ckpt….index)')
+    f = path / 'checkpoint'
+    said = re.search(
+        r'^model_checkpoint_path: "(?:.*/)?([^/]+)"',
+        f.read_text(encoding='utf-8') if f.exists() else '',
+        re.M,
+    )
+    return path / said[1] if said and path / said[1] in steps else steps[-1]
+
 
 def _tf_config(folder, sd, where):
-    "The shape from hparams.json, as OpenAI keeps it there; without it from the tensors, as every GPT-2 has heads of 64 channels"
-    if (folder/'hparams.json').exists():
-        d = _read_json(folder/'hparams.json')
-        return GPT2Config(**{{'n_vocab': 'vocab_size'}.get(k, k): v for k,v in d.items() if k in ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')})
-    for n in 'wte.weight','wpe.weight':
-        if n not in sd: raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2')
-    (V,C),T = sd['wte.weight'].shape,len(sd['wpe.weight'])
-    if C%64: raise ValueError(f'{where}: {C} channels are no multiple of the head size 64, so the number of heads is not known: put a hparams.json with n_vocab, n_ctx, n_embd, n_head and n_layer beside it')
-    return GPT2Config(vocab_size=V, n_ctx=T, n_embd=C, n_head=C//64, n_layer=len({n.split('.')[1] for n in sd if n.startswith('h.')}) or 1)
+    """The shape from hparams.json, as OpenAI keeps it there; without it from the tensors, as every
+    GPT-2 has heads of 64 channels"""
+    if (folder / 'hparams.json').exists():
+        d = _read_json(folder / 'hparams.json')
+        return GPT2Config(
+            **{
+                {'n_vocab': 'vocab_size'}.get(k, k): v
+                for k, v in d.items()
+                if k in ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
+            }
+        )
+    for n in 'wte.weight', 'wpe.weight':
+        if n not in sd:
+            raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2')
+    (V, C) = sd['wte.weight'].shape
+    T = len(sd['wpe.weight'])
+    if C % 64:
+        raise ValueError(
+            f'{where}: {C} channels are no multiple of the head size 64, so the number of heads is not '
+            f'known: put a hparams.json with n_vocab, n_ctx, n_embd, n_head and n_layer beside it'
+        )
+    return GPT2Config(
+        vocab_size=V,
+        n_ctx=T,
+        n_embd=C,
+        n_head=C // 64,
+        n_layer=len({n.split('.')[1] for n in sd if n.startswith('h.')}) or 1,
+    )
+
 
 def from_tensorflow(
-    path:str|Path, # a checkpoint (`…/model.ckpt`), or the folder that holds it, such as OpenAI's `models/117M`
-)->GPT2:           # float32, on the CPU, in evaluation mode
-    "The model in a TensorFlow checkpoint of OpenAI's or of the reproduction of 2019. Raises `ImportError` without TensorFlow, `FileNotFoundError`, or `ValueError` naming what does not fit"
-    if not has_package('tensorflow'): raise ImportError('TensorFlow is needed to read its checkpoints: pip install "gpt2repro[tf]"')
+    path: str
+    | Path,  # a checkpoint (`…/model.ckpt`), or the folder that holds it, such as OpenAI's `models/117M`
+) -> GPT2:  # float32, on the CPU, in evaluation mode
+    """The model in a TensorFlow checkpoint of OpenAI's or of the reproduction of 2019.
+
+    Raises `ImportError` without TensorFlow, `FileNotFoundError`, or `ValueError` naming what does not fit
+    """
+    if not has_package('tensorflow'):
+        raise ImportError('TensorFlow is needed to read its checkpoints: pip install "gpt2repro[tf]"')
     prefix = _tf_prefix(path)
-    if not Path(f'{prefix}.index').exists(): raise FileNotFoundError(f'{prefix}.index: no such TensorFlow checkpoint')
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')                              # it reports its processor features otherwise
+    if not Path(f'{prefix}.index').exists():
+        raise FileNotFoundError(f'{prefix}.index: no such TensorFlow checkpoint')
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # it reports its processor features otherwise
     import tensorflow as tf
+
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         sd = from_tf({n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if from_tf_name(n)})
-    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as e: raise ValueError(f'{prefix}: damaged, TensorFlow cannot read it ({str(e).splitlines()[0]}): fetch it again') from None
+    except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as e:
+        raise ValueError(
+            f'{prefix}: damaged, TensorFlow cannot read it ({str(e).splitlines()[0]}): fetch it again'
+        ) from None
     return _as_model(_tf_config(prefix.parent, sd, prefix), sd, prefix)
 
 # %% ../nbs/10_checkpoint.ipynb #c6efdfe3
 def from_nanogpt(
-    path:str|Path, # a `ckpt.pt`
-)->GPT2:           # float32, on the CPU, in evaluation mode
-    "The model in a checkpoint of nanoGPT's `train.py`. Raises `FileNotFoundError`, or `ValueError` naming what does not fit"
-    try: d = torch.load(path, map_location='cpu', weights_only=True)
+    path: str | Path,  # a `ckpt.pt`
+) -> GPT2:  # float32, on the CPU, in evaluation mode
+    """The model in a checkpoint of nanoGPT's `train.py`.
+
+    Raises `FileNotFoundError`, or `ValueError` naming what does not fit
+    """
+    try:
+        d = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as e:
-        raise ValueError(f'{path}: damaged, or it holds more than tensors and plain values, which is not read because it could run code ({str(e).splitlines()[0][:100]})') from None
-    if not isinstance(d, dict) or not {'model', 'model_args'} <= d.keys(): raise ValueError(f"{path}: no checkpoint of nanoGPT's train.py: 'model' and 'model_args' are not both there")
+        raise ValueError(
+            f'{path}: damaged, or it holds more than tensors and plain values, which is not read because it '
+            f'could run code ({str(e).splitlines()[0][:100]})'
+        ) from None
+    if not isinstance(d, dict) or not {'model', 'model_args'} <= d.keys():
+        raise ValueError(
+            f"{path}: no checkpoint of nanoGPT's train.py: 'model' and 'model_args' are not both there"
+        )
     a = d['model_args']
-    cfg = GPT2Config(vocab_size=a['vocab_size'], n_ctx=a['block_size'], n_embd=a['n_embd'], n_layer=a['n_layer'], n_head=a['n_head'], activation_function='gelu',
-                     **dict.fromkeys(('embd_pdrop', 'attn_pdrop', 'resid_pdrop'), float(a.get('dropout', 0.))))
-    sd = {n.removeprefix('_orig_mod.').removeprefix('transformer.'): t for n,t in d['model'].items() if not n.endswith('.attn.bias')}
+    cfg = GPT2Config(
+        vocab_size=a['vocab_size'],
+        n_ctx=a['block_size'],
+        n_embd=a['n_embd'],
+        n_layer=a['n_layer'],
+        n_head=a['n_head'],
+        activation_function='gelu',
+        **dict.fromkeys(('embd_pdrop', 'attn_pdrop', 'resid_pdrop'), float(a.get('dropout', 0.0))),
+    )
+    sd = {
+        n.removeprefix('_orig_mod.').removeprefix('transformer.'): t
+        for n, t in d['model'].items()
+        if not n.endswith('.attn.bias')
+    }
     sd = _tied(sd)
-    if not a.get('bias', True): sd |= {n.replace('weight', 'bias'): t.new_zeros(len(t)) for n,t in sd.items() if n.startswith(('h.', 'ln_f')) and n.replace('weight', 'bias') not in sd}
-    if cfg.vocab_size==50304:
-        warn(f'{path}: the vocabulary is padded to 50,304; the last 47 rows, which are no tokens of GPT-2, are left out')
-        cfg,sd['wte.weight'] = cfg.replace(vocab_size=50257),sd['wte.weight'][:50257]
+    if not a.get('bias', True):
+        sd |= {
+            n.replace('weight', 'bias'): t.new_zeros(len(t))
+            for n, t in sd.items()
+            if n.startswith(('h.', 'ln_f')) and n.replace('weight', 'bias') not in sd
+        }
+    if cfg.vocab_size == 50304:
+        warn(
+            f'{path}: the vocabulary is padded to 50,304; the last 47 rows, which are no tokens of GPT-2, '
+            f'are left out'
+        )
+        cfg = cfg.replace(vocab_size=50257)
+        sd['wte.weight'] = sd['wte.weight'][:50257]
     return _as_model(cfg, sd, path)
 
 # %% ../nbs/10_checkpoint.ipynb #182ba127
 def from_pretrained(
-    name:str|Path, # a Hugging Face folder, one of our checkpoints, a name on the hub such as `openai-community/gpt2`, a folder with a TensorFlow checkpoint, or nanoGPT's `ckpt.pt`
-)->GPT2:           # float32, on the CPU, in evaluation mode
+    name: str
+    # a Hugging Face folder, one of our checkpoints, a name on the hub such as `openai-community/gpt2`, a
+    # folder with a TensorFlow checkpoint, or nanoGPT's `ckpt.pt`
+    | Path,
+) -> GPT2:  # float32, on the CPU, in evaluation mode
     "The model that is stored there. Raises `FileNotFoundError`, or `ValueError` naming what does not fit"
     p = Path(name)
-    if p.suffix=='.pt' and p.is_file(): return from_nanogpt(p)
-    if Path(f'{p}.index').exists() or not (p/'config.json').exists() and any(p.glob('*.ckpt*.index')): return from_tensorflow(p)
+    if p.suffix == '.pt' and p.is_file():
+        return from_nanogpt(p)
+    if Path(f'{p}.index').exists() or not (p / 'config.json').exists() and any(p.glob('*.ckpt*.index')):
+        return from_tensorflow(p)
     return _from_folder(name)
 
 # %% ../nbs/10_checkpoint.ipynb #a1b740ba
 def _sync(path):
     "Have the system write a file or folder to the disk now"
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
+    try:
+        os.fsync(fd)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP): raise       # a mount that cannot sync: the rename is as lasting as the mount makes it
-    finally: os.close(fd)
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise  # a mount that cannot sync: the rename is as lasting as the mount makes it
+    finally:
+        os.close(fd)
+
 
 def _split(o, at, tensors, copy):
     "`o` with each tensor put into `tensors` under its path, by `copy`, and a mark left in its place"
     if isinstance(o, torch.Tensor):
         tensors[at] = copy(at, o)
         return {'tensor': at}
-    if isinstance(o, dict): return {str(k): _split(v, f'{at}/{k}', tensors, copy) for k,v in o.items()}
-    if isinstance(o, (list, tuple)): return [_split(v, f'{at}/{i}', tensors, copy) for i,v in enumerate(o)]
+    if isinstance(o, dict):
+        return {str(k): _split(v, f'{at}/{k}', tensors, copy) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [_split(v, f'{at}/{i}', tensors, copy) for i, v in enumerate(o)]
     return o
+
 
 def _join(o, tensors):
     "The inverse of `_split`"
-    if isinstance(o, dict): return tensors[o['tensor']] if o.keys()=={'tensor'} else {k: _join(v, tensors) for k,v in o.items()}
-    if isinstance(o, list): return [_join(v, tensors) for v in o]
+    if isinstance(o, dict):
+        return (
+            tensors[o['tensor']] if o.keys() == {'tensor'} else {k: _join(v, tensors) for k, v in o.items()}
+        )
+    if isinstance(o, list):
+        return [_join(v, tensors) for v in o]
     return o
 
-def _plain(o): return o is None or isinstance(o, (bool, int, float, str)) or isinstance(o, (list, tuple)) and all(map(_plain, o))
+
+def _plain(o):
+    return (
+        o is None
+        or isinstance(o, (bool, int, float, str))
+        or isinstance(o, (list, tuple))
+        and all(map(_plain, o))
+    )
+
 
 def _opt_state(model, optimizer):
-    "The optimizer's state by parameter name, and its groups' plain settings; functions, such as schedules, stay with the program"
-    names = {id(p): n for n,p in model.named_parameters()}
-    state = {names[id(p)]: dict(s) for p,s in optimizer.state.items()}
-    groups = [{k: v for k,v in g.items() if k!='params' and (_plain(v) or isinstance(v, torch.Tensor))} for g in optimizer.param_groups]
+    """The optimizer's state by parameter name, and its groups' plain settings; functions, such as
+    schedules, stay with the program"""
+    names = {id(p): n for n, p in model.named_parameters()}
+    state = {names[id(p)]: dict(s) for p, s in optimizer.state.items()}
+    groups = [
+        {k: v for k, v in g.items() if k != 'params' and (_plain(v) or isinstance(v, torch.Tensor))}
+        for g in optimizer.param_groups
+    ]
     return dict(state=state, groups=groups)
 
 # %% ../nbs/10_checkpoint.ipynb #da3acdc2
-_flaky = {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN}
+_flaky = {
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ETIMEDOUT,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EREMOTEIO,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.ENETDOWN,
+}
+
 
 def retry(
-    fn,              # may be called again after a failure
-    *args,           # its arguments
-    times:int=6,     # calls in all
-    wait:float=1.,   # seconds before the second; doubled each time
-):                   # what `fn` returns
-    "Call `fn`, again if it fails as a mount fails that loses its connection. Raises what is raised the last time, and every other error at once"
+    fn,  # may be called again after a failure
+    *args,  # its arguments
+    times: int = 6,  # calls in all
+    wait: float = 1.0,  # seconds before the second; doubled each time
+):  # what `fn` returns
+    """Call `fn`, again if it fails as a mount fails that loses its connection.
+
+    Raises what is raised the last time, and every other error at once
+    """
     for i in range(times):
-        try: return fn(*args)
+        try:
+            return fn(*args)
         except OSError as e:
-            if e.errno not in _flaky or i==times-1: raise
-            warn(f'{e.filename or "the disk"}: {e.strerror}; trying again in {wait*2**i:g} s')
-            time.sleep(wait*2**i)
+            if e.errno not in _flaky or i == times - 1:
+                raise
+            warn(f'{e.filename or "the disk"}: {e.strerror}; trying again in {wait * 2**i:g} s')
+            time.sleep(wait * 2**i)
+
 
 def _mount(path):
     "(mount point, type) of the file system that holds `path`"
-    lines = [l.split() for l in Path('/proc/mounts').read_text().splitlines()] if Path('/proc/mounts').exists() else []
+    lines = (
+        [l.split() for l in Path('/proc/mounts').read_text().splitlines()]
+        if Path('/proc/mounts').exists()
+        else []
+    )
     path = Path(path).resolve()
-    return max(((m.replace('\\040', ' '), t) for _,m,t,*_ in lines if path.is_relative_to(m.replace('\\040', ' '))), key=lambda o: len(o[0]), default=('/', ''))
+    return max(
+        (
+            (m.replace('\\040', ' '), t)
+            for _, m, t, *_ in lines
+            if path.is_relative_to(m.replace('\\040', ' '))
+        ),
+        key=lambda o: len(o[0]),
+        default=('/', ''),
+    )
+
 
 def local_folder(
-    folder,    # where a checkpoint shall be in the end
-    n_bytes:int=0, # what it needs
-)->str|None:   # a folder on this machine's own disk; None: there is no need for one, or no room
-    "Where to write first when `folder` is on a slow or flaky mount, such as Google Drive (FUSE), NFS or a share"
+    folder,  # where a checkpoint shall be in the end
+    n_bytes: int = 0,  # what it needs
+) -> str | None:  # a folder on this machine's own disk; None: there is no need for one, or no room
+    """Where to write first when `folder` is on a slow or flaky mount, such as Google Drive (FUSE), NFS
+    or a share"""
     remote = lambda p: _mount(p)[1].startswith(('fuse', 'nfs', 'cifs', 'smb', '9p', 'drvfs', 'afs'))
     tmp = tempfile.gettempdir()
-    return tmp if remote(folder) and not remote(tmp) and shutil.disk_usage(tmp).free>1.1*n_bytes else None
+    return tmp if remote(folder) and not remote(tmp) and shutil.disk_usage(tmp).free > 1.1 * n_bytes else None
 
-def _seal(d): return hashlib.sha256(json.dumps({k: v for k,v in d.items() if k!='seal'}, sort_keys=True).encode()).hexdigest()
+
+def _seal(d):
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in d.items() if k != 'seal'}, sort_keys=True).encode()
+    ).hexdigest()
+
+
 def _seal_file(path, d):
     with open(path, 'w') as f:
-        f.write(json.dumps(d | dict(seal=_seal(d)), indent=1)+'\n')
+        f.write(json.dumps(d | dict(seal=_seal(d)), indent=1) + '\n')
         f.flush()
         os.fsync(f.fileno())
 
 # %% ../nbs/10_checkpoint.ipynb #a1f0e011
 def snapshot(
-    model:GPT2,
+    model: GPT2,
     optimizer=None,
-    state:dict=None,  # whatever else the run needs to go on: JSON values and tensors, nested
-    copy=None,        # (name, tensor) -> tensor on the host; if not given, a tensor that is there already is not copied
-)->dict:              # `model` and `rest`: name -> tensor; `json`: plain values; `cfg`
+    state: dict = None,  # whatever else the run needs to go on: JSON values and tensors, nested
+    # (name, tensor) -> tensor on the host; if not given, a tensor that is there already is not copied
+    copy=None,
+) -> dict:  # `model` and `rest`: name -> tensor; `json`: plain values; `cfg`
     "Everything that a checkpoint holds"
-    copy = copy or (lambda at,t: t.detach().cpu())
-    ours,rest = {n: copy(n, t) for n,t in model.state_dict().items()},{}
-    hf = {f'transformer.{n}': t.T if n.endswith(_transposed) else t for n,t in ours.items()}
-    return dict(model=hf, rest=rest, cfg=model.cfg, json=_split(dict(user=state or {}, optimizer=None if optimizer is None else _opt_state(model, optimizer)), '', rest, copy))
+    copy = copy or (lambda at, t: t.detach().cpu())
+    ours = {n: copy(n, t) for n, t in model.state_dict().items()}
+    rest = {}
+    hf = {f'transformer.{n}': t.T if n.endswith(_transposed) else t for n, t in ours.items()}
+    return dict(
+        model=hf,
+        rest=rest,
+        cfg=model.cfg,
+        json=_split(
+            dict(user=state or {}, optimizer=None if optimizer is None else _opt_state(model, optimizer)),
+            '',
+            rest,
+            copy,
+        ),
+    )
+
 
 def _fill(folder, step, snap, tok, score):
     "The files of a checkpoint into `folder`; returns the hash of each"
     folder.mkdir()
-    (folder/'config.json').write_text(json.dumps(hf_config(snap['cfg'], getattr(tok, 'eot', None)), indent=2)+'\n')
-    if tok is not None: save_hf(tok, folder)
+    (folder / 'config.json').write_text(
+        json.dumps(hf_config(snap['cfg'], getattr(tok, 'eot', None)), indent=2) + '\n'
+    )
+    if tok is not None:
+        save_hf(tok, folder)
     small = [f for f in folder.rglob('*') if f.is_file()]
     files = {str(f.relative_to(folder)): file_sha256(f) for f in small}
-    for f in small: _sync(f)
-    for f,ts in dict(model=snap['model'], optimizer=snap['rest']).items(): files[f'{f}.safetensors'] = write_tensors(ts, folder/f'{f}.safetensors')
-    _seal_file(folder/'state.json', dict(format=1, step=step, score=score, **snap['json'], files=files))
-    return files | {'state.json': file_sha256(folder/'state.json')}
+    for f in small:
+        _sync(f)
+    for f, ts in dict(model=snap['model'], optimizer=snap['rest']).items():
+        files[f'{f}.safetensors'] = write_tensors(ts, folder / f'{f}.safetensors')
+    _seal_file(folder / 'state.json', dict(format=1, step=step, score=score, **snap['json'], files=files))
+    return files | {'state.json': file_sha256(folder / 'state.json')}
+
 
 def _copy(files, src, dst):
     "Each file of `src` to `dst`, and look whether it has arrived"
-    for f,sha in files.items():
-        (dst/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(src/f, dst/f)
-        _sync(dst/f)
-        if file_sha256(dst/f)!=sha: raise OSError(errno.EIO, 'what was copied there reads differently', str(dst/f))
+    for f, sha in files.items():
+        (dst / f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(src / f, dst / f)
+        _sync(dst / f)
+        if file_sha256(dst / f) != sha:
+            raise OSError(errno.EIO, 'what was copied there reads differently', str(dst / f))
+
 
 def write_checkpoint(
-    folder:str|Path, # the run's `checkpoints` folder; made if it is not there
-    step:int,
-    snap:dict,       # what `snapshot` returned
-    tok=None,        # its tokenizer
-    keep:int=3,      # how many checkpoints stay, and the best; the oldest go once the new one is there
-    score:float=None,# held-out loss, to tell the best by
-    before=None,     # called when all is written, before the checkpoint gets its name
-)->Path:             # folder/step-00001000
-    "Write the state of a run, whole or not at all. Raises `OSError` when the disk is full or the mount does not come back, with everything before left as it was"
+    folder: str | Path,  # the run's `checkpoints` folder; made if it is not there
+    step: int,
+    snap: dict,  # what `snapshot` returned
+    tok=None,  # its tokenizer
+    keep: int = 3,  # how many checkpoints stay, and the best; the oldest go once the new one is there
+    score: float = None,  # held-out loss, to tell the best by
+    before=None,  # called when all is written, before the checkpoint gets its name
+) -> Path:  # folder/step-00001000
+    """Write the state of a run, whole or not at all.
+
+    Raises `OSError` when the disk is full or the mount does not come back, with everything before left as
+    it was
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob('.part-*'): shutil.rmtree(old, ignore_errors=True)       # what a killed process left
-    part,path = folder/f'.part-{step:08}-{os.getpid()}',folder/f'step-{step:08}'
-    near = local_folder(folder, sum(t.numel()*t.element_size() for o in ('model', 'rest') for t in snap[o].values()))
-    work = Path(tempfile.mkdtemp(prefix='gpt2repro-', dir=near))/'new' if near else part
+    for old in folder.glob('.part-*'):
+        shutil.rmtree(old, ignore_errors=True)  # what a killed process left
+    part = folder / f'.part-{step:08}-{os.getpid()}'
+    path = folder / f'step-{step:08}'
+    near = local_folder(
+        folder, sum(t.numel() * t.element_size() for o in ('model', 'rest') for t in snap[o].values())
+    )
+    work = Path(tempfile.mkdtemp(prefix='gpt2repro-', dir=near)) / 'new' if near else part
     try:
         files = _fill(work, step, snap, tok, score)
-        if near: retry(_copy, files, work, part)
+        if near:
+            retry(_copy, files, work, part)
         _sync(part)
-        if before: before()
-        if path.exists(): retry(os.rename, path, part/'replaced')                    # the same step written again
+        if before:
+            before()
+        if path.exists():
+            retry(os.rename, path, part / 'replaced')  # the same step written again
         retry(os.rename, part, path)
         _sync(folder)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
-        if near: shutil.rmtree(work.parent, ignore_errors=True)
-    shutil.rmtree(path/'replaced', ignore_errors=True)
+        if near:
+            shutil.rmtree(work.parent, ignore_errors=True)
+    shutil.rmtree(path / 'replaced', ignore_errors=True)
     best = best_checkpoint(folder)
     for old in checkpoints(folder)[:-keep]:
-        if old!=best: retry(shutil.rmtree, old)
+        if old != best:
+            retry(shutil.rmtree, old)
     return path
 
+
 def save_checkpoint(
-    folder:str|Path, # the run's `checkpoints` folder
-    step:int,
-    model:GPT2,
-    tok=None,        # its tokenizer
+    folder: str | Path,  # the run's `checkpoints` folder
+    step: int,
+    model: GPT2,
+    tok=None,  # its tokenizer
     optimizer=None,
-    state:dict=None, # whatever else the run needs to go on
-    keep:int=3,      # how many checkpoints stay
-    score:float=None,# held-out loss
-)->Path:             # folder/step-00001000
+    state: dict = None,  # whatever else the run needs to go on
+    keep: int = 3,  # how many checkpoints stay
+    score: float = None,  # held-out loss
+) -> Path:  # folder/step-00001000
     "`snapshot` and `write_checkpoint` in one"
     return write_checkpoint(folder, step, snapshot(model, optimizer, state), tok, keep, score)
 
-def checkpoints(folder:str|Path)->list[Path]: # oldest first
+
+def checkpoints(folder: str | Path) -> list[Path]:  # oldest first
     "The checkpoints of a run by step, whole or not"
-    return sorted((o for o in Path(folder).glob('step-*') if o.name[5:].isdigit()), key=lambda o: int(o.name[5:]))
+    return sorted(
+        (o for o in Path(folder).glob('step-*') if o.name[5:].isdigit()), key=lambda o: int(o.name[5:])
+    )
+
 
 def _score(path):
-    try: s = json.loads((path/'state.json').read_text()).get('score')
-    except (OSError, ValueError): return None                                       # torn: the best is another
+    try:
+        s = json.loads((path / 'state.json').read_text()).get('score')
+    except (OSError, ValueError):
+        return None  # torn: the best is another
     return s if isinstance(s, (int, float)) else None
 
+
 def best_checkpoint(
-    folder:str|Path, # the run's `checkpoints` folder
-)->Path|None:        # None: none has a score
+    folder: str | Path,  # the run's `checkpoints` folder
+) -> Path | None:  # None: none has a score
     "The checkpoint with the lowest held-out loss of those that are kept"
     return min(((s, p) for p in checkpoints(folder) if (s := _score(p)) is not None), default=(0, None))[1]
 
 # %% ../nbs/10_checkpoint.ipynb #a1f0e013
 class Saver:
-    "Writes a run's checkpoints in the background, one at a time. A context manager; leaving it waits for the last one"
-    def __init__(self,
-        folder,      # the run's `checkpoints` folder
-        tok=None,    # its tokenizer
-        keep:int=3,  # how many checkpoints stay
-        before=None, # see `write_checkpoint`
+    """Writes a run's checkpoints in the background, one at a time.
+
+    A context manager; leaving it waits for the last one
+    """
+
+    def __init__(
+        self,
+        folder,  # the run's `checkpoints` folder
+        tok=None,  # its tokenizer
+        keep: int = 3,  # how many checkpoints stay
+        before=None,  # see `write_checkpoint`
     ):
-        self.folder,self.tok,self.keep,self.before = folder,tok,keep,before
-        self.pool,self.thread,self.error,self.stall = {},None,None,0.        # `stall`: seconds that the caller has waited, in all
+        self.folder, self.tok, self.keep, self.before = folder, tok, keep, before
+        self.pool, self.thread, self.error, self.stall = (
+            {},
+            None,
+            None,
+            0.0,
+        )  # `stall`: seconds that the caller has waited, in all
 
     def _copy(self, at, t):
-        if (b := self.pool.get(at)) is None or b.shape!=t.shape or b.dtype!=t.dtype: b = self.pool[at] = torch.empty(t.shape, dtype=t.dtype)
+        if (b := self.pool.get(at)) is None or b.shape != t.shape or b.dtype != t.dtype:
+            b = self.pool[at] = torch.empty(t.shape, dtype=t.dtype)
         return b.copy_(t.detach())
 
     def _write(self, step, snap, score):
-        if sys.platform=='linux': os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)      # of this thread alone
-        try: write_checkpoint(self.folder, step, snap, self.tok, self.keep, score, self.before)
-        except BaseException as e: self.error = e                            # raised in `wait`
+        if sys.platform == 'linux':
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread alone
+        try:
+            write_checkpoint(self.folder, step, snap, self.tok, self.keep, score, self.before)
+        except BaseException as e:
+            self.error = e  # raised in `wait`
 
-    def __call__(self,
-        step:int,
-        model:GPT2,
+    def __call__(
+        self,
+        step: int,
+        model: GPT2,
         optimizer=None,
-        state:dict=None,
-        score:float=None,
+        state: dict = None,
+        score: float = None,
     ):
         "Copy the state and begin to write it. Raises what the write before raised"
         t = time.perf_counter()
         self.wait()
-        self.thread = threading.Thread(target=self._write, args=(step, snapshot(model, optimizer, state, self._copy), score), daemon=True, name='checkpoint')
+        self.thread = threading.Thread(
+            target=self._write,
+            args=(step, snapshot(model, optimizer, state, self._copy), score),
+            daemon=True,
+            name='checkpoint',
+        )
         self.thread.start()
-        self.stall += time.perf_counter()-t
+        self.stall += time.perf_counter() - t
 
     def wait(self):
         "Until the write under way is done. Raises what it raised"
-        if self.thread: self.thread.join()
-        self.thread,e,self.error = None,self.error,None
-        if e: raise e
+        if self.thread:
+            self.thread.join()
+        self.thread, e, self.error = None, self.error, None
+        if e:
+            raise e
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
+
     def __exit__(self, kind, *args):
-        if kind is None: self.wait()
-        elif self.thread and not issubclass(kind, KeyboardInterrupt): self.thread.join()
+        if kind is None:
+            self.wait()
+        elif self.thread and not issubclass(kind, KeyboardInterrupt):
+            self.thread.join()
 
 # %% ../nbs/10_checkpoint.ipynb #00d9a556
 def verify_checkpoint(
-    path:str|Path, # a step-… folder
-)->dict:           # the content of its state.json
+    path: str | Path,  # a step-… folder
+) -> dict:  # the content of its state.json
     "Raises `ValueError` naming the file that is missing, damaged or changed"
     path = Path(path)
-    if not (path/'state.json').exists(): raise ValueError(f'{path}: state.json is missing: not a whole checkpoint')
-    d = _read_json(path/'state.json')
-    if not isinstance(d, dict) or d.get('seal')!=_seal(d): raise ValueError(f'{path/"state.json"}: changed since it was written')
-    for f,sha in d['files'].items():
-        if not (path/f).exists(): raise ValueError(f'{path/f}: missing')
-        if file_sha256(path/f)!=sha: raise ValueError(f'{path/f}: its content is not what was written (SHA-256 differs)')
+    if not (path / 'state.json').exists():
+        raise ValueError(f'{path}: state.json is missing: not a whole checkpoint')
+    d = _read_json(path / 'state.json')
+    if not isinstance(d, dict) or d.get('seal') != _seal(d):
+        raise ValueError(f'{path / "state.json"}: changed since it was written')
+    for f, sha in d['files'].items():
+        if not (path / f).exists():
+            raise ValueError(f'{path / f}: missing')
+        if file_sha256(path / f) != sha:
+            raise ValueError(f'{path / f}: its content is not what was written (SHA-256 differs)')
     return d
 
+
 def latest_checkpoint(
-    folder:str|Path, # the run's `checkpoints` folder
-)->Path|None:        # None: there is none
+    folder: str | Path,  # the run's `checkpoints` folder
+) -> Path | None:  # None: there is none
     "The newest whole checkpoint; damaged ones are named in a warning and passed over"
     for p in reversed(checkpoints(folder)):
-        try: verify_checkpoint(p)
-        except ValueError as e: warn(f'{e}: using the checkpoint before it')
-        else: return p
+        try:
+            verify_checkpoint(p)
+        except ValueError as e:
+            warn(f'{e}: using the checkpoint before it')
+        else:
+            return p
+
 
 def load_checkpoint(
-    path:str|Path,   # a step-… folder
-    model:GPT2,      # filled
+    path: str | Path,  # a step-… folder
+    model: GPT2,  # filled
     optimizer=None,  # filled
-    verified:bool=False, # it was just verified, as by `latest_checkpoint`
-)->dict:             # the `state` that was saved, and `step`
+    verified: bool = False,  # it was just verified, as by `latest_checkpoint`
+) -> dict:  # the `state` that was saved, and `step`
     "Put a run's state back. Raises `ValueError` naming the file or the tensor that does not fit"
     path = Path(path)
-    d = _read_json(path/'state.json') if verified else verify_checkpoint(path)
+    d = _read_json(path / 'state.json') if verified else verify_checkpoint(path)
     sd = from_hf(_model_tensors(path))
     check_tensors(sd, model, path)
     model.load_state_dict(sd)
-    tensors = _read_tensors(path/'optimizer.safetensors')
+    tensors = _read_tensors(path / 'optimizer.safetensors')
     if optimizer is not None:
-        if d['optimizer'] is None: raise ValueError(f'{path}: holds no optimizer state: start a new run from its weights instead')
+        if d['optimizer'] is None:
+            raise ValueError(f'{path}: holds no optimizer state: start a new run from its weights instead')
         _load_opt(_join(d['optimizer'], tensors), model, optimizer, path)
     return dict(_join(d['user'], tensors), step=d['step'])
 
+
 def _load_opt(o, model, optimizer, path):
-    "State into place: copied into tensors that are there (a compiled step goes on using them), put beside the parameter else"
-    if len(o['groups'])!=len(optimizer.param_groups):
-        raise ValueError(f"{path}: {len(o['groups'])} parameter groups, but the optimizer has {len(optimizer.param_groups)}: use the settings of the run")
+    """State into place: copied into tensors that are there (a compiled step goes on using them), put
+    beside the parameter else"""
+    if len(o['groups']) != len(optimizer.param_groups):
+        raise ValueError(
+            f'{path}: {len(o["groups"])} parameter groups, but the optimizer has '
+            f'{len(optimizer.param_groups)}: use the settings of the run'
+        )
     params = dict(model.named_parameters())
     groups = {id(p): g for g in optimizer.param_groups for p in g['params']}
-    for n,s in o['state'].items():
-        if n not in params or id(params[n]) not in groups: raise ValueError(f'{path}: optimizer state for {n}, which this optimizer does not train')
-        p,g = params[n],groups[id(params[n])]
+    for n, s in o['state'].items():
+        if n not in params or id(params[n]) not in groups:
+            raise ValueError(f'{path}: optimizer state for {n}, which this optimizer does not train')
+        p = params[n]
+        g = groups[id(params[n])]
         now = optimizer.state[p]
-        for k,v in s.items():
+        for k, v in s.items():
             if isinstance(v, torch.Tensor) and isinstance(now.get(k), torch.Tensor):
-                if now[k].shape!=v.shape: raise ValueError(f'{path}: optimizer state {n}/{k} is {tuple(v.shape)}, not {tuple(now[k].shape)}')
+                if now[k].shape != v.shape:
+                    raise ValueError(
+                        f'{path}: optimizer state {n}/{k} is {tuple(v.shape)}, not {tuple(now[k].shape)}'
+                    )
                 now[k].copy_(v)
-            elif isinstance(v, torch.Tensor): now[k] = v.clone() if k=='step' and not (g.get('fused') or g.get('capturable')) else v.to(p.device, copy=True)
-            else: now[k] = v
-    for g,s in zip(optimizer.param_groups, o['groups']):
-        for k,v in s.items():
-            if isinstance(v, torch.Tensor) and isinstance(g.get(k), torch.Tensor): g[k].copy_(v)
-            else: g[k] = tuple(v) if isinstance(g.get(k), tuple) else v
+            elif isinstance(v, torch.Tensor):
+                now[k] = (
+                    v.clone()
+                    if k == 'step' and not (g.get('fused') or g.get('capturable'))
+                    else v.to(p.device, copy=True)
+                )
+            else:
+                now[k] = v
+    for g, s in zip(optimizer.param_groups, o['groups']):
+        for k, v in s.items():
+            if isinstance(v, torch.Tensor) and isinstance(g.get(k), torch.Tensor):
+                g[k].copy_(v)
+            else:
+                g[k] = tuple(v) if isinstance(g.get(k), tuple) else v
 
 # %% ../nbs/10_checkpoint.ipynb #91fb1180
 def model_card(
-    model:GPT2,
-    name:str,                # `user/model`
-    data:str,                # what it was trained on, Markdown
-    recipe:str,              # how, Markdown
-    scores:list[tuple],      # (data set, metric, value)
-    license:str='mit',
-    language:str='en',
-)->str:                      # README.md
+    model: GPT2,
+    name: str,  # `user/model`
+    data: str,  # what it was trained on, Markdown
+    recipe: str,  # how, Markdown
+    scores: list[tuple],  # (data set, metric, value)
+    license: str = 'mit',
+    language: str = 'en',
+) -> str:  # README.md
     "The card of a model, with the metadata by which the hub finds it"
     c = model.cfg
-    results = [EvalResult(task_type='text-generation', dataset_type=s.lower().replace(' ', '-'), dataset_name=s, metric_type=m, metric_value=v) for s,m,v in scores]
-    head = ModelCardData(language=language, license=license, library_name='transformers', pipeline_tag='text-generation', tags=['gpt2', 'gpt2repro'], model_name=name.rpartition('/')[2], eval_results=results or None)
-    table = '\n'.join(['| data | score | value |', '|---|---|---|']+[f'| {s} | {m} | {v:.4g} |' for s,m,v in scores]) if scores else 'Not scored.'
+    results = [
+        EvalResult(
+            task_type='text-generation',
+            dataset_type=s.lower().replace(' ', '-'),
+            dataset_name=s,
+            metric_type=m,
+            metric_value=v,
+        )
+        for s, m, v in scores
+    ]
+    head = ModelCardData(
+        language=language,
+        license=license,
+        library_name='transformers',
+        pipeline_tag='text-generation',
+        tags=['gpt2', 'gpt2repro'],
+        model_name=name.rpartition('/')[2],
+        eval_results=results or None,
+    )
+    table = (
+        '\n'.join(
+            ['| data | score | value |', '|---|---|---|'] + [f'| {s} | {m} | {v:.4g} |' for s, m, v in scores]
+        )
+        if scores
+        else 'Not scored.'
+    )
     return f"""---
 {head.to_yaml()}
 ---
@@ -587,39 +966,67 @@ pipeline('text-generation', '{name}')('Once upon a time')
 It repeats what its training text says, right or wrong, and was not taught to decline anything.
 """
 
+
 def run_card(
-    run:str|Path,       # a run's folder
-    name:str,           # `user/model`
-    scores:list=(),     # more scores: (data set, metric, value)
-    **kw,               # `license`, `language`
-)->str:                 # README.md
-    "The card of a run's newest model, from its settings, the manifest of its shards and its scores. Raises `FileNotFoundError` for what is no run"
+    run: str | Path,  # a run's folder
+    name: str,  # `user/model`
+    scores: list = (),  # more scores: (data set, metric, value)
+    **kw,  # `license`, `language`
+) -> str:  # README.md
+    """The card of a run's newest model, from its settings, the manifest of its shards and its scores.
+
+    Raises `FileNotFoundError` for what is no run
+    """
     run = Path(run)
-    last = latest_checkpoint(run/'checkpoints')
-    if last is None: raise FileNotFoundError(f'{run} is no run with a checkpoint: train it first')
-    cfg,told = _read_json(run/'config.json'),verify_checkpoint(last)
+    last = latest_checkpoint(run / 'checkpoints')
+    if last is None:
+        raise FileNotFoundError(f'{run} is no run with a checkpoint: train it first')
+    cfg = _read_json(run / 'config.json')
+    told = verify_checkpoint(last)
     read = lambda f: _read_json(f) if f.exists() else {}
-    m,s = read(run/'shards/train/manifest.json'),read(run/'scores.json')
-    facts = [f'{k}: {v}' for k,v in m.get('facts', {}).items() if isinstance(v, (str, int, float))]
-    data = '\n'.join(f'- {o}' for o in [f"source: {cfg['data']['source']}"]+([f"{m['n_docs']:,} documents, {m['n_tokens']:,} tokens, {m['n_bytes']:,} bytes"] if m else [])+facts)
-    recipe = '\n'.join([f"{told['step']:,} steps of {cfg['batch_tokens']:,} tokens, {cfg['dtype']}, seed {cfg['seed']}. Optimizer:", '', '| setting | value |', '|---|---|']+[f'| {k} | {v} |' for k,v in cfg['optim'].items()])
-    own = [('held-out documents', 'bits per byte', s['bpb'])]*('bpb' in s)+[(f'held-out documents, {k}', 'bits per byte', v) for k,v in s.get('yardsticks', {}).items()]
+    m = read(run / 'shards/train/manifest.json')
+    s = read(run / 'scores.json')
+    facts = [f'{k}: {v}' for k, v in m.get('facts', {}).items() if isinstance(v, (str, int, float))]
+    data = '\n'.join(
+        f'- {o}'
+        for o in [f'source: {cfg["data"]["source"]}']
+        + ([f'{m["n_docs"]:,} documents, {m["n_tokens"]:,} tokens, {m["n_bytes"]:,} bytes'] if m else [])
+        + facts
+    )
+    recipe = '\n'.join(
+        [
+            f'{told["step"]:,} steps of {cfg["batch_tokens"]:,} tokens, {cfg["dtype"]}, seed {cfg["seed"]}. '
+            f'Optimizer:',
+            '',
+            '| setting | value |',
+            '|---|---|',
+        ]
+        + [f'| {k} | {v} |' for k, v in cfg['optim'].items()]
+    )
+    own = [('held-out documents', 'bits per byte', s['bpb'])] * ('bpb' in s) + [
+        (f'held-out documents, {k}', 'bits per byte', v) for k, v in s.get('yardsticks', {}).items()
+    ]
     return model_card(from_pretrained(last), name, data, recipe, [*own, *scores], **kw)
 
+
 def push_to_hub(
-    model:GPT2,
-    name:str,               # `user/model` on the hub; made if it is not there
-    tok,                    # its tokenizer
-    card:str,               # README.md, from `model_card` or `run_card`
-    private:bool=False,
-    token:str=None,         # the one that `hf auth login` stored, if not given
-)->str:                     # address of the model
+    model: GPT2,
+    name: str,  # `user/model` on the hub; made if it is not there
+    tok,  # its tokenizer
+    card: str,  # README.md, from `model_card` or `run_card`
+    private: bool = False,
+    token: str = None,  # the one that `hf auth login` stored, if not given
+) -> str:  # address of the model
     "Publish a model with its tokenizer and its card. Raises what the hub says, such as a missing login"
-    if tok.vocab_size!=model.cfg.vocab_size: raise ValueError(f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: publish it with the tokenizer that it was trained with')
+    if tok.vocab_size != model.cfg.vocab_size:
+        raise ValueError(
+            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: publish it '
+            f'with the tokenizer that it was trained with'
+        )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as d:
         save_pretrained(model, d, tok)
-        (Path(d)/'README.md').write_text(card, encoding='utf-8')
+        (Path(d) / 'README.md').write_text(card, encoding='utf-8')
         url = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=d, commit_message='A model trained with gpt2repro')
     return str(url)

@@ -10,157 +10,260 @@ __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'find_model', 'load_model',
            'evaluate', 'report', 'webtext', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/17_cli.ipynb #5d5f6d87
-import os,re,shutil,sys,time,traceback
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
 from errno import ENOSPC
-from importlib.metadata import PackageNotFoundError,requires,version
-from json import dumps,loads
+from importlib.metadata import PackageNotFoundError, requires, version
+from json import dumps, loads
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from fastcore.script import anno_parser,call_parse
-from .aot import ask_compiler,compiler_problem
-from .backend import available,describe,fast_dtype,get_device,problems,sync
+from fastcore.script import anno_parser, call_parse
+from .aot import ask_compiler, compiler_problem
+from .backend import available, describe, fast_dtype, get_device, problems, sync
 from .batches import document_spans
-from .checkpoint import fetch,from_pretrained,latest_checkpoint
-from .config import RunConfig,nearest,override,progress,recipe as named_recipe,sizes,warn,write_atomic
-from .evaluate import Results,documents_loss,example_texts,heldout as heldout_scores,jobs as task_jobs,run_jobs,task,yardsticks
-from .overlap import overlap as text_overlap,shard_grams
-from .table import PaperTable,compare,run_facts,sheet as size_sheet,suite as task_suite,verdict as verdict_of,write_table
-from .decode import Decoder,weight_kinds
-from .loss import bits_per_byte,lm_loss
+from .checkpoint import fetch, from_pretrained, latest_checkpoint
+from gpt2repro.config import (
+    RunConfig,
+    nearest,
+    override,
+    progress,
+    recipe as named_recipe,
+    sizes,
+    warn,
+    write_atomic,
+)
+from gpt2repro.evaluate import (
+    Results,
+    documents_loss,
+    example_texts,
+    heldout as heldout_scores,
+    jobs as task_jobs,
+    run_jobs,
+    task,
+    yardsticks,
+)
+from .overlap import overlap as text_overlap, shard_grams
+from gpt2repro.table import (
+    PaperTable,
+    compare,
+    run_facts,
+    sheet as size_sheet,
+    suite as task_suite,
+    verdict as verdict_of,
+    write_table,
+)
+from .decode import Decoder, weight_kinds
+from .loss import bits_per_byte, lm_loss
 from .model import GPT2
 from .plan import plan as plan_step
-from .plots import read_log,report as write_report,trackers,verdict
-from .sample import beam_search,generate,samples,stream as stream_text,word_ids
-from .shards import open_tokens,prepare as prepare_data,verify as verify_prepared
+from .plots import read_log, report as write_report, trackers, verdict
+from .sample import beam_search, generate, samples, stream as stream_text, word_ids
+from .shards import open_tokens, prepare as prepare_data, verify as verify_prepared
 from .tokenizer import load_tokenizer
-from .train import accumulate,make_optimizer,open_run,read_run,train as train_run
+from .train import accumulate, make_optimizer, open_run, read_run, train as train_run
 
 # %% ../nbs/17_cli.ipynb #a95c29ba
 def find_model(
-    name, # a run, a checkpoint, a model's folder, or a hub name
-)->str:   # folder or hub name for `from_pretrained`
-    "Where the model is. Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name"
+    name,  # a run, a checkpoint, a model's folder, or a hub name
+) -> str:  # folder or hub name for `from_pretrained`
+    """Where the model is.
+
+    Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name
+    """
     p = Path(name)
-    if (p/'model.safetensors').is_file() or (p/'model.safetensors.index.json').is_file() or p.is_dir() and any(p.glob('*.ckpt*.index')): return str(p)
-    if (p/'checkpoints').is_dir() or ((p/'config.json').is_file() and (p/'shards').is_dir()):
-        if last := latest_checkpoint(p/'checkpoints'): return str(last)
+    if (
+        (p / 'model.safetensors').is_file()
+        or (p / 'model.safetensors.index.json').is_file()
+        or p.is_dir()
+        and any(p.glob('*.ckpt*.index'))
+    ):
+        return str(p)
+    if (p / 'checkpoints').is_dir() or ((p / 'config.json').is_file() and (p / 'shards').is_dir()):
+        if last := latest_checkpoint(p / 'checkpoints'):
+            return str(last)
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
-    if p.is_file(): raise FileNotFoundError(f'{p} is a file: name a run or a folder with model.safetensors')
-    if p.is_dir(): raise FileNotFoundError(f'{p} is neither a run nor a model: it has no config.json with checkpoints and no model.safetensors')
-    if re.fullmatch(r'([\w.-]+/)?[\w.-]+', str(name)) and not p.parent.name and str(name).startswith(('gpt2', 'distilgpt2', 'openai-community')) or (
-        re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) and not p.parent.exists()): return str(name)
-    raise FileNotFoundError(f'{name} does not exist: name a run, a folder with model.safetensors, or a model on the hub such as openai-community/gpt2')
+    if p.is_file():
+        raise FileNotFoundError(f'{p} is a file: name a run or a folder with model.safetensors')
+    if p.is_dir():
+        raise FileNotFoundError(
+            f'{p} is neither a run nor a model: it has no config.json with checkpoints and no '
+            f'model.safetensors'
+        )
+    if (
+        re.fullmatch(r'([\w.-]+/)?[\w.-]+', str(name))
+        and not p.parent.name
+        and str(name).startswith(('gpt2', 'distilgpt2', 'openai-community'))
+        or (re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)) and not p.parent.exists())
+    ):
+        return str(name)
+    raise FileNotFoundError(
+        f'{name} does not exist: name a run, a folder with model.safetensors, or a model on the hub such as '
+        f'openai-community/gpt2'
+    )
+
 
 def load_model(
-    name,              # see `find_model`
-    device:str='auto', # see `backend.get_device`
-)->tuple:              # (model in evaluation mode, tokenizer)
+    name,  # see `find_model`
+    device: str = 'auto',  # see `backend.get_device`
+) -> tuple:  # (model in evaluation mode, tokenizer)
     "Model and tokenizer of a run, folder or hub name"
-    folder,dev = fetch(find_model(name)),get_device(device)
-    return from_pretrained(folder).to(dev).eval(),load_tokenizer(folder)
+    folder = fetch(find_model(name))
+    dev = get_device(device)
+    return from_pretrained(folder).to(dev).eval(), load_tokenizer(folder)
 
 # %% ../nbs/17_cli.ipynb #4fcbb04f
 def fit_warmup(
-    cfg:RunConfig,
-    max_steps:int, # length of the run
-)->RunConfig:
-    "`cfg` with that length; a warm-up that would take more than half of it is shortened to a tenth, and that is said"
+    cfg: RunConfig,
+    max_steps: int,  # length of the run
+) -> RunConfig:
+    """`cfg` with that length; a warm-up that would take more than half of it is shortened to a tenth,
+    and that is said"""
     warm = cfg.optim.warmup_steps
-    if warm<=max_steps//2: return cfg.replace(max_steps=max_steps)
-    warn(f'warm-up shortened from {warm} to {max_steps//10} steps, a tenth of this short run: set optim.warmup_steps to choose')
-    return cfg.replace(max_steps=max_steps, optim=cfg.optim.replace(warmup_steps=max_steps//10))
+    if warm <= max_steps // 2:
+        return cfg.replace(max_steps=max_steps)
+    warn(
+        f'warm-up shortened from {warm} to {max_steps // 10} steps, a tenth of this short run: set '
+        f'optim.warmup_steps to choose'
+    )
+    return cfg.replace(max_steps=max_steps, optim=cfg.optim.replace(warmup_steps=max_steps // 10))
+
 
 def step_seconds(
-    cfg:RunConfig,
-    device:torch.device,
-    seconds:float, # for how long to look: the first steps of a process are slower
-)->float:          # median seconds of one optimizer step
+    cfg: RunConfig,
+    device: torch.device,
+    seconds: float,  # for how long to look: the first steps of a process are slower
+) -> float:  # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
     model = GPT2(cfg.model).to(device)
-    opt,times,start = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens),[],time.perf_counter()
-    ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx+1), device=device)
-    while len(times)<7 or time.perf_counter()-start<seconds:
+    opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
+    times = []
+    start = time.perf_counter()
+    ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx + 1), device=device)
+    while len(times) < 7 or time.perf_counter() - start < seconds:
         sync(device)
         t = time.perf_counter()
-        accumulate(lambda x,y: lm_loss(model, x, y), ids[:,:-1], ids[:,1:], cfg.n_micro, cfg.dtype)
+        accumulate(lambda x, y: lm_loss(model, x, y), ids[:, :-1], ids[:, 1:], cfg.n_micro, cfg.dtype)
         opt.step()
         opt.zero_grad()
         sync(device)
-        times.append(time.perf_counter()-t)
-    return sorted(times[1:])[len(times)//2]
+        times.append(time.perf_counter() - t)
+    return sorted(times[1:])[len(times) // 2]
 
 # %% ../nbs/17_cli.ipynb #460202ba
 _openings = ('Return the', 'The following example shows how', 'Raised when')
 
+
 def read_documents(
-    folder, # of shards
-    tok,    # the tokenizer that made them
-)->list[str]:
+    folder,  # of shards
+    tok,  # the tokenizer that made them
+) -> list[str]:
     "The documents of a folder of shards, as they were"
     tokens = open_tokens(folder)
-    return [tok.decode(tokens[a:b]) for a,b in document_spans(tokens, tok.eot)]
+    return [tok.decode(tokens[a:b]) for a, b in document_spans(tokens, tok.eot)]
+
 
 def write_samples(
-    folder,       # the run
-    model:GPT2,
-    tok,          # its tokenizer
-    temperatures=(.7, 1.), # one set of samples each
-    seed:int=0,
-)->Path:          # `samples.txt`
+    folder,  # the run
+    model: GPT2,
+    tok,  # its tokenizer
+    temperatures=(0.7, 1.0),  # one set of samples each
+    seed: int = 0,
+) -> Path:  # `samples.txt`
     "Samples at several temperatures into the run's `samples.txt`"
     parts = []
-    n = min(120, model.cfg.n_ctx//2)
+    n = min(120, model.cfg.n_ctx // 2)
     for t in progress(temperatures, desc='samples', unit='set'):
         prompts = ['', *_openings]
         outs = generate(model, tok, prompts, max_new_tokens=n, temperature=t, seed=seed)
-        parts += [f'=== temperature {t}{", prompt: "+p if p else ", no prompt"}\n{p}{o}\n' for p,o in zip(prompts, outs)]
-    return write_atomic(Path(folder)/'samples.txt', '\n'.join(parts))
+        parts += [
+            f'=== temperature {t}{", prompt: " + p if p else ", no prompt"}\n{p}{o}\n'
+            for p, o in zip(prompts, outs)
+        ]
+    return write_atomic(Path(folder) / 'samples.txt', '\n'.join(parts))
+
 
 def write_scores(
-    folder,          # the run
-    model:GPT2,
-    tok,             # its tokenizer
-    data,            # folder with `shards/train` and `shards/valid`
-    seconds:float=0, # spent until now, for the report
-)->dict:             # what `scores.json` holds
+    folder,  # the run
+    model: GPT2,
+    tok,  # its tokenizer
+    data,  # folder with `shards/train` and `shards/valid`
+    seconds: float = 0,  # spent until now, for the report
+) -> dict:  # what `scores.json` holds
     "Bits per byte of the model and of the yardsticks on the held-out documents, into the run's `scores.json`"
-    train,valid = (read_documents(Path(data)/'shards'/s, tok) for s in ('train', 'valid'))
-    nats,tokens,n_bytes = documents_loss(model, tok, valid)
-    scores = dict(bpb=bits_per_byte(nats, n_bytes), nats_per_token=nats/tokens, yardsticks=yardsticks(train, valid, tok),
-        facts={'training documents': len(train), 'held-out documents': len(valid), 'held-out bytes': n_bytes, 'parameters': model.cfg.n_params, 'seconds, everything': round(seconds, 1)})
-    write_atomic(Path(folder)/'scores.json', dumps(scores, indent=1))
+    train, valid = (read_documents(Path(data) / 'shards' / s, tok) for s in ('train', 'valid'))
+    nats, tokens, n_bytes = documents_loss(model, tok, valid)
+    scores = dict(
+        bpb=bits_per_byte(nats, n_bytes),
+        nats_per_token=nats / tokens,
+        yardsticks=yardsticks(train, valid, tok),
+        facts={
+            'training documents': len(train),
+            'held-out documents': len(valid),
+            'held-out bytes': n_bytes,
+            'parameters': model.cfg.n_params,
+            'seconds, everything': round(seconds, 1),
+        },
+    )
+    write_atomic(Path(folder) / 'scores.json', dumps(scores, indent=1))
     return scores
 
 # %% ../nbs/17_cli.ipynb #47897f79
 def reproduce_run(
-    cfg:RunConfig,       # its `max_steps` is replaced by what fits into the time
-    folder,              # the run
-    minutes:float=10.,   # for everything
-    device:str='auto',   # see `backend.get_device`
-    workers:int=2,       # processes that tokenize
-)->dict:                 # the scores
-    "Raw text → tokenizer → shards → training → samples → scores → report, each stage skipped if its result is there. Raises what the stages raise"
-    t0,folder,dev = time.perf_counter(),Path(folder),get_device(device)
-    if not (folder/'config.json').exists():
-        prepare_data([cfg.data.source], folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
+    cfg: RunConfig,  # its `max_steps` is replaced by what fits into the time
+    folder,  # the run
+    minutes: float = 10.0,  # for everything
+    device: str = 'auto',  # see `backend.get_device`
+    workers: int = 2,  # processes that tokenize
+) -> dict:  # the scores
+    """Raw text → tokenizer → shards → training → samples → scores → report, each stage skipped if its
+    result is there. Raises what the stages raise"""
+    t0 = time.perf_counter()
+    folder = Path(folder)
+    dev = get_device(device)
+    if not (folder / 'config.json').exists():
+        prepare_data(
+            [cfg.data.source],
+            folder,
+            tokenizer=cfg.data.tokenizer,
+            vocab_size=cfg.model.vocab_size,
+            workers=workers,
+            valid_fraction=cfg.data.valid_fraction,
+            overlap=cfg.data.overlap,
+            near_copies=cfg.data.near_copies,
+        )
         cfg = cfg.replace(dtype=fast_dtype(dev))
-        step = step_seconds(cfg, dev, minutes/2)
-        left = minutes*60*.97 - (time.perf_counter()-t0) - _reserve
-        n = max(20, int(left/(step*1.12)))      # 12 % for evaluation, logging, checkpoints, and a machine that gets slower
-        every = max(1, n//10)
-        cfg = open_run(fit_warmup(cfg, n).replace(name=folder.name, eval_every=every, save_every=every*2), folder)
-        print(f'{n} steps of {cfg.batch_tokens} tokens fit into {minutes:g} minutes here ({step:.2f} s a step)', flush=True)
+        step = step_seconds(cfg, dev, minutes / 2)
+        left = minutes * 60 * 0.97 - (time.perf_counter() - t0) - _reserve
+        n = max(
+            20, int(left / (step * 1.12))
+        )  # 12 % for evaluation, logging, checkpoints, and a machine that gets slower
+        every = max(1, n // 10)
+        cfg = open_run(
+            fit_warmup(cfg, n).replace(name=folder.name, eval_every=every, save_every=every * 2), folder
+        )
+        print(
+            f'{n} steps of {cfg.batch_tokens} tokens fit into {minutes:g} minutes here ({step:.2f} s a step)',
+            flush=True,
+        )
     train_run(None, folder, device)
-    model,tok = load_model(folder, device)
-    if not (folder/'samples.txt').exists(): write_samples(folder, model, tok)
-    if (folder/'scores.json').exists(): scores = loads((folder/'scores.json').read_text())
-    else: scores = write_scores(folder, model, tok, folder, time.perf_counter()-t0)
+    model, tok = load_model(folder, device)
+    if not (folder / 'samples.txt').exists():
+        write_samples(folder, model, tok)
+    if (folder / 'scores.json').exists():
+        scores = loads((folder / 'scores.json').read_text())
+    else:
+        scores = write_scores(folder, model, tok, folder, time.perf_counter() - t0)
     write_report([folder])
     return scores
 
-_reserve = 45. # seconds for samples, scores, yardsticks and the report, measured on two cores
+
+_reserve = 45.0  # seconds for samples, scores, yardsticks and the report, measured on two cores
 
 # %% ../nbs/17_cli.ipynb #a54f4d29
 Some = Annotated[str, dict(nargs='+', opt=False)]
@@ -168,292 +271,533 @@ Maybe = Annotated[str, dict(nargs='*', opt=False)]
 One = Annotated[str, dict(nargs='?', opt=False)]
 Files = Annotated[str, dict(nargs='+')]
 
-def _show(d, as_json, text): print(dumps(d) if as_json else text)
+
+def _show(d, as_json, text):
+    print(dumps(d) if as_json else text)
+
 
 @call_parse
 def reproduce(
-    minutes:float=10.,        # time for everything
-    out:str='runs/tiny',      # the run's folder; a second call goes on where the first stopped
-    device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
-    workers:int=2,            # processes that tokenize
-    json:bool=False,          # print one JSON object
+    minutes: float = 10.0,  # time for everything
+    out: str = 'runs/tiny',  # the run's folder; a second call goes on where the first stopped
+    device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
+    workers: int = 2,  # processes that tokenize
+    json: bool = False,  # print one JSON object
 ):
     "The main job: embedded corpus, tokenizer, shards, training, samples, scores and report"
-    if not minutes>0: raise ValueError(f'--minutes {minutes:g}: give a number above 0')
+    if not minutes > 0:
+        raise ValueError(f'--minutes {minutes:g}: give a number above 0')
     scores = reproduce_run(named_recipe('tiny'), out, minutes, device, workers)
-    _show(dict(run=out, **scores), json, f'{verdict(scores["bpb"], scores["yardsticks"])}\nReport: {Path(out)/"report.html"}')
+    _show(
+        dict(run=out, **scores),
+        json,
+        f'{verdict(scores["bpb"], scores["yardsticks"])}\nReport: {Path(out) / "report.html"}',
+    )
 
 # %% ../nbs/17_cli.ipynb #4c2e5c85
 @call_parse
 def prepare(
-    source:Maybe,               # files, folders, globs, data sets, or python-docs
-    out:str='',                 # folder for tokenizer and shards
-    tokenizer:str='bpe',        # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
-    vocab_size:int=4096,        # of a tokenizer that is trained
-    valid_fraction:float=.05,   # share of the documents held out
-    overlap:float=.3,           # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
-    near_copies:float=1.,       # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
-    workers:int=2,              # processes
-    field:str='text',           # where JSON, CSV, parquet and data sets hold the text
-    separator:str='',           # what divides text files into documents; each file is one if nothing does
-    errors:str='strict',        # what to do with what can't be read, such as invalid UTF-8: strict, replace or skip
-    fix_text:bool=False,        # mend mis-decoded characters with ftfy
-    min_chars:int=0,            # leave shorter documents out
-    dedup:bool=False,           # leave exact repetitions out
-    verify:str='',              # check the prepared folder of this name and do nothing else
-    json:bool=False,            # print one JSON object
+    source: Maybe,  # files, folders, globs, data sets, or python-docs
+    out: str = '',  # folder for tokenizer and shards
+    # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
+    tokenizer: str = 'bpe',
+    vocab_size: int = 4096,  # of a tokenizer that is trained
+    valid_fraction: float = 0.05,  # share of the documents held out
+    # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
+    overlap: float = 0.3,
+    # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
+    near_copies: float = 1.0,
+    workers: int = 2,  # processes
+    field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
+    separator: str = '',  # what divides text files into documents; each file is one if nothing does
+    # what to do with what can't be read, such as invalid UTF-8: strict, replace or skip
+    errors: str = 'strict',
+    fix_text: bool = False,  # mend mis-decoded characters with ftfy
+    min_chars: int = 0,  # leave shorter documents out
+    dedup: bool = False,  # leave exact repetitions out
+    verify: str = '',  # check the prepared folder of this name and do nothing else
+    json: bool = False,  # print one JSON object
 ):
     "Text to tokenizer and shards, or --verify that shards are what they were"
     if verify:
         verify_prepared(verify)
         return _show(dict(folder=verify, whole=True), json, f'{verify}: every file is what its manifest says')
-    if not source: raise ValueError('no source given: name files, folders, a data set, or python-docs')
-    if not out: raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    ms = prepare_data(source, out, tokenizer=tokenizer, vocab_size=vocab_size, workers=workers, valid_fraction=valid_fraction, overlap=overlap, near_copies=near_copies,
-                      field=field, separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator, errors=errors, fix_text=fix_text, min_chars=min_chars, dedup=dedup)
-    _show({k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes) for k,m in ms.items() if k!='tokenizer'}, json,
-          '\n'.join(f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes' for k,m in ms.items() if k!='tokenizer'))
+    if not source:
+        raise ValueError('no source given: name files, folders, a data set, or python-docs')
+    if not out:
+        raise ValueError('--out is missing: name a folder for tokenizer and shards')
+    ms = prepare_data(
+        source,
+        out,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        workers=workers,
+        valid_fraction=valid_fraction,
+        overlap=overlap,
+        near_copies=near_copies,
+        field=field,
+        separator=separator.encode().decode('unicode_escape') if separator.isascii() else separator,
+        errors=errors,
+        fix_text=fix_text,
+        min_chars=min_chars,
+        dedup=dedup,
+    )
+    _show(
+        {
+            k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes)
+            for k, m in ms.items()
+            if k != 'tokenizer'
+        },
+        json,
+        '\n'.join(
+            f'{k}: {m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes'
+            for k, m in ms.items()
+            if k != 'tokenizer'
+        ),
+    )
 
 # %% ../nbs/17_cli.ipynb #ceb2a324
 def run_config(
-    recipe:str='',      # named settings to begin with
-    settings:list=(),   # FIELD=VALUE
-    data:str='',        # a source, or a prepared folder
-    name:str='run',     # of the run
-    base:RunConfig=None,# begin with these settings instead of a recipe
-)->RunConfig:
-    "Settings from a recipe and what the command line changes. Raises `ValueError` for names that do not exist"
+    recipe: str = '',  # named settings to begin with
+    settings: list = (),  # FIELD=VALUE
+    data: str = '',  # a source, or a prepared folder
+    name: str = 'run',  # of the run
+    base: RunConfig = None,  # begin with these settings instead of a recipe
+) -> RunConfig:
+    """Settings from a recipe and what the command line changes.
+
+    Raises `ValueError` for names that do not exist
+    """
     cfg = base or named_recipe(recipe or 'tiny').replace(name=name)
-    if data: cfg = cfg.replace(data=cfg.data.replace(source=str(data), near_copies=1.))      # the recipe's filter is for its own corpus
+    if data:
+        cfg = cfg.replace(
+            data=cfg.data.replace(source=str(data), near_copies=1.0)
+        )  # the recipe's filter is for its own corpus
     cfg = override(cfg, list(settings))
     chosen = base or any('warmup_steps' in s for s in settings)
     return cfg if chosen else fit_warmup(cfg, cfg.max_steps)
 
-def _sources(source): return [source] if Path(source).exists() else source.split(',')
+
+def _sources(source):
+    return [source] if Path(source).exists() else source.split(',')
+
 
 def _tuning(from_model, cfg, source):
     "`cfg` with the pretrained model's weights, size and tokenizer"
     where = fetch(find_model(from_model))
     model = from_pretrained(where).cfg
     T = model.n_ctx
-    if (p := Path(source)/'tokenizer').is_dir() and load_tokenizer(p).fingerprint!=load_tokenizer(where).fingerprint:
-        raise ValueError(f'{source} was prepared with another tokenizer than that of {from_model}: give the text itself with --data, or prepare it with --tokenizer {where}')
-    return cfg.replace(start_from=str(where), model=model, data=cfg.data.replace(tokenizer=str(where)), batch_tokens=max(1, cfg.batch_tokens//T)*T)
+    if (p := Path(source) / 'tokenizer').is_dir() and load_tokenizer(p).fingerprint != load_tokenizer(
+        where
+    ).fingerprint:
+        raise ValueError(
+            f'{source} was prepared with another tokenizer than that of {from_model}: give the text itself '
+            f'with --data, or prepare it with --tokenizer {where}'
+        )
+    return cfg.replace(
+        start_from=str(where),
+        model=model,
+        data=cfg.data.replace(tokenizer=str(where)),
+        batch_tokens=max(1, cfg.batch_tokens // T) * T,
+    )
+
 
 @call_parse
 def train(
-    run:str,                  # the run's folder
-    setting:Maybe,            # FIELD=VALUE, such as optim.lr=0.02 or n_layer=6
-    recipe:str='',            # named settings to begin with: tiny, 124M, PrettyBig, 1.5B, connor2019-117M, connor2019-PrettyBig, connor2019-1.5B, finetune
-    data:Files=(),            # a folder that `prepare` made, or sources to prepare: files, folders, data sets
-    from_model:str='',        # begin with the weights of this run, folder or hub name, and with the recipe `finetune` (short: --from)
-    separator:str='',         # what divides text files into documents; empty lines when fine-tuning
-    max_steps:int=0,          # instead of the recipe's
-    save_every:int=0,         # instead of the recipe's, steps
-    seed:int=-1,              # instead of the recipe's
-    track:str='',             # hand the log on to tensorboard, wandb, or both with a comma between
-    device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
-    workers:int=2,            # processes that tokenize
-    json:bool=False,          # print one JSON object
+    run: str,  # the run's folder
+    setting: Maybe,  # FIELD=VALUE, such as optim.lr=0.02 or n_layer=6
+    # named settings to begin with: tiny, 124M, PrettyBig, 1.5B, connor2019-117M, connor2019-PrettyBig,
+    # connor2019-1.5B, finetune
+    recipe: str = '',
+    data: Files = (),  # a folder that `prepare` made, or sources to prepare: files, folders, data sets
+    # begin with the weights of this run, folder or hub name, and with the recipe `finetune` (short:
+    # --from)
+    from_model: str = '',
+    separator: str = '',  # what divides text files into documents; empty lines when fine-tuning
+    max_steps: int = 0,  # instead of the recipe's
+    save_every: int = 0,  # instead of the recipe's, steps
+    seed: int = -1,  # instead of the recipe's
+    track: str = '',  # hand the log on to tensorboard, wandb, or both with a comma between
+    device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
+    workers: int = 2,  # processes that tokenize
+    json: bool = False,  # print one JSON object
 ):
     "Start a run, go on with it where it stopped, or fine-tune (--from)"
-    named = [f'{k}={v}' for k,v,ok in (('max_steps', max_steps, max_steps>0), ('save_every', save_every, save_every>0), ('seed', seed, seed>=0)) if ok]
-    texts,more = [d for d in data if '=' not in d or Path(d).exists()],[d for d in data if '=' in d and not Path(d).exists()]      # settings that follow the files
+    named = [
+        f'{k}={v}'
+        for k, v, ok in (
+            ('max_steps', max_steps, max_steps > 0),
+            ('save_every', save_every, save_every > 0),
+            ('seed', seed, seed >= 0),
+        )
+        if ok
+    ]
+    # settings that follow the files
+    texts = [d for d in data if '=' not in d or Path(d).exists()]
+    more = [d for d in data if '=' in d and not Path(d).exists()]
     folder = Path(run)
-    begun = read_run(run) if (folder/'config.json').exists() else None
+    begun = read_run(run) if (folder / 'config.json').exists() else None
     for t in (names := [t for t in track.split(',') if t]):
-        if t not in trackers: raise ValueError(f'--track {t}: {nearest(t, trackers)}')
-    if begun and recipe and named_recipe(recipe).model!=begun.model: raise ValueError(f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take another folder')
-    if begun and from_model and not begun.start_from: raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
-    if not begun and not (recipe or texts or setting or from_model): read_run(run)           # raises: it is no run
+        if t not in trackers:
+            raise ValueError(f'--track {t}: {nearest(t, trackers)}')
+    if begun and recipe and named_recipe(recipe).model != begun.model:
+        raise ValueError(
+            f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take '
+            f'another folder'
+        )
+    if begun and from_model and not begun.start_from:
+        raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
+    if not begun and not (recipe or texts or setting or from_model):
+        read_run(run)  # raises: it is no run
     source = ','.join(texts)
-    base = begun or (_tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source) if from_model else None)
+    base = begun or (
+        _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source)
+        if from_model
+        else None
+    )
     cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
-    if not begun and not (Path(cfg.data.source)/'shards/train/manifest.json').exists():
-        prepare_data(_sources(cfg.data.source), folder, tokenizer=cfg.data.tokenizer, vocab_size=cfg.model.vocab_size, workers=workers, separator=separator or ('\n\n' if from_model else ''),
-                     valid_fraction=cfg.data.valid_fraction, overlap=cfg.data.overlap, near_copies=cfg.data.near_copies)
+    if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
+        prepare_data(
+            _sources(cfg.data.source),
+            folder,
+            tokenizer=cfg.data.tokenizer,
+            vocab_size=cfg.model.vocab_size,
+            workers=workers,
+            separator=separator or ('\n\n' if from_model else ''),
+            valid_fraction=cfg.data.valid_fraction,
+            overlap=cfg.data.overlap,
+            near_copies=cfg.data.near_copies,
+        )
     watch = None
     if names:
         cfg = open_run(cfg, folder, get_device(device))
-        step = int(last.name[5:]) if (last := latest_checkpoint(folder/'checkpoints')) else 0
+        step = int(last.name[5:]) if (last := latest_checkpoint(folder / 'checkpoints')) else 0
         watch = [trackers[t](folder, step) for t in names]
     train_run(cfg, folder, device, watch)
     write_report([folder])
-    last = [r for r in read_log(folder) if r['kind']=='valid'][-1]
-    _show(dict(run=run, **last), json, f"{run}: {last['step']} steps, {last['tokens']:,} tokens, held-out loss {last['loss']:.4f} nats per token, {last['bpb']:.4f} bits per byte\nReport: {folder/'report.html'}")
+    last = [r for r in read_log(folder) if r['kind'] == 'valid'][-1]
+    _show(
+        dict(run=run, **last),
+        json,
+        f'{run}: {last["step"]} steps, {last["tokens"]:,} tokens, held-out loss {last["loss"]:.4f} nats per '
+        f'token, {last["bpb"]:.4f} bits per byte\nReport: {folder / "report.html"}',
+    )
 
 # %% ../nbs/17_cli.ipynb #2afcc42e
-def _biases(tok, text): # "word=nats,…" -> {token id: nats}
+def _biases(tok, text):  # "word=nats,…" -> {token id: nats}
     out = {}
     for part in filter(None, text.split(',')):
-        word,_,nats = part.rpartition('=')
-        try: v = float(nats)
-        except ValueError: v = None
-        if not word or v is None: raise ValueError(f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"')
+        word, _, nats = part.rpartition('=')
+        try:
+            v = float(nats)
+        except ValueError:
+            v = None
+        if not word or v is None:
+            raise ValueError(
+                f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"'
+            )
         out |= {ids[0]: v for ids in word_ids(tok, [word])}
     return out
 
+
 def _sample_prompts(prompt, file, unconditional):
     "Prompts, or none where they shall be read from the standard input"
-    if sum([bool(file), bool(prompt), unconditional])>1: raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
-    if file and not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines() if file else [prompt] if prompt or unconditional else None
-    if prompts==[]: raise ValueError(f'{file} is empty: write one prompt a line')
+    if sum([bool(file), bool(prompt), unconditional]) > 1:
+        raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
+    prompts = (
+        Path(file).read_text(encoding='utf-8').splitlines()
+        if file
+        else [prompt]
+        if prompt or unconditional
+        else None
+    )
+    if prompts == []:
+        raise ValueError(f'{file} is empty: write one prompt a line')
     return prompts
 
-def _asked(): # yields the lines of the standard input; in a terminal each after a question
+
+def _asked():  # yields the lines of the standard input; in a terminal each after a question
     if not sys.stdin.isatty():
         i = None
-        for i,l in enumerate(sys.stdin): yield l.rstrip('\n')
-        if i is None: raise ValueError('no prompt: give one, --file or --unconditional, or write prompts to the standard input, one a line')
+        for i, l in enumerate(sys.stdin):
+            yield l.rstrip('\n')
+        if i is None:
+            raise ValueError(
+                'no prompt: give one, --file or --unconditional, or write prompts to the standard input, '
+                'one a line'
+            )
     while sys.stdin.isatty():
-        try: yield input('\nprompt> ')
-        except EOFError: return print()
+        try:
+            yield input('\nprompt> ')
+        except EOFError:
+            return print()
+
 
 @call_parse
 def sample(
-    model:str,                # a run, a model's folder, or a name on the hub
-    prompt:One='',            # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the standard input
-    file:str='',              # prompts, one a line (2019: --predict_file)
-    unconditional:bool=False, # begin from nothing
-    n:int=1,                  # samples for each prompt
-    max_new_tokens:int=100,   # length
-    min_new_tokens:int=0,     # no end of text before
-    temperature:float=1.,     # 0 takes the most probable token each time
-    top_k:int=0,              # draw from the k most probable tokens; 0: from all (2019: --top_k)
-    top_p:float=1.,           # draw from the most probable tokens that hold this much probability together
-    min_p:float=0.,           # draw from the tokens with at least this share of the best one's probability
-    repetition_penalty:float=1., # above 1: less of what was there
-    frequency_penalty:float=0.,  # nats less for each time that a token was written
-    presence_penalty:float=0.,   # nats less for a token that was written
-    no_repeat_ngram:int=0,    # no sequence of so many tokens twice
-    ban:str='',               # words that must not come, with commas between
-    bias:str='',              # nats to add to the first token of words: WORD=NATS, with commas between
-    stop:str='',              # end the text before this string
-    beams:int=0,              # beam search with so many beams instead of drawing
-    weights:str='',           # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
-    seed:int=0,               # the same seed gives the same text
-    tokenizer:str='',         # folder with the tokenizer's files, if they are not beside the model
-    stream:bool=False,        # print as it is written
-    device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
-    json:bool=False,          # print one JSON object
-    jsonl:bool=False,         # print one JSON object a line for each text, with tokens and log-probabilities
+    model: str,  # a run, a model's folder, or a name on the hub
+    # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the
+    # standard input
+    prompt: One = '',
+    file: str = '',  # prompts, one a line (2019: --predict_file)
+    unconditional: bool = False,  # begin from nothing
+    n: int = 1,  # samples for each prompt
+    max_new_tokens: int = 100,  # length
+    min_new_tokens: int = 0,  # no end of text before
+    temperature: float = 1.0,  # 0 takes the most probable token each time
+    top_k: int = 0,  # draw from the k most probable tokens; 0: from all (2019: --top_k)
+    top_p: float = 1.0,  # draw from the most probable tokens that hold this much probability together
+    min_p: float = 0.0,  # draw from the tokens with at least this share of the best one's probability
+    repetition_penalty: float = 1.0,  # above 1: less of what was there
+    frequency_penalty: float = 0.0,  # nats less for each time that a token was written
+    presence_penalty: float = 0.0,  # nats less for a token that was written
+    no_repeat_ngram: int = 0,  # no sequence of so many tokens twice
+    ban: str = '',  # words that must not come, with commas between
+    bias: str = '',  # nats to add to the first token of words: WORD=NATS, with commas between
+    stop: str = '',  # end the text before this string
+    beams: int = 0,  # beam search with so many beams instead of drawing
+    weights: str = '',  # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
+    seed: int = 0,  # the same seed gives the same text
+    tokenizer: str = '',  # folder with the tokenizer's files, if they are not beside the model
+    stream: bool = False,  # print as it is written
+    device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
+    json: bool = False,  # print one JSON object
+    jsonl: bool = False,  # print one JSON object a line for each text, with tokens and log-probabilities
 ):
     "Text from a model"
     prompts = _sample_prompts(prompt, file, unconditional)
-    if stream and (n>1 or beams or json or jsonl or (prompts and len(prompts)>1)): raise ValueError('--stream writes one text as it comes: leave --file, --n, --beams, --json and --jsonl out')
-    if weights and weights not in weight_kinds: raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
-    if tokenizer: net,tok = from_pretrained(find_model(model)).to(get_device(device)).eval(),load_tokenizer(tokenizer)
-    else: net,tok = load_model(model, device)
-    kw = dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, stop=[stop] if stop else [], repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty, no_repeat_ngram=no_repeat_ngram or None, banned=word_ids(tok, ban.split(',')) if ban else None, logit_bias=_biases(tok, bias) or None)
-    draw = dict(seed=seed, temperature=temperature, top_k=top_k or None, top_p=top_p if top_p!=1 else None, min_p=min_p or None)
-    net = Decoder(net, weights or None, n_tokens=max_new_tokens*(len(prompts) if prompts else 10))
-    def texts(ps): return beam_search(net, tok, ps, beams=beams, n=n, **kw) if beams else samples(net, tok, ps, n=n, **draw, **kw)
+    if stream and (n > 1 or beams or json or jsonl or (prompts and len(prompts) > 1)):
+        raise ValueError(
+            '--stream writes one text as it comes: leave --file, --n, --beams, --json and --jsonl out'
+        )
+    if weights and weights not in weight_kinds:
+        raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
+    if tokenizer:
+        net = from_pretrained(find_model(model)).to(get_device(device)).eval()
+        tok = load_tokenizer(tokenizer)
+    else:
+        net, tok = load_model(model, device)
+    kw = dict(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        stop=[stop] if stop else [],
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        no_repeat_ngram=no_repeat_ngram or None,
+        banned=word_ids(tok, ban.split(',')) if ban else None,
+        logit_bias=_biases(tok, bias) or None,
+    )
+    draw = dict(
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p if top_p != 1 else None,
+        min_p=min_p or None,
+    )
+    net = Decoder(net, weights or None, n_tokens=max_new_tokens * (len(prompts) if prompts else 10))
+
+    def texts(ps):
+        return (
+            beam_search(net, tok, ps, beams=beams, n=n, **kw)
+            if beams
+            else samples(net, tok, ps, n=n, **draw, **kw)
+        )
+
     def show(ps, lead=True):
         if stream:
             print(ps[0] if lead else '', end='', flush=True)
-            for s in stream_text(net, tok, ps[0], **draw, **kw): print(s, end='', flush=True)
+            for s in stream_text(net, tok, ps[0], **draw, **kw):
+                print(s, end='', flush=True)
             return print()
         out = texts(ps)
         if jsonl:
-            for s in out: print(dumps(dict(prompt=s.prompt, text=s.text, ended=s.ended, ids=s.ids, logprobs=[round(x, 4) for x in s.logprobs])), flush=True)
-        else: _show(dict(samples=[dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs)) for s in out]), json, '\n---\n'.join(s.prompt+s.text for s in out))
-    if prompts is not None: return show(prompts)
-    for line in _asked(): show([line])
+            for s in out:
+                print(
+                    dumps(
+                        dict(
+                            prompt=s.prompt,
+                            text=s.text,
+                            ended=s.ended,
+                            ids=s.ids,
+                            logprobs=[round(x, 4) for x in s.logprobs],
+                        )
+                    ),
+                    flush=True,
+                )
+        else:
+            _show(
+                dict(
+                    samples=[
+                        dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs))
+                        for s in out
+                    ]
+                ),
+                json,
+                '\n---\n'.join(s.prompt + s.text for s in out),
+            )
+
+    if prompts is not None:
+        return show(prompts)
+    for line in _asked():
+        show([line])
 
 # %% ../nbs/17_cli.ipynb #5e4756f5
-def _has_shards(p): return p and any((Path(p)/o).is_file() for o in ('shards/valid/manifest.json', 'manifest.json')) or str(p).endswith('.bin')
-def _is_run(p): return (Path(p)/'config.json').is_file() and (Path(p)/'checkpoints').is_dir()
+def _has_shards(p):
+    return (
+        p
+        and any((Path(p) / o).is_file() for o in ('shards/valid/manifest.json', 'manifest.json'))
+        or str(p).endswith('.bin')
+    )
+
+
+def _is_run(p):
+    return (Path(p) / 'config.json').is_file() and (Path(p) / 'checkpoints').is_dir()
+
 
 def _evaluation(name, names, protocol, data, held, folder, device, limit, subset, truncate, dtype, seed):
     "(model, function that scores it): everything that can be wrong is found before the function is called"
-    net,tok = load_model(name, device)
-    rest = [t for t in names if t!='heldout']
+    net, tok = load_model(name, device)
+    rest = [t for t in names if t != 'heldout']
     todo = task_jobs(net, tok, rest, protocol, data or None, limit or None, subset, truncate) if rest else []
-    keep = str(folder/'answers') if folder else None
+    keep = str(folder / 'answers') if folder else None
+
     def run():
-        res = Results(heldout_scores(net, tok, held, protocol, limit or None, seed, keep, dtype=dtype)) if 'heldout' in names else Results()
-        return Results(res+run_jobs(todo, net, tok, truncate, keep, seed, dtype))
-    return net,run
+        res = (
+            Results(heldout_scores(net, tok, held, protocol, limit or None, seed, keep, dtype=dtype))
+            if 'heldout' in names
+            else Results()
+        )
+        return Results(res + run_jobs(todo, net, tok, truncate, keep, seed, dtype))
+
+    return net, run
+
 
 def _there(names, data, protocol):
     "Those of the tasks whose files are in the folder, and the others with what is missing"
-    have,missing = [],{}
+    have, missing = [], {}
     for n in names:
-        try: [task(n).locate(data, p) for p in (('paper', 'modern') if protocol=='both' else (protocol,))]
-        except FileNotFoundError as e: missing[n] = str(e)
-        else: have.append(n)
-    return have,missing
+        try:
+            [task(n).locate(data, p) for p in (('paper', 'modern') if protocol == 'both' else (protocol,))]
+        except FileNotFoundError as e:
+            missing[n] = str(e)
+        else:
+            have.append(n)
+    return have, missing
+
 
 def _overlaps(name, source, names, data, limit, subset, json):
-    if not names: raise ValueError('--overlap needs tasks whose text is looked for: name them with --tasks')
+    if not names:
+        raise ValueError('--overlap needs tasks whose text is looked for: name them with --tasks')
     texts = {n: example_texts(n, data or None, limit or None, subset) for n in names}
     seen = shard_grams(source, load_tokenizer(find_model(name)))
-    found = {n: text_overlap(seen, t) for n,t in texts.items()}
-    _show(dict(overlap={n: dict(percent=o.percent, grams=o.grams, found=o.found, n=o.n) for n,o in found.items()}), json, '\n'.join(f'{n}: {o}' for n,o in found.items()))
+    found = {n: text_overlap(seen, t) for n, t in texts.items()}
+    _show(
+        dict(
+            overlap={
+                n: dict(percent=o.percent, grams=o.grams, found=o.found, n=o.n) for n, o in found.items()
+            }
+        ),
+        json,
+        '\n'.join(f'{n}: {o}' for n, o in found.items()),
+    )
+
 
 @call_parse
 def evaluate(
-    model:Some,               # a run, a model's folder, or a name on the hub; two of them are compared example by example
-    tasks:str='',             # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
-    suite:str='',             # paper: all tasks of the paper, its four sizes beside; table3: those of its table
-    protocol:str='',          # paper, modern or both; both for a suite, else paper
-    data:str='',              # folder with the tasks' files as released; for heldout, shards, a run or a prepared folder. Without it, data sets are fetched by name
-    out:str='',               # folder for results.json, figure.html and the answers already made; a run's own folder if not given
-    limit:int=0,              # only the first so many items (of a text: words)
-    subset:bool=False,        # the files are knowingly only a part of what was released
-    truncate:bool=False,      # cut what is longer than the context
-    available:bool=False,     # of a suite, leave out the tasks whose files are not in the folder, and say so
-    sheet:bool=False,         # size, data, compute, quality: each like GPT-2's or not
-    size:str='',              # of GPT-2, for the sheet; the nearest if not given
-    overlap:str='',           # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
-    dtype:str='float32',      # of the matrix products: float32 or bfloat16
-    seed:int=0,               # for intervals, and for tasks that draw
-    device:str='auto',        # auto, cpu, cuda, xla, tpu or mps
-    json:bool=False,          # print one JSON object
+    model: Some,  # a run, a model's folder, or a name on the hub; two of them are compared example by example
+    tasks: str = '',  # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
+    suite: str = '',  # paper: all tasks of the paper, its four sizes beside; table3: those of its table
+    protocol: str = '',  # paper, modern or both; both for a suite, else paper
+    # folder with the tasks' files as released; for heldout, shards, a run or a prepared folder. Without
+    # it, data sets are fetched by name
+    data: str = '',
+    # folder for results.json, figure.html and the answers already made; a run's own folder if not given
+    out: str = '',
+    limit: int = 0,  # only the first so many items (of a text: words)
+    subset: bool = False,  # the files are knowingly only a part of what was released
+    truncate: bool = False,  # cut what is longer than the context
+    available: bool = False,  # of a suite, leave out the tasks whose files are not in the folder, and say so
+    sheet: bool = False,  # size, data, compute, quality: each like GPT-2's or not
+    size: str = '',  # of GPT-2, for the sheet; the nearest if not given
+    # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
+    overlap: str = '',
+    dtype: str = 'float32',  # of the matrix products: float32 or bfloat16
+    seed: int = 0,  # for intervals, and for tasks that draw
+    device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
+    json: bool = False,  # print one JSON object
 ):
     "Scores: held-out bits per byte, the paper's zero-shot tasks under two protocols, two models compared"
-    if len(model)>2: raise ValueError(f'{len(model)} models given: name one, or two to compare')
+    if len(model) > 2:
+        raise ValueError(f'{len(model)} models given: name one, or two to compare')
     chosen = task_suite(suite) if suite else () if sheet else ('heldout',)
     names = [t for t in tasks.split(',') if t] or list(chosen)
-    for n in names: n=='heldout' or task(n)
+    for n in names:
+        n == 'heldout' or task(n)
     protocol = protocol or ('both' if suite else 'paper')
-    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()): raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()):
+        raise FileNotFoundError(f'--data {data} does not exist: name a folder')
     if available:
-        if not data: raise ValueError('--available without --data: name the folder to look in')
-        names,missing = _there(names, data, protocol)
-        for n,why in missing.items(): warn(f'left out: {why}')
-        if not names: raise FileNotFoundError(f'{data} has the files of none of the tasks: name another folder')
-    if overlap: return _overlaps(model[0], overlap, [n for n in names if n!='heldout'], data, limit, subset, json)
-    folders = [Path(out)/(f'{i}-{Path(m).name}' if len(model)==2 else '') if out else Path(m)/'evaluation' if _is_run(m) else None for i,m in zip('AB', model)]
-    held = data if data and (_has_shards(data) or names==['heldout']) else model[0]
-    ready = [_evaluation(m, names, protocol, data, held, f, device, limit, subset, truncate, dtype, seed) for m,f in zip(model, folders)]
-    if len(model)==2:
-        diff = compare(*(run() for _,run in ready), seed)
-        return _show(dict(a=model[0], b=model[1], **diff.to_dict()), json, f'A: {model[0]}\nB: {model[1]}\n{diff}')
-    [name],[folder],[(net, run)] = model,folders,ready
-    res,label = run(),Path(name).resolve().name if Path(name).exists() else name
-    d,text = res.to_dict(),[str(res)] if res else []
+        if not data:
+            raise ValueError('--available without --data: name the folder to look in')
+        names, missing = _there(names, data, protocol)
+        for n, why in missing.items():
+            warn(f'left out: {why}')
+        if not names:
+            raise FileNotFoundError(f'{data} has the files of none of the tasks: name another folder')
+    if overlap:
+        return _overlaps(model[0], overlap, [n for n in names if n != 'heldout'], data, limit, subset, json)
+    folders = [
+        Path(out) / (f'{i}-{Path(m).name}' if len(model) == 2 else '')
+        if out
+        else Path(m) / 'evaluation'
+        if _is_run(m)
+        else None
+        for i, m in zip('AB', model)
+    ]
+    held = data if data and (_has_shards(data) or names == ['heldout']) else model[0]
+    ready = [
+        _evaluation(m, names, protocol, data, held, f, device, limit, subset, truncate, dtype, seed)
+        for m, f in zip(model, folders)
+    ]
+    if len(model) == 2:
+        diff = compare(*(run() for _, run in ready), seed)
+        return _show(
+            dict(a=model[0], b=model[1], **diff.to_dict()), json, f'A: {model[0]}\nB: {model[1]}\n{diff}'
+        )
+    [name], [folder], [(net, run)] = model, folders, ready
+    res = run()
+    label = Path(name).resolve().name if Path(name).exists() else name
+    d = res.to_dict()
+    text = [str(res)] if res else []
     if r := res.get('heldout.bpb'):
         loss = res.get('heldout.loss')
-        d['heldout'] = dict(bpb=r.value, nats_per_token=loss.value, tokens=int(loss.rows[:, 1].sum()), bytes=round(r.rows[:, 1].sum()))
+        d['heldout'] = dict(
+            bpb=r.value,
+            nats_per_token=loss.value,
+            tokens=int(loss.rows[:, 1].sum()),
+            bytes=round(r.rows[:, 1].sum()),
+        )
     if suite:
         table = PaperTable(res, label)
         d |= table.to_dict()
         text += ['', str(table), '', verdict_of(res)]
-    if folder and res: text += ['', f"Written: {', '.join(map(str, write_table(folder, res, net.cfg.n_params, label)))}"]
+    if folder and res:
+        text += ['', f'Written: {", ".join(map(str, write_table(folder, res, net.cfg.n_params, label)))}']
     if sheet:
         four = size_sheet(net.cfg, res, run_facts(name) if _is_run(name) else None, size)
         d['sheet'] = four.to_dict()
         text += ['', str(four)]
     _show(d, json, '\n'.join(text).strip('\n'))
 
+
 @call_parse
 def report(
-    runs:Some,       # folders of runs; several are drawn on top of each other
-    out:str='',      # the file to write; the first run's report.html if not given
-    json:bool=False, # print one JSON object
+    runs: Some,  # folders of runs; several are drawn on top of each other
+    out: str = '',  # the file to write; the first run's report.html if not given
+    json: bool = False,  # print one JSON object
 ):
     "One HTML file that opens offline, for one run or for several side by side"
     f = write_report(runs, out or None)
@@ -462,135 +806,247 @@ def report(
 # %% ../nbs/17_cli.ipynb #7c1d5b2e
 @call_parse
 def webtext(
-    dump:Some,                # dumps of Reddit submissions, or WARC files; and settings FIELD=VALUE, such as min_score=5 or evaluation=wiki.test.txt
-    out:str='',               # folder for everything; the same command goes on where it was stopped
-    stage:str='dedup',        # the last to run: links, pages, text or dedup
-    executor:str='local',     # local, ray or slurm
-    workers:int=2,            # tasks at once
-    allow_private:bool=False, # fetch from this machine's own addresses (127.0.0.0/8, ::1) too
-    partition:str='',         # of the Slurm cluster
-    hours:int=24,             # Slurm's limit for one task
-    json:bool=False,          # print one JSON object
+    # dumps of Reddit submissions, or WARC files; and settings FIELD=VALUE, such as min_score=5 or
+    # evaluation=wiki.test.txt
+    dump: Some,
+    out: str = '',  # folder for everything; the same command goes on where it was stopped
+    stage: str = 'dedup',  # the last to run: links, pages, text or dedup
+    executor: str = 'local',  # local, ray or slurm
+    workers: int = 2,  # tasks at once
+    allow_private: bool = False,  # fetch from this machine's own addresses (127.0.0.0/8, ::1) too
+    partition: str = '',  # of the Slurm cluster
+    hours: int = 24,  # Slurm's limit for one task
+    json: bool = False,  # print one JSON object
 ):
     "Reddit links to pages to clean, de-duplicated documents, with a data card"
-    from .webtext import WebTextConfig,webtext as run_webtext
-    if not out: raise ValueError('--out is missing: name a folder for links, pages and documents')
+    from .webtext import WebTextConfig, webtext as run_webtext
+
+    if not out:
+        raise ValueError('--out is missing: name a folder for links, pages and documents')
     words = [d for d in dump if '=' in d and not Path(d).exists()]
-    cfg = override(WebTextConfig(), words+(['crawl.private=127.0.0.0/8,::1/128'] if allow_private else []))
-    got = run_webtext([d for d in dump if d not in words], out, cfg, stage, executor, workers, partition, hours, said=lambda name: warn(f'webtext: {name} is done'))
-    if 'funnel' not in got: return _show(got, json, f'{out}: '+(f"{len(got['submitted'])} jobs submitted" if 'submitted' in got else f'done as far as {stage}'))
-    _show(dict(out=out, **got), json, '\n'.join(f'{n:>12,}  {what}' for what,n in got['funnel'])+f'\nData card: {Path(out)/"card.html"}\nNext: gpt2repro prepare {Path(out)/"documents"} --out FOLDER')
+    cfg = override(WebTextConfig(), words + (['crawl.private=127.0.0.0/8,::1/128'] if allow_private else []))
+    got = run_webtext(
+        [d for d in dump if d not in words],
+        out,
+        cfg,
+        stage,
+        executor,
+        workers,
+        partition,
+        hours,
+        said=lambda name: warn(f'webtext: {name} is done'),
+    )
+    if 'funnel' not in got:
+        return _show(
+            got,
+            json,
+            f'{out}: '
+            + (
+                f'{len(got["submitted"])} jobs submitted' if 'submitted' in got else f'done as far as {stage}'
+            ),
+        )
+    _show(
+        dict(out=out, **got),
+        json,
+        '\n'.join(f'{n:>12,}  {what}' for what, n in got['funnel'])
+        + f'\nData card: {Path(out) / "card.html"}\nNext: gpt2repro prepare {Path(out) / "documents"} '
+        f'--out FOLDER',
+    )
 
 # %% ../nbs/17_cli.ipynb #10cf33ec
 @call_parse
 def plan(
-    size:str='1.5B',            # of the model
-    chip:str='v5e',             # v2, v3, v4, v5e, v5p, v6e, tpu7x, T4, L4, A100, A100-80GB, H100, H200 or CPU; or a slice such as v2-8
-    batch:int=8,                # sequences that go through the model at once, over all devices
-    precision:str='mixed',      # float32, mixed (float32 weights, bfloat16 products) or bfloat16
-    optimizer:str='adafactor',  # or adamw
-    remat:str='block',          # none, or block: keep only each block's input for the backward pass
-    devices:int=0,              # how many; 0: what the chip's name says
-    recipe:str='',              # how long would these settings take: tiny or 124M
-    tokens:float=0.,            # how long would so many tokens take, such as 1e9
-    compile:bool=False,         # ask the TPU's compiler too: takes minutes, needs no TPU
-    json:bool=False,            # print one JSON object
+    size: str = '1.5B',  # of the model
+    # v2, v3, v4, v5e, v5p, v6e, tpu7x, T4, L4, A100, A100-80GB, H100, H200 or CPU; or a slice such as
+    # v2-8
+    chip: str = 'v5e',
+    batch: int = 8,  # sequences that go through the model at once, over all devices
+    precision: str = 'mixed',  # float32, mixed (float32 weights, bfloat16 products) or bfloat16
+    optimizer: str = 'adafactor',  # or adamw
+    remat: str = 'block',  # none, or block: keep only each block's input for the backward pass
+    devices: int = 0,  # how many; 0: what the chip's name says
+    recipe: str = '',  # how long would these settings take: tiny or 124M
+    tokens: float = 0.0,  # how long would so many tokens take, such as 1e9
+    compile: bool = False,  # ask the TPU's compiler too: takes minutes, needs no TPU
+    json: bool = False,  # print one JSON object
 ):
     "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
     p = plan_step(size, chip, batch, precision, optimizer, remat, devices)
     if recipe:
         cfg = named_recipe(recipe)
-        tokens = float(cfg.max_steps*cfg.batch_tokens)
-    said = ask_compiler('training', size, chip, batch, precision=precision, optimizer=optimizer, remat=remat) if compile else None
-    d = dict(p.to_dict(), **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}), **(dict(formulas=p.total_gib) | said.to_dict() if said else {}))
-    _show(d, json, f'{p}' + (f'\n{said}' if said else '') + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''))
+        tokens = float(cfg.max_steps * cfg.batch_tokens)
+    said = (
+        ask_compiler('training', size, chip, batch, precision=precision, optimizer=optimizer, remat=remat)
+        if compile
+        else None
+    )
+    d = dict(
+        p.to_dict(),
+        **(dict(tokens=tokens, hours=p.hours(tokens)) if tokens else {}),
+        **(dict(formulas=p.total_gib) | said.to_dict() if said else {}),
+    )
+    _show(
+        d,
+        json,
+        f'{p}'
+        + (f'\n{said}' if said else '')
+        + (f'\n{tokens:,.0f} tokens: about {p.hours(tokens):,.1f} hours' if tokens else ''),
+    )
 
 # %% ../nbs/17_cli.ipynb #9154ea53
 def _requirements():
     "(name, version that is there or '', requirement) of each runtime requirement"
     from packaging.requirements import Requirement
-    try: reqs = requires('gpt2repro') or []
-    except PackageNotFoundError: reqs = []
+
+    try:
+        reqs = requires('gpt2repro') or []
+    except PackageNotFoundError:
+        reqs = []
     for r in map(Requirement, reqs):
-        if r.marker and not r.marker.evaluate(): continue
-        try: v = version(r.name)
-        except PackageNotFoundError: v = ''
-        yield r.name,v,r
+        if r.marker and not r.marker.evaluate():
+            continue
+        try:
+            v = version(r.name)
+        except PackageNotFoundError:
+            v = ''
+        yield r.name, v, r
+
 
 @call_parse
 def doctor(
-    device:str='auto', # auto, cpu, cuda, xla, tpu or mps
-    json:bool=False,   # print one JSON object
+    device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
+    json: bool = False,  # print one JSON object
 ):
     "Versions, the device that will be used, and how to mend what is wrong. Exit status 1 if something is"
-    libs,wrong = {},list(problems())
-    for name,v,r in _requirements():
+    libs = {}
+    wrong = list(problems())
+    for name, v, r in _requirements():
         libs[name] = v or 'missing'
-        if not v or not r.specifier.contains(v, prereleases=True): wrong.append((f'{name} {v or "is missing"}, needed: {r}', f'pip install "{r}"'))
+        if not v or not r.specifier.contains(v, prereleases=True):
+            wrong.append((f'{name} {v or "is missing"}, needed: {r}', f'pip install "{r}"'))
     free = shutil.disk_usage('.').free
-    if free<2*2**30: wrong.append((f'{free/2**30:.1f} GiB free on this disk', 'free some: a run of the 124M model keeps three checkpoints of 0.5 GB'))
+    if free < 2 * 2**30:
+        wrong.append(
+            (
+                f'{free / 2**30:.1f} GiB free on this disk',
+                'free some: a run of the 124M model keeps three checkpoints of 0.5 GB',
+            )
+        )
     dev = get_device(device)
-    d = dict(gpt2repro=version('gpt2repro'), python=sys.version.split()[0], libraries=libs, available=available(), device=str(dev), what=describe(dev), free_gib=round(free/2**30, 1),
-             problems=[dict(problem=p, remedy=r) for p,r in wrong])
-    lines = [f"gpt2repro {d['gpt2repro']}, Python {d['python']}", '  '+', '.join(f'{k} {v}' for k,v in libs.items()), f"device: {d['device']} ({d['what']}); available: {', '.join(d['available'])}",
-             f"disk: {d['free_gib']} GiB free here", f"plan --compile: {compiler_problem() or 'the TPU compiler is there'}", *(f'WRONG  {p}\n  mend: {r}' for p,r in wrong), 'All is well.' if not wrong else f'{len(wrong)} to mend.']
+    d = dict(
+        gpt2repro=version('gpt2repro'),
+        python=sys.version.split()[0],
+        libraries=libs,
+        available=available(),
+        device=str(dev),
+        what=describe(dev),
+        free_gib=round(free / 2**30, 1),
+        problems=[dict(problem=p, remedy=r) for p, r in wrong],
+    )
+    lines = [
+        f'gpt2repro {d["gpt2repro"]}, Python {d["python"]}',
+        '  ' + ', '.join(f'{k} {v}' for k, v in libs.items()),
+        f'device: {d["device"]} ({d["what"]}); available: {", ".join(d["available"])}',
+        f'disk: {d["free_gib"]} GiB free here',
+        f'plan --compile: {compiler_problem() or "the TPU compiler is there"}',
+        *(f'WRONG  {p}\n  mend: {r}' for p, r in wrong),
+        'All is well.' if not wrong else f'{len(wrong)} to mend.',
+    ]
     _show(d, json, '\n'.join(lines))
     return 1 if wrong else 0
 
 # %% ../nbs/17_cli.ipynb #f974a67b
-def error_line(e:BaseException)->str:
+def error_line(e: BaseException) -> str:
     "What went wrong and what to do, in one line"
     text = ' '.join(str(e).split())
-    if 'No space left' in text or getattr(e, 'errno', None)==ENOSPC:
-        return f"no space left on the disk{' for '+str(e.filename) if getattr(e, 'filename', None) else ''}: free some, then give the same command again; what was there before is kept"
-    if isinstance(e, PermissionError): return f'{e.filename}: permission denied; choose a folder that you may write to'
-    if isinstance(e, OSError) and e.errno and e.filename: return f'{e.filename}: {e.strerror}; check the path'
-    if isinstance(e, MemoryError) or 'out of memory' in text.lower(): return f'out of memory: set a smaller micro_batch ({text[:200]})'
+    if 'No space left' in text or getattr(e, 'errno', None) == ENOSPC:
+        return (
+            f'no space left on the '
+            f'disk{" for " + str(e.filename) if getattr(e, "filename", None) else ""}: free some, then '
+            f'give the same command again; what was there before is kept'
+        )
+    if isinstance(e, PermissionError):
+        return f'{e.filename}: permission denied; choose a folder that you may write to'
+    if isinstance(e, OSError) and e.errno and e.filename:
+        return f'{e.filename}: {e.strerror}; check the path'
+    if isinstance(e, MemoryError) or 'out of memory' in text.lower():
+        return f'out of memory: set a smaller micro_batch ({text[:200]})'
     return text or type(e).__name__
+
 
 _expected = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, RuntimeError, KeyError)
 
 # %% ../nbs/17_cli.ipynb #d81734b0
-verbs = dict(reproduce=reproduce, prepare=prepare, train=train, sample=sample, evaluate=evaluate, webtext=webtext, report=report, plan=plan, doctor=doctor)
+verbs = dict(
+    reproduce=reproduce,
+    prepare=prepare,
+    train=train,
+    sample=sample,
+    evaluate=evaluate,
+    webtext=webtext,
+    report=report,
+    plan=plan,
+    doctor=doctor,
+)
+
 
 def _overview():
-    rows = '\n'.join(f'  {k:<10} {f.__doc__}' for k,f in verbs.items())
-    return f'gpt2repro VERB …: GPT-2 reproduced, from raw text to zero-shot scores\n\n{rows}\n\n`gpt2repro VERB --help` says more. `--debug` shows the traceback of an error. The environment\'s GPT2REPRO_QUIET=1 hides progress.'
+    rows = '\n'.join(f'  {k:<10} {f.__doc__}' for k, f in verbs.items())
+    return (
+        f'gpt2repro VERB …: GPT-2 reproduced, from raw text to zero-shot scores\n\n{rows}\n\n`gpt2repro '
+        f"VERB --help` says more. `--debug` shows the traceback of an error. The environment's "
+        f'GPT2REPRO_QUIET=1 hides progress.'
+    )
 
-class _Usage(Exception): "What was typed does not fit the verb"
+
+class _Usage(Exception):
+    "What was typed does not fit the verb"
+
 
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
-    def error(msg): raise _Usage(f'{verb}: {msg}; `gpt2repro {verb} --help` lists what it takes')
+
+    def error(msg):
+        raise _Usage(f'{verb}: {msg}; `gpt2repro {verb} --help` lists what it takes')
+
     p.error = error
     kw = vars(p.parse_intermixed_args(argv))
-    return {k: v for k,v in kw.items() if k not in ('pdb', 'xtra')}
+    return {k: v for k, v in kw.items() if k not in ('pdb', 'xtra')}
+
 
 def main(
-    argv:list=None, # words after `gpt2repro`; those of the command line if not given
-)->int:             # exit status
+    argv: list = None,  # words after `gpt2repro`; those of the command line if not given
+) -> int:  # exit status
     "The `gpt2repro` command"
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
-    argv = [a for a in argv if a!='--debug']
+    argv = [a for a in argv if a != '--debug']
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(_overview())
         return 0
-    if argv[0]=='--version':
+    if argv[0] == '--version':
         print(version('gpt2repro'))
         return 0
     try:
-        if argv[0] not in verbs: raise _Usage(f'unknown verb {argv[0]!r}: {nearest(argv[0], verbs)}')
+        if argv[0] not in verbs:
+            raise _Usage(f'unknown verb {argv[0]!r}: {nearest(argv[0], verbs)}')
         return verbs[argv[0]].__wrapped__(**_parse(argv[0], argv[1:])) or 0
     except KeyboardInterrupt as e:
-        if debug: traceback.print_exc()
+        if debug:
+            traceback.print_exc()
         warn(str(e) or 'stopped by Ctrl-C: what was finished is kept; give the same command again to go on')
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # the reader has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left, as `head` does
         return 0
     except Exception as e:
-        if debug: traceback.print_exc()
-        warn(error_line(e) if isinstance(e, (*_expected, _Usage)) else f'{type(e).__name__}: {error_line(e)} (a defect: please report it with the output of --debug)')
+        if debug:
+            traceback.print_exc()
+        warn(
+            error_line(e)
+            if isinstance(e, (*_expected, _Usage))
+            else f'{type(e).__name__}: {error_line(e)} (a defect: please report it with the output '
+            f'of --debug)'
+        )
         return 2

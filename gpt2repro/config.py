@@ -11,8 +11,13 @@ __all__ = ['sizes', 'nearest', 'Config', 'GPT2Config', 'size', 'DataConfig', 'Op
            'file_sha256']
 
 # %% ../nbs/00_config.ipynb #87c3dace
-import difflib,hashlib,json,os,sys,tempfile
-from dataclasses import asdict,dataclass,field,fields,is_dataclass,replace
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -20,79 +25,112 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/00_config.ipynb #50d5ceca
 def nearest(
-    name:str, # what the user wrote
-    names,    # the known names
-)->str: # one sentence to end an error message with
+    name: str,  # what the user wrote
+    names,  # the known names
+) -> str:  # one sentence to end an error message with
     "The known names most like `name`, as a hint for an error message"
     names = list(dict.fromkeys(map(str, names)))
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    return f'did you mean {" or ".join(close)}?' if close else f'known: {", ".join(names)}'
 
 # %% ../nbs/00_config.ipynb #5ca1a48f
 def _fits(value, typ):
-    if typ is float: return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if typ is int: return isinstance(value, int) and not isinstance(value, bool)
+    if typ is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if typ is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, typ)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     "Base of the frozen settings: checks each field's type when the object is built. Raises `ValueError`"
+
     def __post_init__(self):
-        for name,typ in get_type_hints(type(self)).items():
+        for name, typ in get_type_hints(type(self)).items():
             v = getattr(self, name)
             if not _fits(v, typ):
-                raise ValueError(f"{name}={v!r} is {type(v).__name__}, but {getattr(typ, '__name__', typ)} is needed: give a value of that type")
+                raise ValueError(
+                    f'{name}={v!r} is {type(v).__name__}, but {getattr(typ, "__name__", typ)} is needed: '
+                    f'give a value of that type'
+                )
 
-    def need(self,
-        ok:bool,     # the condition that must hold
-        name:str,    # the field to blame
-        remedy:str,  # what to do
+    def need(
+        self,
+        ok: bool,  # the condition that must hold
+        name: str,  # the field to blame
+        remedy: str,  # what to do
     ):
         "Raise a `ValueError` that names field, value and remedy unless `ok`"
-        if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: {remedy}')
+        if not ok:
+            raise ValueError(f'{name}={getattr(self, name)!r}: {remedy}')
 
     def replace(self, **kw):
         "A copy with some fields changed (and checked again)"
         for k in kw:
-            if k not in (names := [f.name for f in fields(self)]): raise ValueError(f'unknown setting {k!r}: {nearest(k, names)}')
+            if k not in (names := [f.name for f in fields(self)]):
+                raise ValueError(f'unknown setting {k!r}: {nearest(k, names)}')
         return replace(self, **kw)
 
 # %% ../nbs/00_config.ipynb #0efe4c40
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config(Config):
-    "The shape of a GPT-2 (Radford et al. 2019; defaults are the released 124M). Raises `ValueError` for an impossible one"
-    vocab_size: int = 50257         # V, tokens in the vocabulary
-    n_ctx: int = 1024               # T, tokens of context
-    n_embd: int = 768               # C, channels
-    n_layer: int = 12               # L, blocks
-    n_head: int = 12                # H, attention heads
+    """The shape of a GPT-2 (Radford et al. 2019; defaults are the released 124M).
+
+    Raises `ValueError` for an impossible one
+    """
+
+    vocab_size: int = 50257  # V, tokens in the vocabulary
+    n_ctx: int = 1024  # T, tokens of context
+    n_embd: int = 768  # C, channels
+    n_layer: int = 12  # L, blocks
+    n_head: int = 12  # H, attention heads
     layer_norm_epsilon: float = 1e-5
-    activation_function: str = 'gelu_new' # GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
-    embd_pdrop: float = .1          # dropout on the sum of the embeddings
-    attn_pdrop: float = .1          # dropout on the attention weights
-    resid_pdrop: float = .1         # dropout on each residual branch
+    activation_function: str = (
+        'gelu_new'  # GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
+    )
+    embd_pdrop: float = 0.1  # dropout on the sum of the embeddings
+    attn_pdrop: float = 0.1  # dropout on the attention weights
+    resid_pdrop: float = 0.1  # dropout on each residual branch
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('vocab_size', 'n_ctx', 'n_embd', 'n_layer', 'n_head'): self.need(getattr(self, n)>0, n, 'give a number above 0')
-        for n in ('embd_pdrop', 'attn_pdrop', 'resid_pdrop'): self.need(0<=getattr(self, n)<1, n, 'a dropout probability is at least 0 and below 1')
-        self.need(self.layer_norm_epsilon>0, 'layer_norm_epsilon', 'give a number above 0, such as 1e-5')
-        self.need(self.activation_function in ('gelu_new', 'gelu'), 'activation_function', 'choose gelu_new, which is GPT-2, or gelu')
-        self.need(self.n_embd%self.n_head==0, 'n_embd', f'not divisible by n_head={self.n_head}: each head gets n_embd/n_head channels')
+        for n in ('vocab_size', 'n_ctx', 'n_embd', 'n_layer', 'n_head'):
+            self.need(getattr(self, n) > 0, n, 'give a number above 0')
+        for n in ('embd_pdrop', 'attn_pdrop', 'resid_pdrop'):
+            self.need(0 <= getattr(self, n) < 1, n, 'a dropout probability is at least 0 and below 1')
+        self.need(self.layer_norm_epsilon > 0, 'layer_norm_epsilon', 'give a number above 0, such as 1e-5')
+        self.need(
+            self.activation_function in ('gelu_new', 'gelu'),
+            'activation_function',
+            'choose gelu_new, which is GPT-2, or gelu',
+        )
+        self.need(
+            self.n_embd % self.n_head == 0,
+            'n_embd',
+            f'not divisible by n_head={self.n_head}: each head gets n_embd/n_head channels',
+        )
 
     @property
-    def head_size(self): return self.n_embd//self.n_head
+    def head_size(self):
+        return self.n_embd // self.n_head
+
     @property
     def n_params(self):
         C = self.n_embd
-        return self.n_layer*(12*C*C + 13*C) + (self.vocab_size+self.n_ctx)*C + 2*C
-    def flops_per_token(self,
-        T:int=None, # tokens in the sequence; the whole context if not given
-    )->int: # floating-point operations, forward and backward
-        "Training FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once (Chowdhery et al. 2022, appendix B)"
-        n = self.n_params - self.n_ctx*self.n_embd
-        return 6*n + 12*self.n_layer*self.n_embd*(self.n_ctx if T is None else T)
-    def no_dropout(self): return self.replace(embd_pdrop=0., attn_pdrop=0., resid_pdrop=0.)
+        return self.n_layer * (12 * C * C + 13 * C) + (self.vocab_size + self.n_ctx) * C + 2 * C
+
+    def flops_per_token(
+        self,
+        T: int = None,  # tokens in the sequence; the whole context if not given
+    ) -> int:  # floating-point operations, forward and backward
+        """Training FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once (Chowdhery
+        et al. 2022, appendix B)"""
+        n = self.n_params - self.n_ctx * self.n_embd
+        return 6 * n + 12 * self.n_layer * self.n_embd * (self.n_ctx if T is None else T)
+
+    def no_dropout(self):
+        return self.replace(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
 # %% ../nbs/00_config.ipynb #08591a17
 sizes = dict(
@@ -103,297 +141,565 @@ sizes = dict(
     **{'774M': GPT2Config(n_embd=1280, n_layer=36, n_head=20)},
     **dict.fromkeys(('1558M', '1.5B'), GPT2Config(n_embd=1600, n_layer=48, n_head=25)),
 )
-sizes.update({'355M': sizes['345M'], '762M': sizes['774M'], '1542M': sizes['1558M']})     # names from the paper, its code and the hub
+sizes.update(
+    {'355M': sizes['345M'], '762M': sizes['774M'], '1542M': sizes['1558M']}
+)  # names from the paper, its code and the hub
 
-def size(name:str)->GPT2Config:
+
+def size(name: str) -> GPT2Config:
     "The model of that name. Raises `ValueError` with the nearest names"
-    if name not in sizes: raise ValueError(f'unknown size {name!r}: {nearest(name, sizes)}')
+    if name not in sizes:
+        raise ValueError(f'unknown size {name!r}: {nearest(name, sizes)}')
     return sizes[name]
 
 # %% ../nbs/00_config.ipynb #e80198fc
-_samplers = 'windows','stitch2019'
+_samplers = 'windows', 'stitch2019'
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     "Where the text comes from and how it becomes tokens"
-    source: str = 'python-docs'         # `python-docs`, a path, a glob, or the name of a data set
-    tokenizer: str = 'bpe'              # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
-    valid_fraction: float = .05         # share of the documents held out, chosen by a hash of the document
-    overlap: float = .3                 # held-out documents that share this much of their word 8-grams with training are dropped
-    near_copies: float = 1.             # training documents that share this much of theirs with earlier ones are dropped; 1: none
-    sampler: str = 'windows'            # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of each `stitch` documents)
-    stitch: int = 42                    # documents joined by `stitch2019`
+
+    source: str = 'python-docs'  # `python-docs`, a path, a glob, or the name of a data set
+    tokenizer: str = (
+        'bpe'  # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
+    )
+    valid_fraction: float = 0.05  # share of the documents held out, chosen by a hash of the document
+    overlap: float = (
+        0.3  # held-out documents that share this much of their word 8-grams with training are dropped
+    )
+    near_copies: float = (
+        1.0  # training documents that share this much of theirs with earlier ones are dropped; 1: none
+    )
+    # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of
+    # each `stitch` documents)
+    sampler: str = 'windows'
+    stitch: int = 42  # documents joined by `stitch2019`
 
     def __post_init__(self):
         super().__post_init__()
-        self.need(0<self.valid_fraction<1, 'valid_fraction', 'a share of the documents between 0 and 1, such as 0.05')
-        self.need(0<self.overlap<=1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
+        self.need(
+            0 < self.valid_fraction < 1,
+            'valid_fraction',
+            'a share of the documents between 0 and 1, such as 0.05',
+        )
+        self.need(0 < self.overlap <= 1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
         self.need(self.sampler in _samplers, 'sampler', nearest(self.sampler, _samplers))
-        self.need(self.stitch>0, 'stitch', 'give a number above 0; 42 in 2019')
-        self.need(0<self.near_copies<=1, 'near_copies', 'a share of 8-grams above 0, such as 0.3, or 1 to drop none')
+        self.need(self.stitch > 0, 'stitch', 'give a number above 0; 42 in 2019')
+        self.need(
+            0 < self.near_copies <= 1,
+            'near_copies',
+            'a share of 8-grams above 0, such as 0.3, or 1 to drop none',
+        )
         self.need(bool(self.source), 'source', "name a source, such as 'python-docs' or a file")
 
 # %% ../nbs/00_config.ipynb #4208712e
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    "The optimizer and its learning rate. With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute"
-    name: str = 'adafactor'             # `adafactor` or `adamw`
-    preset: str = 'paper'               # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
-    lr: float = 1e-2                    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
-    schedule: str = 'cosine'            # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
+    """The optimizer and its learning rate.
+
+    With Adafactor's parameter scaling the rate is *relative* to each tensor's RMS; AdamW's is absolute
+    """
+
+    name: str = 'adafactor'  # `adafactor` or `adamw`
+    preset: str = 'paper'  # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
+    # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
+    lr: float = 1e-2
+    schedule: str = (
+        'cosine'  # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
+    )
     warmup_steps: int = 0
-    warmup_tokens: int = 0              # instead of `warmup_steps`: stays what it is when the batch changes
-    final: float = .1                   # what remains of the peak at the end, for `cosine`
-    beta1: float = 0.                   # momentum; Adafactor's paper uses none
-    beta2: float = .95                  # AdamW only
-    eps: float = 1e-8                   # AdamW only
-    weight_decay: float = 0.            # decoupled
-    decay: str = 'matrices'             # what it acts on: `matrices` (never biases and LayerNorms), or `all`
-    schedule_steps: int = 0             # length of the schedule; 0: that of the run
-    clip: float = 1.                    # global norm of the gradient; 0: none
+    warmup_tokens: int = 0  # instead of `warmup_steps`: stays what it is when the batch changes
+    final: float = 0.1  # what remains of the peak at the end, for `cosine`
+    beta1: float = 0.0  # momentum; Adafactor's paper uses none
+    beta2: float = 0.95  # AdamW only
+    eps: float = 1e-8  # AdamW only
+    weight_decay: float = 0.0  # decoupled
+    decay: str = 'matrices'  # what it acts on: `matrices` (never biases and LayerNorms), or `all`
+    schedule_steps: int = 0  # length of the schedule; 0: that of the run
+    clip: float = 1.0  # global norm of the gradient; 0: none
 
     def __post_init__(self):
         super().__post_init__()
-        for n,ok in dict(name=('adafactor', 'adamw'), preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'), schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'), decay=('matrices', 'all')).items():
+        for n, ok in dict(
+            name=('adafactor', 'adamw'),
+            preset=('paper', 'tensor2tensor', 'connor2019', 'torch', 'transformers'),
+            schedule=('paper', 'constant', 'cosine', 'inverse_sqrt', 'trapezoid'),
+            decay=('matrices', 'all'),
+        ).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
-        self.need(self.lr>0, 'lr', 'give a learning rate above 0')
-        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip', 'schedule_steps'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
-        for n in ('beta1', 'beta2'): self.need(0<=getattr(self, n)<1, n, 'give at least 0 and less than 1')
-        self.need(self.eps>0, 'eps', 'give a number above 0, such as 1e-8')
-        self.need(0<=self.final<=1, 'final', 'a share of the peak between 0 and 1')
-        self.need(self.schedule!='paper' or self.name=='adafactor', 'schedule', "Adafactor's own: choose cosine for adamw")
-        self.need(self.preset=='paper' or self.name=='adafactor', 'preset', 'is a kind of Adafactor: set name=adafactor, or leave it out')
-        self.need(not (self.warmup_tokens and self.warmup_steps), 'warmup_tokens', f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0')
+        self.need(self.lr > 0, 'lr', 'give a learning rate above 0')
+        for n in ('warmup_steps', 'warmup_tokens', 'weight_decay', 'clip', 'schedule_steps'):
+            self.need(getattr(self, n) >= 0, n, 'give 0 or more')
+        for n in ('beta1', 'beta2'):
+            self.need(0 <= getattr(self, n) < 1, n, 'give at least 0 and less than 1')
+        self.need(self.eps > 0, 'eps', 'give a number above 0, such as 1e-8')
+        self.need(0 <= self.final <= 1, 'final', 'a share of the peak between 0 and 1')
+        self.need(
+            self.schedule != 'paper' or self.name == 'adafactor',
+            'schedule',
+            "Adafactor's own: choose cosine for adamw",
+        )
+        self.need(
+            self.preset == 'paper' or self.name == 'adafactor',
+            'preset',
+            'is a kind of Adafactor: set name=adafactor, or leave it out',
+        )
+        self.need(
+            not (self.warmup_tokens and self.warmup_steps),
+            'warmup_tokens',
+            f'and warmup_steps={self.warmup_steps} say the same: set one of them to 0',
+        )
 
 # %% ../nbs/00_config.ipynb #27da6bbe
-_inits,_remats = ('openai', 'connor_june', 'connor_july'),('none', 'block')
+_inits = ('openai', 'connor_june', 'connor_july')
+_remats = ('none', 'block')
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
     "Everything that decides a run. Raises `ValueError` for what does not fit together"
+
     name: str = 'run'
     model: GPT2Config = field(default_factory=lambda: sizes['tiny'])
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    init: str = 'openai'                # `openai`; `connor_june`, `connor_july`: the two of the reproduction of 2019
-    init_scale: float = 0.              # of both residual projections, for `connor_june`; 0: 1/√L
-    table_pdrop: float = 0.             # dropout on the embedding *tables*, as in 2019
-    start_from: str = ''                # begin with these weights: a run, a folder or a hub name; '' for a fresh model
-    batch_tokens: int = 4096            # tokens per optimizer step, over all devices
-    micro_batch: int = 0                # sequences that go through the model at once; 0: as many as fit
-    remat: str = 'none'                 # `block`: keep only each block's input for the backward pass and compute the rest again, for less memory
-    dtype: str = 'float32'              # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
+    init: str = 'openai'  # `openai`; `connor_june`, `connor_july`: the two of the reproduction of 2019
+    init_scale: float = 0.0  # of both residual projections, for `connor_june`; 0: 1/√L
+    table_pdrop: float = 0.0  # dropout on the embedding *tables*, as in 2019
+    start_from: str = ''  # begin with these weights: a run, a folder or a hub name; '' for a fresh model
+    batch_tokens: int = 4096  # tokens per optimizer step, over all devices
+    micro_batch: int = 0  # sequences that go through the model at once; 0: as many as fit
+    # `block`: keep only each block's input for the backward pass and compute the rest again, for less
+    # memory
+    remat: str = 'none'
+    # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
+    dtype: str = 'float32'
     max_steps: int = 1000
-    log_every: int = 10                 # steps
-    eval_every: int = 250               # steps
-    eval_batches: int = 16              # micro-batches of held-out text for each evaluation
-    sample_every: int = 0               # steps; 0: no samples while training
-    save_every: int = 500               # steps
-    keep: int = 3                       # checkpoints kept, and the best one besides
-    max_skips: int = 10                 # updates skipped for a loss or gradient that is not finite, before the run stops
+    log_every: int = 10  # steps
+    eval_every: int = 250  # steps
+    eval_batches: int = 16  # micro-batches of held-out text for each evaluation
+    sample_every: int = 0  # steps; 0: no samples while training
+    save_every: int = 500  # steps
+    keep: int = 3  # checkpoints kept, and the best one besides
+    max_skips: int = 10  # updates skipped for a loss or gradient that is not finite, before the run stops
     seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('batch_tokens', 'max_steps', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep'): self.need(getattr(self, n)>0, n, 'give a number above 0')
-        for n in ('micro_batch', 'sample_every', 'max_skips', 'init_scale', 'seed'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
-        for n,ok in dict(dtype=('float32', 'bfloat16'), init=_inits, remat=_remats).items(): self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
-        self.need(0<=self.table_pdrop<1, 'table_pdrop', 'a dropout probability is at least 0 and below 1')
-        self.need(not self.init_scale or self.init=='connor_june', 'init_scale', f'only for init=connor_june, not {self.init}')
+        for n in (
+            'batch_tokens',
+            'max_steps',
+            'log_every',
+            'eval_every',
+            'eval_batches',
+            'save_every',
+            'keep',
+        ):
+            self.need(getattr(self, n) > 0, n, 'give a number above 0')
+        for n in ('micro_batch', 'sample_every', 'max_skips', 'init_scale', 'seed'):
+            self.need(getattr(self, n) >= 0, n, 'give 0 or more')
+        for n, ok in dict(dtype=('float32', 'bfloat16'), init=_inits, remat=_remats).items():
+            self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))
+        self.need(0 <= self.table_pdrop < 1, 'table_pdrop', 'a dropout probability is at least 0 and below 1')
+        self.need(
+            not self.init_scale or self.init == 'connor_june',
+            'init_scale',
+            f'only for init=connor_june, not {self.init}',
+        )
         T = self.model.n_ctx
-        self.need(self.batch_tokens%T==0, 'batch_tokens', f'not a multiple of n_ctx={T}: give {max(1, round(self.batch_tokens/T))*T}')
-        self.need(self.batch_size%self.n_micro==0 and self.batch_size//self.n_micro==min(self.micro_batch or self.batch_size, self.batch_size), 'micro_batch', f'does not divide the batch of {self.batch_size} sequences')
+        self.need(
+            self.batch_tokens % T == 0,
+            'batch_tokens',
+            f'not a multiple of n_ctx={T}: give {max(1, round(self.batch_tokens / T)) * T}',
+        )
+        self.need(
+            self.batch_size % self.n_micro == 0
+            and self.batch_size // self.n_micro == min(self.micro_batch or self.batch_size, self.batch_size),
+            'micro_batch',
+            f'does not divide the batch of {self.batch_size} sequences',
+        )
 
     @property
-    def batch_size(self): return self.batch_tokens//self.model.n_ctx
+    def batch_size(self):
+        return self.batch_tokens // self.model.n_ctx
+
     @property
-    def n_micro(self): return self.batch_size//min(self.micro_batch or self.batch_size, self.batch_size)
+    def n_micro(self):
+        return self.batch_size // min(self.micro_batch or self.batch_size, self.batch_size)
 
 # %% ../nbs/00_config.ipynb #bb3d02ba
-def to_dict(cfg:Config)->dict:
+def to_dict(cfg: Config) -> dict:
     "`cfg` as a plain dict, ready for JSON"
     return asdict(cfg)
 
+
 def from_dict(
-    cls,     # the dataclass to build
-    d:dict,  # its fields, nested configs as dicts
-)->Config:
+    cls,  # the dataclass to build
+    d: dict,  # its fields, nested configs as dicts
+) -> Config:
     "The config that `to_dict` wrote. Raises `ValueError` for unknown fields"
     hints = get_type_hints(cls)
-    if not isinstance(d, dict): raise ValueError(f'{cls.__name__} needs a JSON object, not {type(d).__name__}')
+    if not isinstance(d, dict):
+        raise ValueError(f'{cls.__name__} needs a JSON object, not {type(d).__name__}')
     for k in d:
-        if k not in hints: raise ValueError(f'unknown setting {k!r} in {cls.__name__}: {nearest(k, hints)}')
-    return cls(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k,v in d.items()})
+        if k not in hints:
+            raise ValueError(f'unknown setting {k!r} in {cls.__name__}: {nearest(k, hints)}')
+    return cls(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in d.items()})
 
 # %% ../nbs/00_config.ipynb #9ca9b587
 def _read(name, s, typ):
-    if typ is str: return s
-    if typ is bool and s.lower() in ('true', 'false'): return s.lower()=='true'
-    try: return typ(s) if typ is not int else int(s.replace('_', ''))
-    except ValueError: raise ValueError(f'{name}={s}: {typ.__name__} needed, such as {name}={typ(2)}') from None
+    if typ is str:
+        return s
+    if typ is bool and s.lower() in ('true', 'false'):
+        return s.lower() == 'true'
+    try:
+        return typ(s) if typ is not int else int(s.replace('_', ''))
+    except ValueError:
+        raise ValueError(f'{name}={s}: {typ.__name__} needed, such as {name}={typ(2)}') from None
+
 
 def _owners(cfg):
     "(dotted name, type) of each field that holds a value"
-    for n,t in get_type_hints(type(cfg)).items():
-        if is_dataclass(t): yield from ((f'{n}.{m}', u) for m,u in _owners(getattr(cfg, n)))
-        else: yield n,t
+    for n, t in get_type_hints(type(cfg)).items():
+        if is_dataclass(t):
+            yield from ((f'{n}.{m}', u) for m, u in _owners(getattr(cfg, n)))
+        else:
+            yield n, t
+
 
 def override(
-    cfg:Config,         # the config to change
-    settings:list[str], # each 'field=value' or 'owner.field=value'
-)->Config:
-    "A copy of `cfg` with `settings` applied, all at once. Raises `ValueError` for unknown or ambiguous names and unreadable values"
-    known, new = dict(_owners(cfg)), to_dict(cfg)
+    cfg: Config,  # the config to change
+    settings: list[str],  # each 'field=value' or 'owner.field=value'
+) -> Config:
+    """A copy of `cfg` with `settings` applied, all at once.
+
+    Raises `ValueError` for unknown or ambiguous names and unreadable values
+    """
+    known = dict(_owners(cfg))
+    new = to_dict(cfg)
     for s in settings:
-        k,eq,v = s.partition('=')
-        if not eq: raise ValueError(f'{s!r} is no setting: write FIELD=VALUE, such as max_steps=500')
-        hits = [k] if k in known else [n for n in known if n.rpartition('.')[2]==k]
-        if not hits: raise ValueError(f'unknown setting {k!r}: {nearest(k, list(known)+[n.rpartition(".")[2] for n in known])}')
-        if len(hits)>1: raise ValueError(f"setting {k!r} is ambiguous: write {' or '.join(hits)}")
-        *owner,last = hits[0].split('.')
+        k, eq, v = s.partition('=')
+        if not eq:
+            raise ValueError(f'{s!r} is no setting: write FIELD=VALUE, such as max_steps=500')
+        hits = [k] if k in known else [n for n in known if n.rpartition('.')[2] == k]
+        if not hits:
+            raise ValueError(
+                f'unknown setting {k!r}: {nearest(k, list(known) + [n.rpartition(".")[2] for n in known])}'
+            )
+        if len(hits) > 1:
+            raise ValueError(f'setting {k!r} is ambiguous: write {" or ".join(hits)}')
+        *owner, last = hits[0].split('.')
         d = new
-        for o in owner: d = d[o]
+        for o in owner:
+            d = d[o]
         d[last] = _read(k, v, known[hits[0]])
     return from_dict(type(cfg), new)
 
 # %% ../nbs/00_config.ipynb #cea793c5
-def tiny()->RunConfig:
+def tiny() -> RunConfig:
     """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
     Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
-    return RunConfig(name='tiny', model=sizes['tiny'].no_dropout(), data=DataConfig(near_copies=.3), batch_tokens=1024, micro_batch=4, optim=OptimConfig(lr=4e-2, warmup_steps=100, final=.05, clip=0.))
+    return RunConfig(
+        name='tiny',
+        model=sizes['tiny'].no_dropout(),
+        data=DataConfig(near_copies=0.3),
+        batch_tokens=1024,
+        micro_batch=4,
+        optim=OptimConfig(lr=4e-2, warmup_steps=100, final=0.05, clip=0.0),
+    )
 
-def _big(name, **kw): # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
-    return RunConfig(name=name, model=sizes[name].no_dropout(), data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=.0005), batch_tokens=512*1024,
-                     eval_every=250, sample_every=1000, save_every=1000, dtype='bfloat16', **kw)
 
-def gpt2_124m()->RunConfig:
+def _big(
+    name, **kw
+):  # what this project's large runs share: GPT-2's published batch of 512 × 1024 tokens, the paper's Adafactor with a relative rate
+    return RunConfig(
+        name=name,
+        model=sizes[name].no_dropout(),
+        data=DataConfig(source='openwebtext', tokenizer='gpt2', valid_fraction=0.0005),
+        batch_tokens=512 * 1024,
+        eval_every=250,
+        sample_every=1000,
+        save_every=1000,
+        dtype='bfloat16',
+        **kw,
+    )
+
+
+def gpt2_124m() -> RunConfig:
     """GPT-2's smallest model on 10 billion tokens: `gpt2repro train RUN --recipe 124M --data FOLDER`.
     Hardware: one GPU or TPU chip with 16 GB. Duration: 19 hours at 149,000 tokens/s (published for one v5e chip), 6 at 460,000 (an H100 at 40 % of its peak). Loss: not run to its end yet; for scale, the released weights
     have 3.12 nats per token on OpenWebText, and llm.c reaches 3.28 on FineWeb with as many tokens"""
-    return _big('124M', max_steps=19_000, optim=OptimConfig(warmup_steps=700, clip=1.))
+    return _big('124M', max_steps=19_000, optim=OptimConfig(warmup_steps=700, clip=1.0))
 
-def pretty_big()->RunConfig:
+
+def pretty_big() -> RunConfig:
     """The 25-layer model of 2019 with this project's settings: `gpt2repro train RUN --recipe PrettyBig --data FOLDER`.
     Hardware: one GPU or TPU chip with 32 GB. Duration: 40 hours at 140,000 tokens/s (an H100 at 35 % of its peak). Loss: not run to its end yet; for scale, the released 355M has 2.84 on OpenWebText"""
-    return _big('PrettyBig', max_steps=38_000, optim=OptimConfig(warmup_steps=700, clip=1.), remat='block')
+    return _big('PrettyBig', max_steps=38_000, optim=OptimConfig(warmup_steps=700, clip=1.0), remat='block')
 
-def gpt2_1558m()->RunConfig:
+
+def gpt2_1558m() -> RunConfig:
     """GPT-2 itself, with Adafactor because Adam does not fit: `gpt2repro train RUN --recipe 1.5B --data FOLDER`.
     Hardware: one chip with 16 GB holds it (15.75 GiB of a v5e). Duration: for 32 billion tokens a day on 8 H100 at half of their peak, as llm.c does it; on a single chip as long as you like. Loss: not run to its end yet; for scale, the released weights have 2.54 on OpenWebText"""
-    return _big('1.5B', max_steps=61_000, optim=OptimConfig(warmup_steps=700, clip=1.), remat='block')
+    return _big('1.5B', max_steps=61_000, optim=OptimConfig(warmup_steps=700, clip=1.0), remat='block')
 
-_adam2019 = dict(name='adamw', lr=2.5e-4, schedule='cosine', final=0., warmup_steps=2000, beta1=.9, beta2=.98, eps=1e-9, weight_decay=.01, decay='all', clip=0.)
-_adafactor2019 = {**_adam2019, **dict(name='adafactor', preset='connor2019', beta1=0., beta2=OptimConfig.beta2, eps=OptimConfig.eps)}
 
-def _connor2019(size, optim, scale, batch, steps, tables=.1, **dropout):
-    return RunConfig(name=f'connor2019-{size}', model=sizes[size].replace(embd_pdrop=0., **dropout), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=OptimConfig(**optim),
-                     init='connor_june', init_scale=scale, table_pdrop=tables, batch_tokens=batch*1024, max_steps=steps)
+_adam2019 = dict(
+    name='adamw',
+    lr=2.5e-4,
+    schedule='cosine',
+    final=0.0,
+    warmup_steps=2000,
+    beta1=0.9,
+    beta2=0.98,
+    eps=1e-9,
+    weight_decay=0.01,
+    decay='all',
+    clip=0.0,
+)
+_adafactor2019 = {
+    **_adam2019,
+    **dict(name='adafactor', preset='connor2019', beta1=0.0, beta2=OptimConfig.beta2, eps=OptimConfig.eps),
+}
 
-def connor2019_117m()->RunConfig:
+
+def _connor2019(size, optim, scale, batch, steps, tables=0.1, **dropout):
+    return RunConfig(
+        name=f'connor2019-{size}',
+        model=sizes[size].replace(embd_pdrop=0.0, **dropout),
+        data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
+        optim=OptimConfig(**optim),
+        init='connor_june',
+        init_scale=scale,
+        table_pdrop=tables,
+        batch_tokens=batch * 1024,
+        max_steps=steps,
+    )
+
+
+def connor2019_117m() -> RunConfig:
     """The smallest model of 2019, as he ran it: `gpt2repro train RUN --recipe connor2019-117M --data FOLDER`.
     Hardware and duration: his was one v2 TPU for a week. Loss: he names about 3.0 on training text, where it stayed"""
-    return _connor2019('117M', _adam2019, 12**-.5, 32, 500_000)
+    return _connor2019('117M', _adam2019, 12**-0.5, 32, 500_000)
 
-def connor2019_prettybig()->RunConfig:
+
+def connor2019_prettybig() -> RunConfig:
     """The middle model of 2019, as he ran it; its residual projections have the 1.5B's scale: `gpt2repro train RUN --recipe connor2019-PrettyBig --data FOLDER`.
     Hardware and duration: his was a v2-256 pod for a week. Loss: not published"""
-    return _connor2019('PrettyBig', _adam2019, 48**-.5, 256, 604_800, tables=0., attn_pdrop=0.)
+    return _connor2019('PrettyBig', _adam2019, 48**-0.5, 256, 604_800, tables=0.0, attn_pdrop=0.0)
 
-def connor2019_1558m()->RunConfig:
+
+def connor2019_1558m() -> RunConfig:
     """The large model of 2019, as he ran it, with Adafactor's *relative* rate at an absolute one's value: `gpt2repro train RUN --recipe connor2019-1.5B --data FOLDER`.
     Hardware and duration: his was a v3-512 pod for a week. Loss: WikiText-2 perplexity 43.79, where GPT-2 has 18.67"""
-    return _connor2019('1.5B', _adafactor2019, 48**-.5, 512, 300_000)
+    return _connor2019('1.5B', _adafactor2019, 48**-0.5, 512, 300_000)
 
-def finetune()->RunConfig:
+
+def finetune() -> RunConfig:
     """Pretrained weights, a text of one's own: `gpt2repro train RUN --from openai-community/gpt2 --data FILES`, which takes this recipe and the model's own size and tokenizer.
     Hardware: whatever holds the model. Duration: 300 steps of 32,768 tokens, minutes on a GPU. Loss: depends on the text; the best checkpoint is kept. A relative rate of a tenth of training's suits every size"""
-    return RunConfig(name='finetune', model=sizes['124M'], optim=OptimConfig(lr=1e-3, warmup_steps=20, final=.1, clip=1.), batch_tokens=32*1024, max_steps=300, eval_every=25, sample_every=100, save_every=50)
+    return RunConfig(
+        name='finetune',
+        model=sizes['124M'],
+        optim=OptimConfig(lr=1e-3, warmup_steps=20, final=0.1, clip=1.0),
+        batch_tokens=32 * 1024,
+        max_steps=300,
+        eval_every=25,
+        sample_every=100,
+        save_every=50,
+    )
 
-_recipes = {'tiny': tiny, '124M': gpt2_124m, 'PrettyBig': pretty_big, '1.5B': gpt2_1558m, 'connor2019-117M': connor2019_117m, 'connor2019-PrettyBig': connor2019_prettybig,
-            'connor2019-1.5B': connor2019_1558m, 'finetune': finetune}
 
-def recipes()->dict: # name -> function that returns its `RunConfig`
+_recipes = {
+    'tiny': tiny,
+    '124M': gpt2_124m,
+    'PrettyBig': pretty_big,
+    '1.5B': gpt2_1558m,
+    'connor2019-117M': connor2019_117m,
+    'connor2019-PrettyBig': connor2019_prettybig,
+    'connor2019-1.5B': connor2019_1558m,
+    'finetune': finetune,
+}
+
+
+def recipes() -> dict:  # name -> function that returns its `RunConfig`
     "The named recipes"
     return dict(_recipes)
 
-def recipe(name:str)->RunConfig:
+
+def recipe(name: str) -> RunConfig:
     "The recipe of that name. Raises `ValueError` with the nearest names"
-    if name not in _recipes: raise ValueError(f'unknown recipe {name!r}: {nearest(name, _recipes)}')
+    if name not in _recipes:
+        raise ValueError(f'unknown recipe {name!r}: {nearest(name, _recipes)}')
     return _recipes[name]()
 
 # %% ../nbs/00_config.ipynb #ecd630a0
-_same2019 = dict(n_vocab='vocab_size', n_ctx='n_ctx', n_embd='n_embd', n_layer='n_layer', n_head='n_head', attn_dropout='attn_pdrop', res_dropout='resid_pdrop')
+_same2019 = dict(
+    n_vocab='vocab_size',
+    n_ctx='n_ctx',
+    n_embd='n_embd',
+    n_layer='n_layer',
+    n_head='n_head',
+    attn_dropout='attn_pdrop',
+    res_dropout='resid_pdrop',
+)
+
 
 def _notes2019(d, opt):
     "(key, what to know about it) for what a RunConfig does not hold"
-    yield 'encoder_path',"GPT-2's own vocabulary: give the folder that holds it as data.tokenizer"
+    yield 'encoder_path', "GPT-2's own vocabulary: give the folder that holds it as data.tokenizer"
     yield from ((k, 'a place of his; ignored') for k in ('data_path', 'model_path', 'predict_path'))
-    yield from ((k, 'how his program ran on a TPU or evaluated; ignored') for k in ('eval_steps', 'iterations', 'predict_batch_size', 'eval_batch_size'))
-    yield 'model','there is only GPT2 here; ignored'
-    yield 'train_steps','steps of one call of his program; max_steps counts here'
-    if opt=='adafactor': yield from ((k, "Adafactor's own 1 - t^-0.8, as here; ignored") for k in ('decay_type', 'decay_exponent'))
+    yield from (
+        (k, 'how his program ran on a TPU or evaluated; ignored')
+        for k in ('eval_steps', 'iterations', 'predict_batch_size', 'eval_batch_size')
+    )
+    yield 'model', 'there is only GPT2 here; ignored'
+    yield 'train_steps', 'steps of one call of his program; max_steps counts here'
+    if opt == 'adafactor':
+        yield from (
+            (k, "Adafactor's own 1 - t^-0.8, as here; ignored") for k in ('decay_type', 'decay_exponent')
+        )
+
 
 def from_json2019(
-    path,                         # a JSON file of the reproduction of 2019
-)->tuple['RunConfig', list[str]]: # the config, and a line for each setting that it cannot hold
+    path,  # a JSON file of the reproduction of 2019
+) -> tuple['RunConfig', list[str]]:  # the config, and a line for each setting that it cannot hold
     "Read his settings. Raises `ValueError` for a file that is none of his"
-    try: d = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: not JSON ({e})') from None
+    try:
+        d = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: not JSON ({e})') from None
     need = [*_same2019, 'opt_name', 'lr', 'warmup_steps', 'train_batch_size', 'max_steps']
     if not isinstance(d, dict) or (lost := [k for k in need if k not in d]):
-        raise ValueError(f"{path}: not a settings file of 2019: {lost[0] if isinstance(d, dict) else 'an object'} is missing")
-    if d['opt_name'] not in ('adam', 'adafactor'): raise ValueError(f"{path}: opt_name={d['opt_name']!r}: only adam and adafactor were there")
-    ada = d['opt_name']=='adafactor'
-    opt = OptimConfig(name='adafactor' if ada else 'adamw', lr=d['lr'], schedule='cosine', final=0., warmup_steps=d['warmup_steps'], beta1=d.get('beta1', .9), clip=0.,
-                      weight_decay=d.get('weight_decay', 0.), decay='all', **(dict(preset='connor2019') if ada else dict(beta2=d.get('beta2', .999), eps=d.get('epsilon', 1e-8))))
-    init = dict(init='connor_july') if d.get('scale_by_depth') or d.get('scale_by_in') else dict(init='connor_june', init_scale=d['scale']) if 'scale' in d else {}
-    run = RunConfig(name=Path(path).stem, model=GPT2Config(embd_pdrop=0., **{v: d[k] for k,v in _same2019.items()}), data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'), optim=opt, **init, table_pdrop=d.get('embed_dropout', 0.),
-                    batch_tokens=d['train_batch_size']*d['n_ctx'], max_steps=d['max_steps'], dtype=d.get('precision', 'float32'))
+        raise ValueError(
+            f'{path}: not a settings file of 2019: {lost[0] if isinstance(d, dict) else "an object"} '
+            f'is missing'
+        )
+    if d['opt_name'] not in ('adam', 'adafactor'):
+        raise ValueError(f'{path}: opt_name={d["opt_name"]!r}: only adam and adafactor were there')
+    ada = d['opt_name'] == 'adafactor'
+    opt = OptimConfig(
+        name='adafactor' if ada else 'adamw',
+        lr=d['lr'],
+        schedule='cosine',
+        final=0.0,
+        warmup_steps=d['warmup_steps'],
+        beta1=d.get('beta1', 0.9),
+        clip=0.0,
+        weight_decay=d.get('weight_decay', 0.0),
+        decay='all',
+        **(
+            dict(preset='connor2019')
+            if ada
+            else dict(beta2=d.get('beta2', 0.999), eps=d.get('epsilon', 1e-8))
+        ),
+    )
+    init = (
+        dict(init='connor_july')
+        if d.get('scale_by_depth') or d.get('scale_by_in')
+        else dict(init='connor_june', init_scale=d['scale'])
+        if 'scale' in d
+        else {}
+    )
+    run = RunConfig(
+        name=Path(path).stem,
+        model=GPT2Config(embd_pdrop=0.0, **{v: d[k] for k, v in _same2019.items()}),
+        data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
+        optim=opt,
+        **init,
+        table_pdrop=d.get('embed_dropout', 0.0),
+        batch_tokens=d['train_batch_size'] * d['n_ctx'],
+        max_steps=d['max_steps'],
+        dtype=d.get('precision', 'float32'),
+    )
     said = dict(_notes2019(d, d['opt_name']))
-    used = {*need, 'beta1', 'beta2', 'epsilon', 'precision', 'weight_decay', 'embed_dropout', 'scale', 'scale_by_depth', 'scale_by_in'}
+    used = {
+        *need,
+        'beta1',
+        'beta2',
+        'epsilon',
+        'precision',
+        'weight_decay',
+        'embed_dropout',
+        'scale',
+        'scale_by_depth',
+        'scale_by_in',
+    }
     notes = [f'{k}={d[k]!r}: {said[k]}' for k in d if k in said]
-    notes += [f"input={d['input']!r}: his mixture of documents; source='openwebtext' stands for it"] if 'input' in d else []
-    return run,notes+[f'{k}={v!r}: unknown; ignored' for k,v in d.items() if k not in said and k not in used and k!='input']
+    notes += (
+        [f"input={d['input']!r}: his mixture of documents; source='openwebtext' stands for it"]
+        if 'input' in d
+        else []
+    )
+    return run, notes + [
+        f'{k}={v!r}: unknown; ignored'
+        for k, v in d.items()
+        if k not in said and k not in used and k != 'input'
+    ]
 
 # %% ../nbs/00_config.ipynb #1dd23c5b
 class _Lines:
     "A stream for tqdm that turns each refresh into a line of its own"
-    def __init__(self, out): self.out = out
+
+    def __init__(self, out):
+        self.out = out
+
     def write(self, s):
-        if s := s.strip('\r\n '): self.out.write(s+'\n')
-    def flush(self): self.out.flush()
+        if s := s.strip('\r\n '):
+            self.out.write(s + '\n')
+
+    def flush(self):
+        self.out.flush()
+
 
 def _interactive():
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
+
 def progress(
-    it=None,         # what to iterate over; none for a bar that is updated by hand
-    desc:str='',     # what is being done
-    total=None,      # how many there will be, where known
-    unit:str='it',   # name of one
-    every:float=10., # seconds between lines where output is not a terminal
-    **kw             # more for tqdm
-)->tqdm:
-    "A tqdm bar in a terminal or a notebook, plain lines elsewhere, nothing with the environment's `GPT2REPRO_QUIET=1`"
-    if os.environ.get('GPT2REPRO_QUIET')=='1': return tqdm(it, total=total, disable=True)
+    it=None,  # what to iterate over; none for a bar that is updated by hand
+    desc: str = '',  # what is being done
+    total=None,  # how many there will be, where known
+    unit: str = 'it',  # name of one
+    every: float = 10.0,  # seconds between lines where output is not a terminal
+    **kw,  # more for tqdm
+) -> tqdm:
+    """A tqdm bar in a terminal or a notebook, plain lines elsewhere, nothing with the environment's
+    `GPT2REPRO_QUIET=1`"""
+    if os.environ.get('GPT2REPRO_QUIET') == '1':
+        return tqdm(it, total=total, disable=True)
     if not _interactive():
-        kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2*every, miniters=1,
-                  bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}' if total or hasattr(it, '__len__') else None)
+        kw.update(
+            file=_Lines(sys.stderr),
+            mininterval=every,
+            maxinterval=2 * every,
+            miniters=1,
+            bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} '
+            'left, {rate_fmt}{postfix}'
+            if total or hasattr(it, '__len__')
+            else None,
+        )
     return tqdm(it, desc=desc, total=total, unit=unit, unit_scale=True, dynamic_ncols=_interactive(), **kw)
 
-def warn(msg:str):
+
+def warn(msg: str):
     "One line to the user, on standard error"
     print(f'gpt2repro: {msg}', file=sys.stderr, flush=True)
 
 # %% ../nbs/00_config.ipynb #62567166
 def write_atomic(
-    path,           # the file to replace
-    data:str|bytes, # its whole new content
-)->Path:
-    "Write `data` to `path` so that a reader sees the old file or the new one, never a part. Raises `OSError` and leaves the old one"
+    path,  # the file to replace
+    data: str | bytes,  # its whole new content
+) -> Path:
+    """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises `OSError` and leaves the old one
+    """
     path = Path(path)
-    if isinstance(data, str): data = data.encode()
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    if isinstance(data, str):
+        data = data.encode()
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
         with os.fdopen(fd, 'wb') as f:
             f.write(data)
@@ -406,8 +712,10 @@ def write_atomic(
         raise
     return path
 
+
 def file_sha256(
     path,
-)->str: # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "By which a file is recognised. Raises `OSError`"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()

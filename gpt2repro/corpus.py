@@ -10,79 +10,120 @@ __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'do
            'overlap_shares', 'drop_overlap', 'split_documents', 'mix', 'Bloom', 'doc_grams', 'drop_near_copies']
 
 # %% ../nbs/02_corpus.ipynb #30f52a35
-import ast,codecs,csv,glob,gzip,hashlib,io,json,lzma,math,os,re,sys,sysconfig,zlib
+import ast
+import codecs
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import math
+import re
+import sys
+import sysconfig
+import zlib
 from collections import Counter
-from importlib.metadata import PackageNotFoundError,version
+from importlib.metadata import version
 from importlib.util import find_spec
-from heapq import heappop,heappush
+from heapq import heappop, heappush
 from itertools import chain
 from pathlib import Path
-from typing import Iterable,Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
-from .config import nearest,warn
+from .config import nearest, warn
 
 # %% ../nbs/02_corpus.ipynb #45395b2c
 def docstrings(
-    source:bytes,     # a Python file
-    min_chars:int=80, # shorter ones say little: they are left out
-)->list[str]: # in the order of the syntax tree, breadth first
+    source: bytes,  # a Python file
+    min_chars: int = 80,  # shorter ones say little: they are left out
+) -> list[str]:  # in the order of the syntax tree, breadth first
     "The docstrings of a module and of its classes and functions, indentation removed. Raises `SyntaxError`"
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (ast.get_docstring(o) for o in ast.walk(ast.parse(source)) if isinstance(o, owners))
-    return [d for d in found if d and len(d)>min_chars]
+    return [d for d in found if d and len(d) > min_chars]
 
 # %% ../nbs/02_corpus.ipynb #465038f3
-docs_packages = ('torch', 'numpy', 'pandas', 'datasets', 'pyarrow', 'huggingface_hub', 'safetensors', 'plotly', 'fastcore', 'tqdm', 'sentencepiece', 'tiktoken')
+docs_packages = (
+    'torch',
+    'numpy',
+    'pandas',
+    'datasets',
+    'pyarrow',
+    'huggingface_hub',
+    'safetensors',
+    'plotly',
+    'fastcore',
+    'tqdm',
+    'sentencepiece',
+    'tiktoken',
+)
 _not_docs = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3', '__pycache__'}
+
 
 def _topics(source):
     tree = ast.parse(source)
     return list(ast.literal_eval(next(o.value for o in tree.body if isinstance(o, ast.Assign))).values())
 
+
 def _python_files(root):
     return sorted(f for f in root.rglob('*.py') if not _not_docs & set(f.relative_to(root).parts))
+
 
 def _doc_roots():
     "Folders of the standard library and of the packages, without importing them"
     yield Path(sysconfig.get_path('stdlib'))
     for p in docs_packages:
-        if spec := find_spec(p): yield Path(spec.origin).parent
+        if spec := find_spec(p):
+            yield Path(spec.origin).parent
 
-def docs_versions()->dict: # package -> version
+
+def docs_versions() -> dict:  # package -> version
     "What the embedded corpus depends on: Python and each package that it reads. Belongs in the manifest"
     have = [p for p in docs_packages if find_spec(p)]
     return dict(python=sys.version.split()[0], **{p: version(p) for p in have})
 
 # %% ../nbs/02_corpus.ipynb #37f8129d
 def doc_hash(
-    doc:str,
-    person:bytes=b'', # another purpose, another hash
-)->int: # 0 to 2**64-1
+    doc: str,
+    person: bytes = b'',  # another purpose, another hash
+) -> int:  # 0 to 2**64-1
     "The first eight bytes of the document's BLAKE2b digest"
-    return int.from_bytes(hashlib.blake2b(doc.encode('utf-8', 'surrogatepass'), digest_size=8, person=person).digest(), 'big')
+    return int.from_bytes(
+        hashlib.blake2b(doc.encode('utf-8', 'surrogatepass'), digest_size=8, person=person).digest(), 'big'
+    )
+
 
 def unique(
-    docs:Iterable[str],
-    tally:Counter=None, # gets the number of documents `repeated`
-)->Iterator[str]: # in the same order
-    "Each document the first time it appears; 16 bytes are kept of each (BLAKE2b, so that two different ones are never taken for the same)"
+    docs: Iterable[str],
+    tally: Counter = None,  # gets the number of documents `repeated`
+) -> Iterator[str]:  # in the same order
+    """Each document the first time it appears; 16 bytes are kept of each (BLAKE2b, so that two
+    different ones are never taken for the same)"""
     seen = set()
     for d in docs:
         h = hashlib.blake2b(d.encode('utf-8', 'surrogatepass'), digest_size=16).digest()
         if h not in seen:
             seen.add(h)
             yield d
-        elif tally is not None: tally['repeated'] += 1
+        elif tally is not None:
+            tally['repeated'] += 1
+
 
 def _file_docs(f):
-    try: return docstrings(f.read_bytes())
-    except (SyntaxError, ValueError): return []         # written for another version of Python
+    try:
+        return docstrings(f.read_bytes())
+    except (SyntaxError, ValueError):
+        return []  # written for another version of Python
 
-def python_docs()->Iterator[str]:
-    "The embedded corpus: pydoc's topics, then the docstrings over 80 characters of the standard library and the required packages, without duplicates"
+
+def python_docs() -> Iterator[str]:
+    """The embedded corpus: pydoc's topics, then the docstrings over 80 characters of the standard
+    library and the required packages, without duplicates"""
     roots = list(_doc_roots())
-    topics = _topics((roots[0]/'pydoc_data'/'topics.py').read_bytes())
+    topics = _topics((roots[0] / 'pydoc_data' / 'topics.py').read_bytes())
     yield from unique(chain(topics, (d for r in roots for f in _python_files(r) for d in _file_docs(f))))
 
 # %% ../nbs/02_corpus.ipynb #32a3000e
@@ -90,220 +131,386 @@ kinds = ('.txt', '.md', '.jsonl', '.json', '.csv', '.parquet')
 packings = ('.gz', '.xz', '.zst')
 policies = ('strict', 'replace', 'skip')
 
+
 def _kind(path):
     suffixes = [s.lower() for s in Path(path).suffixes]
-    if suffixes and suffixes[-1] in packings: suffixes.pop()
+    if suffixes and suffixes[-1] in packings:
+        suffixes.pop()
     return suffixes[-1] if suffixes else ''
+
 
 def _open(path):
     "The file's bytes, unpacked"
     packing = Path(path).suffix.lower()
-    if packing=='.gz': return gzip.open(path, 'rb')
-    if packing=='.xz': return lzma.open(path, 'rb')
-    if packing=='.zst':
+    if packing == '.gz':
+        return gzip.open(path, 'rb')
+    if packing == '.xz':
+        return lzma.open(path, 'rb')
+    if packing == '.zst':
         import pyarrow as pa
+
         return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd'))
     return open(path, 'rb')
 
 # %% ../nbs/02_corpus.ipynb #c35f0538
 class _Reader:
     "What the readers of one file share: its path, the field, and what to do about errors"
-    def __init__(self, path, field, errors, max_bytes): self.path,self.field,self.errors,self.max_bytes,self.tally = path,field,errors,max_bytes,Counter()
+
+    def __init__(self, path, field, errors, max_bytes):
+        self.path = path
+        self.field = field
+        self.errors = errors
+        self.max_bytes = max_bytes
+        self.tally = Counter()
 
     def bad(self, where, what, remedy):
         "Raise, or count what is skipped"
-        if self.errors!='skip': raise ValueError(f'{self.path}{where}: {what}: {remedy}')
-        self.tally["skipped"] += 1
+        if self.errors != 'skip':
+            raise ValueError(f'{self.path}{where}: {what}: {remedy}')
+        self.tally['skipped'] += 1
 
     def text(self, data, where='', offset=0):
         "`data` as a string, or None if it is to be skipped"
-        try: return data.decode()
+        try:
+            return data.decode()
         except UnicodeDecodeError as e:
-            if self.errors=='replace':
+            if self.errors == 'replace':
                 self.tally['replaced'] += 1
                 return data.decode(errors='replace')
-            self.bad(where, f'not UTF-8 at byte {offset+e.start} (0x{data[e.start]:02x})', "convert the file, or choose errors='replace' or 'skip'")
+            self.bad(
+                where,
+                f'not UTF-8 at byte {offset + e.start} (0x{data[e.start]:02x})',
+                "convert the file, or choose errors='replace' or 'skip'",
+            )
 
     def whole(self, s, where=''):
         "A string from a parser, checked for its type and for lone surrogates"
-        if not isinstance(s, str): return self.bad(where, f'the field {self.field!r} is {type(s).__name__}, not text', "name another field, or choose errors='skip'")
-        try: s.encode()
+        if not isinstance(s, str):
+            return self.bad(
+                where,
+                f'the field {self.field!r} is {type(s).__name__}, not text',
+                "name another field, or choose errors='skip'",
+            )
+        try:
+            s.encode()
         except UnicodeEncodeError as e:
-            if self.errors=='replace':
+            if self.errors == 'replace':
                 self.tally['replaced'] += 1
                 return s.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            return self.bad(where, f'a lone surrogate U+{ord(s[e.start]):04X} at character {e.start}', "choose errors='replace' or 'skip'")
+            return self.bad(
+                where,
+                f'a lone surrogate U+{ord(s[e.start]):04X} at character {e.start}',
+                "choose errors='replace' or 'skip'",
+            )
         return s
 
     def pick(self, row, where):
-        if isinstance(row, str): return self.whole(row, where)
+        if isinstance(row, str):
+            return self.whole(row, where)
         if not isinstance(row, dict) or self.field not in row:
             has = ', '.join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            return self.bad(where, f'no field {self.field!r} (there is: {has})', "name the field that holds the text, or choose errors='skip'")
+            return self.bad(
+                where,
+                f'no field {self.field!r} (there is: {has})',
+                "name the field that holds the text, or choose errors='skip'",
+            )
         return self.whole(row[self.field], where)
 
     def too_long(self, where):
-        self.bad(where, f'a document of more than {self.max_bytes/2**20:.0f} MiB', "name the separator of the documents, raise the limit, or choose errors='skip'")
+        self.bad(
+            where,
+            f'a document of more than {self.max_bytes / 2**20:.0f} MiB',
+            "name the separator of the documents, raise the limit, or choose errors='skip'",
+        )
 
 # %% ../nbs/02_corpus.ipynb #85794fa4
-def _split(r, f, separator, block=1<<20):
+def _split(r, f, separator, block=1 << 20):
     "(bytes, offset) of the documents between separators; (None, offset) stands for one that is too long"
-    buf,start,drop = bytearray(),0,False
+    buf = bytearray()
+    start = 0
+    drop = False
     while data := f.read(block):
-        at = max(0, len(buf)-len(separator)+1) if separator else 0
+        at = max(0, len(buf) - len(separator) + 1) if separator else 0
         buf += data
-        while separator and (i := buf.find(separator, at))>=0:
-            yield (None if drop or i>r.max_bytes else bytes(buf[:i])), start
-            start,drop,at = start+i+len(separator),False,0
-            del buf[:i+len(separator)]
-        if len(buf)>r.max_bytes+len(separator):
-            drop,keep = True,max(len(separator)-1, 0)
-            start += len(buf)-keep
-            del buf[:len(buf)-keep]
-            if not separator: break
-            if r.errors!='skip': break
-    if drop or buf: yield (None if drop else bytes(buf)), start
+        while separator and (i := buf.find(separator, at)) >= 0:
+            yield (None if drop or i > r.max_bytes else bytes(buf[:i])), start
+            start = start + i + len(separator)
+            drop = False
+            at = 0
+            del buf[: i + len(separator)]
+        if len(buf) > r.max_bytes + len(separator):
+            drop = True
+            keep = max(len(separator) - 1, 0)
+            start += len(buf) - keep
+            del buf[: len(buf) - keep]
+            if not separator:
+                break
+            if r.errors != 'skip':
+                break
+    if drop or buf:
+        yield (None if drop else bytes(buf)), start
+
 
 def _read_text(r, f, separator):
-    for data,offset in _split(r, f, (separator or '').encode()):
-        if data is None: r.too_long(f' before byte {offset}')
-        elif data and (s := r.text(data, offset=offset)) is not None: yield s
+    for data, offset in _split(r, f, (separator or '').encode()):
+        if data is None:
+            r.too_long(f' before byte {offset}')
+        elif data and (s := r.text(data, offset=offset)) is not None:
+            yield s
+
 
 def _skip_bom(f):
-    "Pass over the mark that Windows puts in front of UTF-8; it belongs to the file, not to the text in its fields"
-    if f.peek(3)[:3]==codecs.BOM_UTF8: f.read(3)
+    """Pass over the mark that Windows puts in front of UTF-8; it belongs to the file, not to the text
+    in its fields"""
+    if f.peek(3)[:3] == codecs.BOM_UTF8:
+        f.read(3)
+
 
 def _lines(r, f):
     "(line, its number), never more than `max_bytes` in memory; None for a line that is too long"
     _skip_bom(f)
     n = 0
-    while line := f.readline(r.max_bytes+1):
+    while line := f.readline(r.max_bytes + 1):
         n += 1
-        if len(line)<=r.max_bytes: yield line,n
+        if len(line) <= r.max_bytes:
+            yield line, n
         else:
-            yield None,n
-            while line and not line.endswith(b'\n'): line = f.readline(1<<20)
+            yield None, n
+            while line and not line.endswith(b'\n'):
+                line = f.readline(1 << 20)
+
 
 def _why(e):
     "What is wrong with JSON, from the parser's exception"
-    return f'{e.msg} at character {e.pos}' if isinstance(e, json.JSONDecodeError) else str(e).partition(';')[0]
+    return (
+        f'{e.msg} at character {e.pos}' if isinstance(e, json.JSONDecodeError) else str(e).partition(';')[0]
+    )
+
 
 def _read_jsonl(r, f, _):
-    for line,n in _lines(r, f):
+    for line, n in _lines(r, f):
         where = f' line {n}'
-        if line is None: r.too_long(where)
+        if line is None:
+            r.too_long(where)
         elif line.strip() and (s := r.text(line, where)) is not None:
-            try: row = json.loads(s)
+            try:
+                row = json.loads(s)
             except (ValueError, RecursionError) as e:
                 r.bad(where, f'not JSON ({_why(e)})', "mend the line, or choose errors='skip'")
                 continue
-            if (d := r.pick(row, where)) is not None: yield d
+            if (d := r.pick(row, where)) is not None:
+                yield d
 
 # %% ../nbs/02_corpus.ipynb #6f7b9e98
-_open_array,_blank,_comma = re.compile(r'\s*\['),re.compile(r'\s*'),re.compile(r'\s*([],])\s*')
+_open_array = re.compile(r'\s*\[')
+_blank = re.compile(r'\s*')
+_comma = re.compile(r'\s*([],])\s*')
 
-def _items(r, f, block=1<<20):
+
+def _items(r, f, block=1 << 20):
     "The items of a JSON array, one in memory at a time. Raises `ValueError` where the array is broken"
-    parse,decode = json.JSONDecoder().raw_decode,codecs.getincrementaldecoder('utf-8')('strict' if r.errors=='strict' else 'surrogateescape').decode
-    def broken(why): return ValueError(f'{r.path}: not JSON ({why}): mend the file, or leave it out')
+    parse = json.JSONDecoder().raw_decode
+    decode = codecs.getincrementaldecoder('utf-8')(
+        'strict' if r.errors == 'strict' else 'surrogateescape'
+    ).decode
+
+    def broken(why):
+        return ValueError(f'{r.path}: not JSON ({why}): mend the file, or leave it out')
+
     _skip_bom(f)
-    buf,at,gone,n_bytes,ended = '',None,0,0,False           # `gone` characters came before `buf`
+    buf, at, gone, n_bytes, ended = '', None, 0, 0, False  # `gone` characters came before `buf`
     while not ended:
         data = f.read(max(block, len(buf)))
         ended = not data
-        try: buf += decode(data, final=ended)
-        except UnicodeDecodeError as e: raise ValueError(f"{r.path}: not UTF-8 near byte {n_bytes+e.start} (0x{e.object[e.start]:02x}): convert the file, or choose errors='replace' or 'skip'") from None
+        try:
+            buf += decode(data, final=ended)
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f'{r.path}: not UTF-8 near byte {n_bytes + e.start} (0x{e.object[e.start]:02x}): convert '
+                f"the file, or choose errors='replace' or 'skip'"
+            ) from None
         n_bytes += len(data)
         at = _blank.match(buf, _open_array.match(buf).end() if at is None else at).end()
-        if buf[at:at+1]==']': return
+        if buf[at : at + 1] == ']':
+            return
         try:
             while True:
-                row,end = parse(buf, at)
+                row, end = parse(buf, at)
                 m = _comma.match(buf, end)
-                if not m or m[1]==',' and m.end()==len(buf): break
+                if not m or m[1] == ',' and m.end() == len(buf):
+                    break
                 yield row
-                if m[1]==']': return
+                if m[1] == ']':
+                    return
                 at = m.end()
-            why = f'no comma and no ] at character {gone+end}'
-        except RecursionError as e: raise broken(_why(e)) from None
+            why = f'no comma and no ] at character {gone + end}'
+        except RecursionError as e:
+            raise broken(_why(e)) from None
         except json.JSONDecodeError as e:
-            why = f'{e.msg} at character {gone+e.pos}'
-            if e.pos<len(buf)-16 and not e.msg.startswith('Unterminated'): raise broken(why) from None      # not because the buffer ends here
-        gone,buf,at = gone+at,buf[at:],0
-        if len(buf)>2*r.max_bytes: raise ValueError(f'{r.path}: an item of more than {r.max_bytes/2**20:.0f} MiB at character {gone}: raise the limit, or leave the file out')
+            why = f'{e.msg} at character {gone + e.pos}'
+            if e.pos < len(buf) - 16 and not e.msg.startswith('Unterminated'):
+                raise broken(why) from None  # not because the buffer ends here
+        gone = gone + at
+        buf = buf[at:]
+        at = 0
+        if len(buf) > 2 * r.max_bytes:
+            raise ValueError(
+                f'{r.path}: an item of more than {r.max_bytes / 2**20:.0f} MiB at character {gone}: raise '
+                f'the limit, or leave the file out'
+            )
     raise broken(why)
 
+
 def _read_json(r, f, _):
-    if not f.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]==b'[': yield from _read_jsonl(r, f, _); return
-    yield from (d for i,row in enumerate(_items(r, f)) if (d := r.pick(row, f' item {i}')) is not None)
+    if not f.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'[':
+        yield from _read_jsonl(r, f, _)
+        return
+    yield from (d for i, row in enumerate(_items(r, f)) if (d := r.pick(row, f' item {i}')) is not None)
 
 # %% ../nbs/02_corpus.ipynb #3633427b
 def _csv_lines(r, f):
-    for line,n in _lines(r, f):
-        if line is None: r.too_long(f' line {n}')
-        elif (s := r.text(line, f' line {n}')) is not None: yield s
+    for line, n in _lines(r, f):
+        if line is None:
+            r.too_long(f' line {n}')
+        elif (s := r.text(line, f' line {n}')) is not None:
+            yield s
+
 
 def _read_csv(r, f, _):
     csv.field_size_limit(min(r.max_bytes, sys.maxsize))
     rows = csv.DictReader(_csv_lines(r, f))
     try:
         for row in rows:
-            if (d := r.pick(row, f' line {rows.line_num}')) is not None: yield d
-    except csv.Error as e: raise ValueError(f'{r.path} line {rows.line_num}: not CSV ({e}): mend the file, or leave it out') from None
+            if (d := r.pick(row, f' line {rows.line_num}')) is not None:
+                yield d
+    except csv.Error as e:
+        raise ValueError(
+            f'{r.path} line {rows.line_num}: not CSV ({e}): mend the file, or leave it out'
+        ) from None
+
 
 def _read_parquet(r, f, _):
-    import pyarrow as pa, pyarrow.parquet as pq
-    try: table = pq.ParquetFile(r.path, memory_map=True)
-    except pa.ArrowInvalid as e: raise ValueError(f'{r.path}: not a parquet file ({str(e).splitlines()[0]}): mend the file, or leave it out') from None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(r.path, memory_map=True)
+    except pa.ArrowInvalid as e:
+        raise ValueError(
+            f'{r.path}: not a parquet file ({str(e).splitlines()[0]}): mend the file, or leave it out'
+        ) from None
     if r.field not in table.schema_arrow.names:
-        raise ValueError(f"{r.path}: no field {r.field!r} (there is: {', '.join(table.schema_arrow.names)}): name the field that holds the text")
+        raise ValueError(
+            f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema_arrow.names)}): name the '
+            f'field that holds the text'
+        )
     n = 0
     for batch in table.iter_batches(batch_size=256, columns=[r.field]):
         for v in batch.column(0).to_pylist():
-            if (d := r.whole(v, f' row {n}')) is not None: yield d
+            if (d := r.whole(v, f' row {n}')) is not None:
+                yield d
             n += 1
 
-_readers = {'.txt': _read_text, '.md': _read_text, '.jsonl': _read_jsonl, '.json': _read_json, '.csv': _read_csv, '.parquet': _read_parquet}
+
+_readers = {
+    '.txt': _read_text,
+    '.md': _read_text,
+    '.jsonl': _read_jsonl,
+    '.json': _read_json,
+    '.csv': _read_csv,
+    '.parquet': _read_parquet,
+}
 
 # %% ../nbs/02_corpus.ipynb #83250cb3
 def read_file(
-    path,                    # a file of one of `kinds`, perhaps compressed
-    field:str='text',        # where JSON, CSV and parquet hold the text
-    separator:str=None,      # what divides a text file into documents; none: the file is one
-    errors:str='strict',     # `strict` raises, `replace` puts U+FFFD in the place of bad bytes, `skip` leaves the document out
-    max_bytes:int=64<<20,    # longest document
-    tally:Counter=None,      # gets the numbers of documents `skipped` and `replaced`; none: they are printed
-)->Iterator[str]:
+    path,  # a file of one of `kinds`, perhaps compressed
+    field: str = 'text',  # where JSON, CSV and parquet hold the text
+    separator: str = None,  # what divides a text file into documents; none: the file is one
+    # `strict` raises, `replace` puts U+FFFD in the place of bad bytes, `skip` leaves the document out
+    errors: str = 'strict',
+    max_bytes: int = 64 << 20,  # longest document
+    tally: Counter = None,  # gets the numbers of documents `skipped` and `replaced`; none: they are printed
+) -> Iterator[str]:
     "The documents of one file. Raises `ValueError` or `OSError` that name file and place"
-    if errors not in policies: raise ValueError(f'errors={errors!r}: {nearest(errors, policies)}')
-    path,kind = Path(path),_kind(path)
-    if kind not in _readers: raise ValueError(f"{path}: can't read files of kind {kind!r}: {', '.join(kinds)} and {', '.join(packings)} of them are known")
-    r,n = _Reader(path, field, errors, max_bytes),0
+    if errors not in policies:
+        raise ValueError(f'errors={errors!r}: {nearest(errors, policies)}')
+    path, kind = Path(path), _kind(path)
+    if kind not in _readers:
+        raise ValueError(
+            f"{path}: can't read files of kind {kind!r}: {', '.join(kinds)} and {', '.join(packings)} of "
+            f'them are known'
+        )
+    r = _Reader(path, field, errors, max_bytes)
+    n = 0
     try:
         with _open(path) as f:
-            for n,d in enumerate(_readers[kind](r, f, separator), 1): yield d
-    except (EOFError, lzma.LZMAError, zlib.error) as e: raise _damaged(path, e) from None
+            for n, d in enumerate(_readers[kind](r, f, separator), 1):
+                yield d
+    except (EOFError, lzma.LZMAError, zlib.error) as e:
+        raise _damaged(path, e) from None
     except OSError as e:
-        if not e.errno: raise _damaged(path, e) from None         # from an unpacker
-        raise OSError(e.errno, e.strerror, str(path)) from None   # with its name, which a failed read does not give
-    if not n and not r.tally: r.bad('', 'no text in it', "remove the file, or choose errors='skip'")
-    if tally is not None: tally.update(r.tally)
-    else: warn_tally(r.tally, path)
+        if not e.errno:
+            raise _damaged(path, e) from None  # from an unpacker
+        raise OSError(
+            e.errno, e.strerror, str(path)
+        ) from None  # with its name, which a failed read does not give
+    if not n and not r.tally:
+        r.bad('', 'no text in it', "remove the file, or choose errors='skip'")
+    if tally is not None:
+        tally.update(r.tally)
+    else:
+        warn_tally(r.tally, path)
 
-def _damaged(path, e): return ValueError(f'{path}: the file is damaged ({e}): fetch it again')
+
+def _damaged(path, e):
+    return ValueError(f'{path}: the file is damaged ({e}): fetch it again')
+
 
 def warn_tally(tally, source):
     "Say what was left out and what was changed"
-    words = dict(skipped='left out that could not be read', replaced='with U+FFFD in the place of what could not be read', mended='mended', too_short='left out as too short', repeated='left out as repetitions', near_copies='left out as near-copies of earlier ones')
-    for k,n in tally.items(): warn(f"{source}: {n:,} document{'s'*(n!=1)} {words[k]}")
+    words = dict(
+        skipped='left out that could not be read',
+        replaced='with U+FFFD in the place of what could not be read',
+        mended='mended',
+        too_short='left out as too short',
+        repeated='left out as repetitions',
+        near_copies='left out as near-copies of earlier ones',
+    )
+    for k, n in tally.items():
+        warn(f'{source}: {n:,} document{"s" * (n != 1)} {words[k]}')
 
 # %% ../nbs/02_corpus.ipynb #cee428ae
 hub_datasets = {
-    'openwebtext':  dict(repo='Skylion007/openwebtext', config=None, licence='CC0 (packaging only; the pages keep their own)', documents='8.0 million', size='41 GB'),
-    'fineweb-edu':  dict(repo='HuggingFaceFW/fineweb-edu', config='sample-10BT', licence='ODC-By 1.0', documents='9.7 million', size='45 GB'),
-    'wikitext-103': dict(repo='Salesforce/wikitext', config='wikitext-103-raw-v1', licence='CC BY-SA 3.0', documents='28 thousand', size='0.54 GB'),
-    'wikitext-2':   dict(repo='Salesforce/wikitext', config='wikitext-2-raw-v1', licence='CC BY-SA 3.0', documents='600', size='11 MB'),
+    'openwebtext': dict(
+        repo='Skylion007/openwebtext',
+        config=None,
+        licence='CC0 (packaging only; the pages keep their own)',
+        documents='8.0 million',
+        size='41 GB',
+    ),
+    'fineweb-edu': dict(
+        repo='HuggingFaceFW/fineweb-edu',
+        config='sample-10BT',
+        licence='ODC-By 1.0',
+        documents='9.7 million',
+        size='45 GB',
+    ),
+    'wikitext-103': dict(
+        repo='Salesforce/wikitext',
+        config='wikitext-103-raw-v1',
+        licence='CC BY-SA 3.0',
+        documents='28 thousand',
+        size='0.54 GB',
+    ),
+    'wikitext-2': dict(
+        repo='Salesforce/wikitext',
+        config='wikitext-2-raw-v1',
+        licence='CC BY-SA 3.0',
+        documents='600',
+        size='11 MB',
+    ),
 }
+
 
 def _articles(lines):
     "WikiText comes line by line; an article begins with its title, ` = Title = `"
@@ -314,19 +521,29 @@ def _articles(lines):
             yield ''.join(article)
             article = []
         article.append(s)
-    if article: yield ''.join(article)
+    if article:
+        yield ''.join(article)
+
 
 def _hub_documents(name, split, field, errors, tally):
     import datasets
-    if name in hub_datasets: repo,config = (hub_datasets[name][k] for k in ('repo', 'config'))
-    else: repo,_,config = name.removeprefix('hf:').partition(':')
-    try: rows = datasets.load_dataset(repo, config or None, split=split, streaming=True)
+
+    if name in hub_datasets:
+        repo, config = (hub_datasets[name][k] for k in ('repo', 'config'))
+    else:
+        repo, _, config = name.removeprefix('hf:').partition(':')
+    try:
+        rows = datasets.load_dataset(repo, config or None, split=split, streaming=True)
     except (OSError, datasets.exceptions.DatasetsError, ValueError) as e:
-        raise ValueError(f"data set {name!r} can't be opened ({str(e).splitlines()[0]}): check the name and the network") from None
-    if rows.column_names and field not in rows.column_names: raise ValueError(f"data set {name!r} has no field {field!r}: {nearest(field, rows.column_names)}")
+        raise ValueError(
+            f"data set {name!r} can't be opened ({str(e).splitlines()[0]}): check the name and the network"
+        ) from None
+    if rows.column_names and field not in rows.column_names:
+        raise ValueError(f'data set {name!r} has no field {field!r}: {nearest(field, rows.column_names)}')
     r = _Reader(f'data set {name!r}', field, errors, 0)
-    if tally is not None: r.tally = tally
-    texts = (s for i,row in enumerate(rows) if (s := r.pick(row, f' row {i}')) is not None)
+    if tally is not None:
+        r.tally = tally
+    texts = (s for i, row in enumerate(rows) if (s := r.pick(row, f' row {i}')) is not None)
     return _articles(texts) if name.startswith('wikitext') else texts
 
 # %% ../nbs/02_corpus.ipynb #3f07c638
@@ -334,269 +551,349 @@ def _paths(source):
     "The files that a path, folder or glob stands for, in the order of their names"
     p = Path(source).expanduser()
     if p.is_dir():
-        files = sorted(f for f in p.rglob('*') if f.is_file() and _kind(f) in kinds and not any(q.startswith('.') for q in f.relative_to(p).parts))
-        if not files: raise FileNotFoundError(f"{source}: no file of a known kind in this folder: {', '.join(kinds)} and {', '.join(packings)} of them are read")
+        files = sorted(
+            f
+            for f in p.rglob('*')
+            if f.is_file()
+            and _kind(f) in kinds
+            and not any(q.startswith('.') for q in f.relative_to(p).parts)
+        )
+        if not files:
+            raise FileNotFoundError(
+                f'{source}: no file of a known kind in this folder: {", ".join(kinds)} and '
+                f'{", ".join(packings)} of them are read'
+            )
         return files
-    if p.exists(): return [p]
+    if p.exists():
+        return [p]
     if glob.has_magic(str(p)):
         files = sorted(Path(f) for f in glob.glob(str(p), recursive=True) if Path(f).is_file())
-        if not files: raise FileNotFoundError(f'{source}: no file matches: check the pattern')
+        if not files:
+            raise FileNotFoundError(f'{source}: no file matches: check the pattern')
         return files
 
+
 def documents(
-    source:str,            # `python-docs`, a file, folder or glob, a name of `hub_datasets`, or `hf:owner/name[:configuration]`
-    field:str='text',      # where JSON, CSV, parquet and data sets hold the text
-    separator:str=None,    # what divides a text file into documents; none: each file is one
-    errors:str='strict',   # `strict`, `replace` or `skip`, see `read_file`
-    split:str='train',     # of a data set of the hub
-    max_bytes:int=64<<20,  # longest document of a file
-    tally:Counter=None,    # see `read_file`
-)->Iterator[str]: # one document after the other, unchanged
-    "The documents of any source, in an order that never changes. Raises `ValueError` or `FileNotFoundError` at once for a source that is not there"
+    # `python-docs`, a file, folder or glob, a name of `hub_datasets`, or `hf:owner/name[:configuration]`
+    source: str,
+    field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
+    separator: str = None,  # what divides a text file into documents; none: each file is one
+    errors: str = 'strict',  # `strict`, `replace` or `skip`, see `read_file`
+    split: str = 'train',  # of a data set of the hub
+    max_bytes: int = 64 << 20,  # longest document of a file
+    tally: Counter = None,  # see `read_file`
+) -> Iterator[str]:  # one document after the other, unchanged
+    """The documents of any source, in an order that never changes.
+
+    Raises `ValueError` or `FileNotFoundError` at once for a source that is not there
+    """
     source = str(source)
-    if errors not in policies: raise ValueError(f'errors={errors!r}: {nearest(errors, policies)}')
-    if source=='python-docs': return python_docs()
-    if source in hub_datasets or source.startswith('hf:'): return _hub_documents(source, split, field, errors, tally)
+    if errors not in policies:
+        raise ValueError(f'errors={errors!r}: {nearest(errors, policies)}')
+    if source == 'python-docs':
+        return python_docs()
+    if source in hub_datasets or source.startswith('hf:'):
+        return _hub_documents(source, split, field, errors, tally)
     if not (files := _paths(source)):
         names = ['python-docs', *hub_datasets]
-        raise FileNotFoundError(f'{source}: no such file or folder, and no known corpus: {nearest(source, names)}')
+        raise FileNotFoundError(
+            f'{source}: no such file or folder, and no known corpus: {nearest(source, names)}'
+        )
     return chain.from_iterable(read_file(f, field, separator, errors, max_bytes, tally) for f in files)
 
 # %% ../nbs/02_corpus.ipynb #91524221
 def _mended(docs, tally):
-    if not find_spec('ftfy'): raise ValueError('fix_text needs the package ftfy: pip install "gpt2repro[clean]"')
+    if not find_spec('ftfy'):
+        raise ValueError('fix_text needs the package ftfy: pip install "gpt2repro[clean]"')
     import ftfy
+
     cfg = ftfy.TextFixerConfig(normalization=None, explain=False)
     for d in docs:
-        tally['mended'] += (new := ftfy.fix_text(d, cfg))!=d
+        tally['mended'] += (new := ftfy.fix_text(d, cfg)) != d
         yield new
+
 
 def _long_enough(docs, min_chars, tally):
     for d in docs:
-        if len(d)>=min_chars: yield d
-        else: tally['too_short'] += 1
+        if len(d) >= min_chars:
+            yield d
+        else:
+            tally['too_short'] += 1
+
 
 def clean(
-    docs:Iterable[str],
-    fix_text:bool=False, # mend mis-decoded characters with ftfy
-    min_chars:int=0,     # drop shorter documents
-    dedup:bool=False,    # drop exact repetitions; takes about 100 bytes of memory for each document
-    tally:Counter=None,  # gets the numbers of documents `mended`, `too_short` and `repeated`
-)->Iterator[str]:
+    docs: Iterable[str],
+    fix_text: bool = False,  # mend mis-decoded characters with ftfy
+    min_chars: int = 0,  # drop shorter documents
+    dedup: bool = False,  # drop exact repetitions; takes about 100 bytes of memory for each document
+    tally: Counter = None,  # gets the numbers of documents `mended`, `too_short` and `repeated`
+) -> Iterator[str]:
     "`docs`, treated as asked. Raises `ValueError` if ftfy is asked for but not installed"
     tally = Counter() if tally is None else tally
-    if fix_text: docs = _mended(docs, tally)
-    if min_chars: docs = _long_enough(docs, min_chars, tally)
+    if fix_text:
+        docs = _mended(docs, tally)
+    if min_chars:
+        docs = _long_enough(docs, min_chars, tally)
     return unique(docs, tally) if dedup else iter(docs)
 
 # %% ../nbs/02_corpus.ipynb #db77bd40
 def held_out(
-    doc:str,
-    valid_fraction:float, # share of the documents to hold out
-)->bool:
+    doc: str,
+    valid_fraction: float,  # share of the documents to hold out
+) -> bool:
     "Does the hash of this document put it on the validation side?"
-    return doc_hash(doc) < valid_fraction*2**64
+    return doc_hash(doc) < valid_fraction * 2**64
 
 # %% ../nbs/02_corpus.ipynb #b93c7faf
 class Holdout:
     "The documents with the smallest hashes: `valid_fraction` of all, and never more than `max_bytes`"
-    def __init__(self,
-        valid_fraction:float,
-        max_bytes:int=16<<20, # UTF-8
-    ):
-        if not 0<valid_fraction<1: raise ValueError(f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05')
-        self.limit,self.max_bytes,self._heap,self._size = int(valid_fraction*2**64),max_bytes,[],0
 
-    def collect(self, docs:Iterable[str])->Iterator[str]: # those that are training documents for certain
+    def __init__(
+        self,
+        valid_fraction: float,
+        max_bytes: int = 16 << 20,  # UTF-8
+    ):
+        if not 0 < valid_fraction < 1:
+            raise ValueError(
+                f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05'
+            )
+        self.limit = int(valid_fraction * 2**64)
+        self.max_bytes = max_bytes
+        self._heap = []
+        self._size = 0
+
+    def collect(self, docs: Iterable[str]) -> Iterator[str]:  # those that are training documents for certain
         "The first pass: keep what is held out, pass on the rest"
-        for i,d in enumerate(docs):
-            if (h := doc_hash(d))>=self.limit: yield d
+        for i, d in enumerate(docs):
+            if (h := doc_hash(d)) >= self.limit:
+                yield d
             else:
                 heappush(self._heap, (-h, -i, d, n := len(d.encode('utf-8', 'surrogatepass'))))
                 self._size += n
-                while self._size>self.max_bytes: self._lower()
+                while self._size > self.max_bytes:
+                    self._lower()
 
     def _lower(self):
         self.limit = -self._heap[0][0]
-        while self._heap and -self._heap[0][0]>=self.limit: self._size -= heappop(self._heap)[3]
+        while self._heap and -self._heap[0][0] >= self.limit:
+            self._size -= heappop(self._heap)[3]
 
-    def training(self, docs:Iterable[str])->Iterator[str]:
+    def training(self, docs: Iterable[str]) -> Iterator[str]:
         "The second pass: all training documents"
-        return (d for d in docs if doc_hash(d)>=self.limit)
+        return (d for d in docs if doc_hash(d) >= self.limit)
 
     @property
-    def valid(self)->list[str]:
+    def valid(self) -> list[str]:
         "The held-out documents, in the order in which they came"
-        return [d for _,_,d,_ in sorted(self._heap, key=lambda o: -o[1])]
+        return [d for _, _, d, _ in sorted(self._heap, key=lambda o: -o[1])]
 
 # %% ../nbs/02_corpus.ipynb #75e1d819
-_block = 1<<18                                                            # bytes that are hashed at once: they fit into the cache
+_block = 1 << 18  # bytes that are hashed at once: they fit into the cache
 _white = np.isin(np.arange(256), list(b' \t\n\r\x0b\x0c'))
 _letter = np.random.default_rng(2019).integers(0, 2**64, 256, np.uint64)
 _p = 0x9E3779B97F4A7C13
-_powers,_inverse = (np.multiply.accumulate(np.full(2*_block, p, np.uint64)) for p in (_p, pow(_p, -1, 2**64)))
+_powers, _inverse = (
+    np.multiply.accumulate(np.full(2 * _block, p, np.uint64)) for p in (_p, pow(_p, -1, 2**64))
+)
+
 
 def _gram_keys(
-    docs:list[bytes], # together at most two blocks
-    n:int,            # words in a gram
-)->np.ndarray: # uint64, one for each run of `n` words within a document
-    a = np.frombuffer(b' '+b' '.join(docs)+b' ', np.uint8)
+    docs: list[bytes],  # together at most two blocks
+    n: int,  # words in a gram
+) -> np.ndarray:  # uint64, one for each run of `n` words within a document
+    a = np.frombuffer(b' ' + b' '.join(docs) + b' ', np.uint8)
     white = _white[a]
-    edge = np.flatnonzero(white[1:]!=white[:-1])                          # before the first byte of a word, at its last byte
-    first,last = edge[::2],edge[1::2]
-    sums = np.cumsum(_letter[a]*_powers[:len(a)])
-    h = (sums[last]-sums[first])*_inverse[first]
-    doc = np.searchsorted(np.cumsum([1]+[len(d)+1 for d in docs]), first+1, 'right')
-    k = np.zeros(max(0, len(h)-n+1), np.uint64)
-    for i in range(n): k = (k^h[i:i+len(k)])*np.uint64(0x9E3779B97F4A7C15)
-    return (k^(k>>np.uint64(32)))[doc[:len(k)]==doc[n-1:]]
+    edge = np.flatnonzero(white[1:] != white[:-1])  # before the first byte of a word, at its last byte
+    first = edge[::2]
+    last = edge[1::2]
+    sums = np.cumsum(_letter[a] * _powers[: len(a)])
+    h = (sums[last] - sums[first]) * _inverse[first]
+    doc = np.searchsorted(np.cumsum([1] + [len(d) + 1 for d in docs]), first + 1, 'right')
+    k = np.zeros(max(0, len(h) - n + 1), np.uint64)
+    for i in range(n):
+        k = (k ^ h[i : i + len(k)]) * np.uint64(0x9E3779B97F4A7C15)
+    return (k ^ (k >> np.uint64(32)))[doc[: len(k)] == doc[n - 1 :]]
+
 
 def _pieces(b, n):
     "A long document in blocks that have n-1 words in common, so that no gram is lost"
     start = 0
-    while len(b)-start>_block:
-        cut = max(b.rfind(b' ', start, start+_block), b.rfind(b'\n', start, start+_block))
-        if cut<=start: cut = start+_block                                 # a word as long as a block: cut it
+    while len(b) - start > _block:
+        cut = max(b.rfind(b' ', start, start + _block), b.rfind(b'\n', start, start + _block))
+        if cut <= start:
+            cut = start + _block  # a word as long as a block: cut it
         yield b[start:cut]
-        rest = b[start:cut].rsplit(None, n-1)
-        start = cut-min(cut-start-len(rest[0]) if len(rest)==n else 0, (cut-start)//2)
+        rest = b[start:cut].rsplit(None, n - 1)
+        start = cut - min(cut - start - len(rest[0]) if len(rest) == n else 0, (cut - start) // 2)
     yield b[start:]
+
 
 class overlap_marker:
     "Remembers which word n-grams of the held-out documents went by in the training text"
-    def __init__(self,
-        valid:Iterable[str], # held-out documents
-        n:int=8,             # words in a gram
+
+    def __init__(
+        self,
+        valid: Iterable[str],  # held-out documents
+        n: int = 8,  # words in a gram
     ):
         self.n = n
-        self.own = [np.unique(np.concatenate([_gram_keys([p], n) for p in _pieces(self._bytes(d), n)])) for d in valid]
+        self.own = [
+            np.unique(np.concatenate([_gram_keys([p], n) for p in _pieces(self._bytes(d), n)])) for d in valid
+        ]
         self.keys = np.unique(np.concatenate(self.own)) if self.own else np.zeros(0, np.uint64)
         self.seen = np.zeros(len(self.keys), bool)
-        bits = min(26, max(8, (8*len(self.keys)).bit_length()))
-        self._shift,self._maybe = np.uint64(64-bits),np.zeros(1<<bits, bool)
-        self._maybe[self.keys>>self._shift] = True
+        bits = min(26, max(8, (8 * len(self.keys)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._maybe = np.zeros(1 << bits, bool)
+        self._maybe[self.keys >> self._shift] = True
 
-    def _bytes(self, doc): return doc.encode('utf-8', 'surrogatepass')
+    def _bytes(self, doc):
+        return doc.encode('utf-8', 'surrogatepass')
 
-    def mark(self, docs:Iterable[str]):
+    def mark(self, docs: Iterable[str]):
         "Mark the n-grams of training documents"
-        for _ in self.watch(docs): pass
+        for _ in self.watch(docs):
+            pass
 
-    def watch(self, docs:Iterable[str])->Iterator[str]: # the same documents
+    def watch(self, docs: Iterable[str]) -> Iterator[str]:  # the same documents
         "Mark the n-grams of training documents as they pass, and the last of them when all have"
-        waiting,size = [],0
+        waiting, size = [], 0
         for d in docs:
             for p in _pieces(self._bytes(d), self.n):
-                if size+len(p)+1>_block:
+                if size + len(p) + 1 > _block:
                     self._mark(waiting)
-                    waiting,size = [],0
+                    waiting, size = [], 0
                 waiting.append(p)
-                size += len(p)+1
+                size += len(p) + 1
             yield d
         self._mark(waiting)
 
     def _mark(self, docs):
         k = _gram_keys(docs, self.n) if docs and len(self.keys) else self.keys[:0]
-        k = k[self._maybe[k>>self._shift]]
-        at = np.minimum(np.searchsorted(self.keys, k), len(self.keys)-1)
-        self.seen[at[self.keys[at]==k]] = True
+        k = k[self._maybe[k >> self._shift]]
+        at = np.minimum(np.searchsorted(self.keys, k), len(self.keys) - 1)
+        self.seen[at[self.keys[at] == k]] = True
 
-    def shares(self)->np.ndarray: # (documents,), 0 to 1; 0 for a document of less than n words
+    def shares(self) -> np.ndarray:  # (documents,), 0 to 1; 0 for a document of less than n words
         "Share of each held-out document's different n-grams that were seen"
-        return np.array([self.seen[np.searchsorted(self.keys, o)].mean() if len(o) else 0. for o in self.own])
+        return np.array(
+            [self.seen[np.searchsorted(self.keys, o)].mean() if len(o) else 0.0 for o in self.own]
+        )
+
 
 def overlap_shares(
-    valid:Iterable[str],  # held-out documents
-    train:Iterable[str],  # training documents, read once
-    n:int=8,              # words in a gram
-)->np.ndarray: # (len(valid),), 0 to 1
+    valid: Iterable[str],  # held-out documents
+    train: Iterable[str],  # training documents, read once
+    n: int = 8,  # words in a gram
+) -> np.ndarray:  # (len(valid),), 0 to 1
     "Share of each validation document's different word n-grams that occur in the training text"
     m = overlap_marker(valid, n)
     m.mark(train)
     return m.shares()
 
+
 def drop_overlap(
-    valid:list[str],     # held-out documents
-    train:Iterable[str], # training documents
-    n:int=8,             # words in a gram
-    share:float=.3,      # from this share on a document is dropped
-)->list[str]: # what remains of `valid`
+    valid: list[str],  # held-out documents
+    train: Iterable[str],  # training documents
+    n: int = 8,  # words in a gram
+    share: float = 0.3,  # from this share on a document is dropped
+) -> list[str]:  # what remains of `valid`
     "The validation documents that share less than `share` of their word n-grams with training"
-    return [d for d,s in zip(valid, overlap_shares(valid, train, n)) if s<share]
+    return [d for d, s in zip(valid, overlap_shares(valid, train, n)) if s < share]
 
 # %% ../nbs/02_corpus.ipynb #62f0f6cd
 def split_documents(
-    docs:Iterable[str],
-    valid_fraction:float=.05, # share of the documents to hold out, by their hash
-    overlap:float=.3,         # drop held-out documents that share this much with training; 1.1: keep all
-    n:int=8,                  # words in a gram
-)->tuple[list[str],list[str]]: # training documents, validation documents, both in the order of `docs`
+    docs: Iterable[str],
+    valid_fraction: float = 0.05,  # share of the documents to hold out, by their hash
+    overlap: float = 0.3,  # drop held-out documents that share this much with training; 1.1: keep all
+    n: int = 8,  # words in a gram
+) -> tuple[list[str], list[str]]:  # training documents, validation documents, both in the order of `docs`
     "Split by a hash of the document; then drop the near-copies from validation"
-    if not 0<valid_fraction<1: raise ValueError(f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05')
-    train,valid = [],[]
-    for d in docs: (valid if held_out(d, valid_fraction) else train).append(d)
+    if not 0 < valid_fraction < 1:
+        raise ValueError(
+            f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05'
+        )
+    train, valid = [], []
+    for d in docs:
+        (valid if held_out(d, valid_fraction) else train).append(d)
     return train, drop_overlap(valid, train, n, overlap)
 
 # %% ../nbs/02_corpus.ipynb #9fe682c0
-_m1,_m2 = np.uint64(0xBF58476D1CE4E5B9),np.uint64(0x94D049BB133111EB)
+_m1, _m2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
-def mix(x:np.ndarray)->np.ndarray: # uint64 -> uint64
-    "splitmix64's finalizer: every bit of the input changes half of the bits of the output (Steele et al. 2014)"
-    x = (x^(x>>np.uint64(30)))*_m1
-    x = (x^(x>>np.uint64(27)))*_m2
-    return x^(x>>np.uint64(31))
+
+def mix(x: np.ndarray) -> np.ndarray:  # uint64 -> uint64
+    """splitmix64's finalizer: every bit of the input changes half of the bits of the output (Steele et
+    al. 2014)"""
+    x = (x ^ (x >> np.uint64(30))) * _m1
+    x = (x ^ (x >> np.uint64(27))) * _m2
+    return x ^ (x >> np.uint64(31))
+
 
 class Bloom:
     "A set of 64-bit keys that may say yes to a stranger, with probability `rate`, and never no to a member"
-    def __init__(self,
-        n:int,            # keys at most
-        rate:float=1e-8,  # probability of a wrong yes
-    ):
-        if n<1 or not 0<rate<1: raise ValueError(f'n={n}, rate={rate}: give at least 1 key, and a rate between 0 and 1')
-        self.m = max(64, math.ceil(-n*math.log(rate)/math.log(2)**2))
-        self.k = max(1, round(-math.log2(rate)))
-        self.bits,self._i = np.zeros(self.m//8+1, np.uint8),np.arange(self.k, dtype=np.uint64)[:, None]
 
-    def _places(self, keys, block=1<<16):
+    def __init__(
+        self,
+        n: int,  # keys at most
+        rate: float = 1e-8,  # probability of a wrong yes
+    ):
+        if n < 1 or not 0 < rate < 1:
+            raise ValueError(f'n={n}, rate={rate}: give at least 1 key, and a rate between 0 and 1')
+        self.m = max(64, math.ceil(-n * math.log(rate) / math.log(2) ** 2))
+        self.k = max(1, round(-math.log2(rate)))
+        self.bits = np.zeros(self.m // 8 + 1, np.uint8)
+        self._i = np.arange(self.k, dtype=np.uint64)[:, None]
+
+    def _places(self, keys, block=1 << 16):
         "(k,n) bytes and the bit in each, for some of the keys at a time, and which these are"
         for a in range(0, len(keys), block):
-            s = slice(a, a+block)
-            h,step = mix(np.stack([keys[s], keys[s]^np.uint64(0x9E3779B97F4A7C15)]))
-            at = (h+(step|np.uint64(1))*self._i)%np.uint64(self.m)
-            yield s,(at>>np.uint64(3)).view(np.int64),np.uint8(1)<<(at&np.uint64(7)).astype(np.uint8)
+            s = slice(a, a + block)
+            h, step = mix(np.stack([keys[s], keys[s] ^ np.uint64(0x9E3779B97F4A7C15)]))
+            at = (h + (step | np.uint64(1)) * self._i) % np.uint64(self.m)
+            yield s, (at >> np.uint64(3)).view(np.int64), np.uint8(1) << (at & np.uint64(7)).astype(np.uint8)
 
-    def add(self, keys:np.ndarray): # (N,) uint64
-        for _,at,bit in self._places(keys): np.bitwise_or.at(self.bits, at, bit)
+    def add(self, keys: np.ndarray):  # (N,) uint64
+        for _, at, bit in self._places(keys):
+            np.bitwise_or.at(self.bits, at, bit)
 
-    def has(self, keys:np.ndarray)->np.ndarray: # (N,) uint64 -> (N,) bool
+    def has(self, keys: np.ndarray) -> np.ndarray:  # (N,) uint64 -> (N,) bool
         out = np.empty(len(keys), bool)
-        for s,at,bit in self._places(keys): out[s] = (self.bits[at]&bit).all(0)
+        for s, at, bit in self._places(keys):
+            out[s] = (self.bits[at] & bit).all(0)
         return out
 
 # %% ../nbs/02_corpus.ipynb #f9ee8d4d
 def doc_grams(
-    doc:str,
-    n:int=8, # words in a gram
-)->np.ndarray: # uint64
+    doc: str,
+    n: int = 8,  # words in a gram
+) -> np.ndarray:  # uint64
     "One number for each run of `n` words; equal runs have equal numbers, in every process"
     return np.concatenate([_gram_keys([p], n) for p in _pieces(doc.encode('utf-8', 'surrogatepass'), n)])
 
+
 def drop_near_copies(
-    docs:Iterable[str],
-    share:float=.3,     # a document with this much of its word n-grams in earlier ones is dropped
-    n:int=8,            # words in a gram
-    tally:Counter=None, # gets the number of documents `near_copies`
-    room:int=1<<24,     # different n-grams at most; 10 MB of memory
-)->Iterator[str]: # the others, in the same order
+    docs: Iterable[str],
+    share: float = 0.3,  # a document with this much of its word n-grams in earlier ones is dropped
+    n: int = 8,  # words in a gram
+    tally: Counter = None,  # gets the number of documents `near_copies`
+    room: int = 1 << 24,  # different n-grams at most; 10 MB of memory
+) -> Iterator[str]:  # the others, in the same order
     "Documents that are new. Raises `ValueError` when there is more text than the filter has room for"
-    seen,full = Bloom(room, .1),f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)'
+    seen = Bloom(room, 0.1)
+    full = (
+        f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out '
+        f'here, and de-duplicate with `gpt2repro webtext` (MinHash)'
+    )
     for d in docs:
         k = doc_grams(d, n)
         old = seen.has(k)
-        if len(k) and old.mean()>=share:
-            if tally is not None: tally['near_copies'] += 1
+        if len(k) and old.mean() >= share:
+            if tally is not None:
+                tally['near_copies'] += 1
             continue
         seen.add(k[~old])
         room -= int((~old).sum())
-        if room<0: raise ValueError(full)
+        if room < 0:
+            raise ValueError(full)
         yield d

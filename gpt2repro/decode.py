@@ -15,89 +15,115 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .backend import can_compile,compile_c,compile_model,fixed_shapes,runs_c
+from .backend import can_compile, compile_c, compile_model, fixed_shapes, runs_c
 from .config import nearest
 from .model import GPT2
-from .ops import causal_attention,vectors_c
+from .ops import causal_attention, vectors_c
 
 # %% ../nbs/12a_decode.ipynb #de9cd1db
 weight_kinds = 'float32', 'bfloat16', 'int8'
 
+
 class Matrix(NamedTuple):
     "A weight matrix as it is read: `x @ w.T * scale + bias`"
-    w:Tensor                # (N,K)
-    bias:Tensor|None=None   # (N,)
-    scale:Tensor|None=None  # (N,), for int8
+
+    w: Tensor  # (N,K)
+    bias: Tensor | None = None  # (N,)
+    scale: Tensor | None = None  # (N,), for int8
+
 
 def pack(
-    w:Tensor,         # (N,K)
-    kind:str,         # one of `weight_kinds`
-    bias:Tensor=None, # (N,)
-)->Matrix:
-    "Store `w` in fewer bytes: rounded to bfloat16, or to int8 with a scale per row, the row's largest entry becoming ±127"
+    w: Tensor,  # (N,K)
+    kind: str,  # one of `weight_kinds`
+    bias: Tensor = None,  # (N,)
+) -> Matrix:
+    """Store `w` in fewer bytes: rounded to bfloat16, or to int8 with a scale per row, the row's largest
+    entry becoming ±127"""
     w = w.detach()
-    if kind!='int8': return Matrix(w.to(getattr(torch, kind)).contiguous(), bias)
-    scale = w.float().abs().amax(1).clamp(min=1e-12)/127
-    return Matrix((w.float()/scale[:, None]).round().to(torch.int8), bias, scale)
+    if kind != 'int8':
+        return Matrix(w.to(getattr(torch, kind)).contiguous(), bias)
+    scale = w.float().abs().amax(1).clamp(min=1e-12) / 127
+    return Matrix((w.float() / scale[:, None]).round().to(torch.int8), bias, scale)
 
-def unpack(m:Matrix)->Tensor: # (N,K) float32
+
+def unpack(m: Matrix) -> Tensor:  # (N,K) float32
     "The matrix that `m` stands for"
-    return m.w.float() if m.scale is None else m.w.float()*m.scale[:, None]
+    return m.w.float() if m.scale is None else m.w.float() * m.scale[:, None]
 
 # %% ../nbs/12a_decode.ipynb #80fcee63
-def matrices(model:GPT2)->list: # of (module, its `weight`'s name)
+def matrices(model: GPT2) -> list:  # of (module, its `weight`'s name)
     "The modules whose weights are read for every token: all linear layers, and the token table"
-    return [o for b in model.h for o in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]+[model.wte]
+    return [o for b in model.h for o in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)] + [
+        model.wte
+    ]
+
 
 @torch.no_grad()
 def rounded(
-    model:GPT2,
-    kind:str,   # one of `weight_kinds`
-)->GPT2:        # a new one
+    model: GPT2,
+    kind: str,  # one of `weight_kinds`
+) -> GPT2:  # a new one
     "The model that a `Decoder` with such weights writes with"
     new = GPT2(model.cfg).to(model.wte.weight.device)
     new.load_state_dict(model.state_dict())
-    for o in matrices(new): o.weight.copy_(unpack(pack(o.weight, kind)))
+    for o in matrices(new):
+        o.weight.copy_(unpack(pack(o.weight, kind)))
     return new.train(model.training)
 
 # %% ../nbs/12a_decode.ipynb #b29abe25
 def product(
-    x:Tensor,  # (…,K)
-    m:Matrix,
-)->Tensor:     # (…,N)
+    x: Tensor,  # (…,K)
+    m: Matrix,
+) -> Tensor:  # (…,N)
     "`x @ w.T * scale + bias` by the library; `x` is rounded to the weights' bfloat16"
-    w = m.w.to(x.dtype) if m.w.dtype==torch.int8 else m.w
-    if m.scale is None and w.dtype==x.dtype: return F.linear(x, w, m.bias)
+    w = m.w.to(x.dtype) if m.w.dtype == torch.int8 else m.w
+    if m.scale is None and w.dtype == x.dtype:
+        return F.linear(x, w, m.bias)
     y = F.linear(x.to(w.dtype), w).to(x.dtype)
-    if m.scale is not None: y = y*m.scale
-    return y if m.bias is None else y+m.bias
+    if m.scale is not None:
+        y = y * m.scale
+    return y if m.bias is None else y + m.bias
 
 # %% ../nbs/12a_decode.ipynb #ef9e6872
 class Layer(NamedTuple):
     "One block's weights"
-    ln_1:tuple      # gain, bias, epsilon
-    c_attn:Matrix
-    c_proj:Matrix
-    ln_2:tuple
-    c_fc:Matrix
-    c_out:Matrix
-    gelu:str        # how GELU is computed: `tanh`, which is GPT-2, or `none`, exactly
 
-def _apply_norm(x, ln): return F.layer_norm(x, x.shape[-1:], ln[0], ln[1], ln[2])
-def _mlp(x, l, mul=product): return x+mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate=l.gelu), l.c_out)
+    ln_1: tuple  # gain, bias, epsilon
+    c_attn: Matrix
+    c_proj: Matrix
+    ln_2: tuple
+    c_fc: Matrix
+    c_out: Matrix
+    gelu: str  # how GELU is computed: `tanh`, which is GPT-2, or `none`, exactly
 
-def token_layer(x, l, k, v, rows, at, see): # (B,C), Layer, (B,H,S,D) twice, (B,), (B,), (B,S) -> (B,C)
-    B,C = x.shape
-    H,D = k.shape[1],k.shape[3]
-    q,k_new,v_new = product(_apply_norm(x, l.ln_1), l.c_attn).view(B, 3, H, D).unbind(1)   # (B,H,D)
-    k[rows, :, at],v[rows, :, at] = k_new.to(k.dtype),v_new.to(v.dtype)
-    y = F.scaled_dot_product_attention(q[:, :, None], k.to(x.dtype), v.to(x.dtype), attn_mask=see[:, None, None])
-    return _mlp(x+product(y.reshape(B, C), l.c_proj), l)
 
-def token_head(x, ln_f, table): return product(_apply_norm(x, ln_f), table)          # (B,C) -> (B,V)
+def _apply_norm(x, ln):
+    return F.layer_norm(x, x.shape[-1:], ln[0], ln[1], ln[2])
+
+
+def _mlp(x, l, mul=product):
+    return x + mul(F.gelu(mul(_apply_norm(x, l.ln_2), l.c_fc), approximate=l.gelu), l.c_out)
+
+
+def token_layer(x, l, k, v, rows, at, see):  # (B,C), Layer, (B,H,S,D) twice, (B,), (B,), (B,S) -> (B,C)
+    B, C = x.shape
+    H = k.shape[1]
+    D = k.shape[3]
+    q, k_new, v_new = product(_apply_norm(x, l.ln_1), l.c_attn).view(B, 3, H, D).unbind(1)  # (B,H,D)
+    k[rows, :, at], v[rows, :, at] = k_new.to(k.dtype), v_new.to(v.dtype)
+    y = F.scaled_dot_product_attention(
+        q[:, :, None], k.to(x.dtype), v.to(x.dtype), attn_mask=see[:, None, None]
+    )
+    return _mlp(x + product(y.reshape(B, C), l.c_proj), l)
+
+
+def token_head(x, ln_f, table):
+    return product(_apply_norm(x, ln_f), table)  # (B,C) -> (B,V)
 
 # %% ../nbs/12a_decode.ipynb #b2837813
-_c = vectors_c+r"""
+_c = (
+    vectors_c
+    + r"""
 typedef struct { const void *w; const float *bias, *scale; int64_t N, K; } matrix;
 typedef struct { const float *gain, *bias; double eps; } norm;
 typedef struct { norm ln_1; matrix c_attn, c_proj; norm ln_2; matrix c_fc, c_out; int64_t exact; } layer;
@@ -324,126 +350,220 @@ void linear(const matrix *m, const float *x, float *y, int B, int kind) {
     product(m, x, y, B, kind, SET);
 }
 """
+)
 
 # %% ../nbs/12a_decode.ipynb #d9a24daa
-def _struct(name, *fields): return type(name, (ctypes.Structure,), dict(_fields_=fields))
-_ptr,_int = ctypes.c_void_p,ctypes.c_int64
+def _struct(name, *fields):
+    return type(name, (ctypes.Structure,), dict(_fields_=fields))
+
+
+_ptr, _int = ctypes.c_void_p, ctypes.c_int64
 _CMatrix = _struct('_CMatrix', ('w', _ptr), ('bias', _ptr), ('scale', _ptr), ('N', _int), ('K', _int))
 _CNorm = _struct('_CNorm', ('gain', _ptr), ('bias', _ptr), ('eps', ctypes.c_double))
-_CLayer = _struct('_CLayer', ('ln_1', _CNorm), ('c_attn', _CMatrix), ('c_proj', _CMatrix), ('ln_2', _CNorm), ('c_fc', _CMatrix), ('c_out', _CMatrix), ('exact', _int))
+_CLayer = _struct(
+    '_CLayer',
+    ('ln_1', _CNorm),
+    ('c_attn', _CMatrix),
+    ('c_proj', _CMatrix),
+    ('ln_2', _CNorm),
+    ('c_fc', _CMatrix),
+    ('c_out', _CMatrix),
+    ('exact', _int),
+)
 
-def _at(t): return None if t is None else _ptr(t.data_ptr())
-def _in_c(o): # Layer, Matrix or (gain, bias, epsilon) -> the structure that C knows it by
-    if isinstance(o, Layer): return _CLayer(*map(_in_c, o[:-1]), o.gelu=='none')
-    if isinstance(o, Matrix): return _CMatrix(*map(_at, o), *o.w.shape)
+
+def _at(t):
+    return None if t is None else _ptr(t.data_ptr())
+
+
+def _in_c(o):  # Layer, Matrix or (gain, bias, epsilon) -> the structure that C knows it by
+    if isinstance(o, Layer):
+        return _CLayer(*map(_in_c, o[:-1]), o.gelu == 'none')
+    if isinstance(o, Matrix):
+        return _CMatrix(*map(_at, o), *o.w.shape)
     return _CNorm(_at(o[0]), _at(o[1]), o[2])
+
 
 class CStep:
     "`Decoder`'s step in C. The tensors are read where they are"
+
     def __init__(self, lib, layers, ln_f, table, kind):
-        self.lib,self.kind,self.n,self.tensors = lib,weight_kinds.index(kind),len(layers),(layers, ln_f, table)      # kept, since C has addresses alone
-        self.layers,self.ln_f,self.table = (_CLayer*self.n)(*map(_in_c, layers)),_in_c(ln_f),_in_c(table)
+        # kept, since C has addresses alone
+        self.lib = lib
+        self.kind = weight_kinds.index(kind)
+        self.n = len(layers)
+        self.tensors = (layers, ln_f, table)
+        self.layers = (_CLayer * self.n)(*map(_in_c, layers))
+        self.ln_f = _in_c(ln_f)
+        self.table = _in_c(table)
         self.wide = max(m.w.shape[0] for m in (layers[0].c_attn, layers[0].c_fc))
-    def step(self,
-        x:Tensor,   # (B,C) embedded tokens
-        at:Tensor,  # (B,) their positions
-        cache:list, # of (k, v), each (B,H,S,D)
-    )->Tensor: # (B,C)
-        B,H,S,D = cache[0][0].shape
+
+    def step(
+        self,
+        x: Tensor,  # (B,C) embedded tokens
+        at: Tensor,  # (B,) their positions
+        cache: list,  # of (k, v), each (B,H,S,D)
+    ) -> Tensor:  # (B,C)
+        B, H, S, D = cache[0][0].shape
         slots = at.tolist()
-        assert len(x)==B and 0<=min(slots) and max(slots)<S
-        kv = (_ptr*(2*self.n))(*[o.data_ptr() for o in sum(cache, ())])
-        h,u = x.new_empty(B, x.shape[1]),x.new_empty(B, self.wide)
-        self.lib.step(self.layers, self.n, _at(x), kv, _at(at), B, H, D, S, self.kind, int(cache[0][0].dtype!=torch.float32), _at(h), _at(u))
+        assert len(x) == B and 0 <= min(slots) and max(slots) < S
+        kv = (_ptr * (2 * self.n))(*[o.data_ptr() for o in sum(cache, ())])
+        h, u = x.new_empty(B, x.shape[1]), x.new_empty(B, self.wide)
+        self.lib.step(
+            self.layers,
+            self.n,
+            _at(x),
+            kv,
+            _at(at),
+            B,
+            H,
+            D,
+            S,
+            self.kind,
+            int(cache[0][0].dtype != torch.float32),
+            _at(h),
+            _at(u),
+        )
         return x
-    def head(self, x)->Tensor: # (B,C) -> (B,V)
-        h,y = torch.empty_like(x),x.new_empty(len(x), self.table.N)
-        self.lib.head(ctypes.byref(self.ln_f), ctypes.byref(self.table), _at(x), _at(h), _at(y), len(x), self.kind)
+
+    def head(self, x) -> Tensor:  # (B,C) -> (B,V)
+        h = torch.empty_like(x)
+        y = x.new_empty(len(x), self.table.N)
+        self.lib.head(
+            ctypes.byref(self.ln_f), ctypes.byref(self.table), _at(x), _at(h), _at(y), len(x), self.kind
+        )
         return y
-    def linear(self, x, m)->Tensor: # (…,K), a matrix of the decoder's kind -> (…,N)
+
+    def linear(self, x, m) -> Tensor:  # (…,K), a matrix of the decoder's kind -> (…,N)
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], m.w.shape[0])
-        self.lib.linear(ctypes.byref(_in_c(m)), _at(x), _at(y), x.numel()//x.shape[-1], self.kind)
+        self.lib.linear(ctypes.byref(_in_c(m)), _at(x), _at(y), x.numel() // x.shape[-1], self.kind)
         return y
 
 # %% ../nbs/12a_decode.ipynb #55443444
-def _dtype_name(w): return str(w.dtype).removeprefix('torch.')
+def _dtype_name(w):
+    return str(w.dtype).removeprefix('torch.')
+
 
 class Decoder:
-    "A model that writes: `read` prompts, then `step` token by token. Raises `ValueError` for an unknown kind of weights"
-    def __init__(self,
-        model:GPT2,
-        weights:str=None,   # one of `weight_kinds`; the model's own if not given
-        compile:bool=None,  # the step in C on a CPU, by `torch.compile` on CUDA? Where it pays for `n_tokens` if not given
-        n_tokens:int=100,   # steps that are planned, for that decision
+    """A model that writes: `read` prompts, then `step` token by token.
+
+    Raises `ValueError` for an unknown kind of weights
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        weights: str = None,  # one of `weight_kinds`; the model's own if not given
+        # the step in C on a CPU, by `torch.compile` on CUDA? Where it pays for `n_tokens` if not
+        # given
+        compile: bool = None,
+        n_tokens: int = 100,  # steps that are planned, for that decision
     ):
         w = model.wte.weight
-        self.cfg,self.device,self.kind = model.cfg,w.device,weights or _dtype_name(w)
-        if self.kind not in weight_kinds: raise ValueError(f'weights={self.kind!r}: {nearest(self.kind, weight_kinds)}')
-        self.dtype = torch.float32 if self.kind=='float32' else torch.bfloat16             # of the cache
+        self.cfg = model.cfg
+        self.device = w.device
+        self.kind = weights or _dtype_name(w)
+        if self.kind not in weight_kinds:
+            raise ValueError(f'weights={self.kind!r}: {nearest(self.kind, weight_kinds)}')
+        self.dtype = torch.float32 if self.kind == 'float32' else torch.bfloat16  # of the cache
         m = lambda o: pack(o.weight, self.kind, o.bias.detach().float())
         norm = lambda o: (o.weight.detach().float(), o.bias.detach().float(), o.eps)
-        self.layers = [Layer(norm(b.ln_1), m(b.attn.c_attn), m(b.attn.c_proj), norm(b.ln_2), m(b.mlp.c_fc), m(b.mlp.c_proj), b.mlp.act.approximate) for b in model.h]
-        self.table,self.wpe,self.ln_f = pack(w, self.kind),model.wpe.weight.detach().float(),norm(model.ln_f)
-        if compile is None: compile = runs_c(self.device) or can_compile(self.device) and self.weight_bytes*n_tokens>1e11
+        self.layers = [
+            Layer(
+                norm(b.ln_1),
+                m(b.attn.c_attn),
+                m(b.attn.c_proj),
+                norm(b.ln_2),
+                m(b.mlp.c_fc),
+                m(b.mlp.c_proj),
+                b.mlp.act.approximate,
+            )
+            for b in model.h
+        ]
+        self.table = pack(w, self.kind)
+        self.wpe = model.wpe.weight.detach().float()
+        self.ln_f = norm(model.ln_f)
+        if compile is None:
+            compile = runs_c(self.device) or can_compile(self.device) and self.weight_bytes * n_tokens > 1e11
         lib = compile_c(_c) if compile and runs_c(self.device) else None
         self.c = lib and CStep(lib, self.layers, self.ln_f, self.table, self.kind)
-        self._layer,self._head = (compile_model(f, self.device) if compile else f for f in (token_layer, token_head))
+        self._layer, self._head = (
+            compile_model(f, self.device) if compile else f for f in (token_layer, token_head)
+        )
 
     @property
-    def weight_bytes(self): # read for each token
-        return sum(t.nbytes for m in [self.table, *(o for l in self.layers for o in l if isinstance(o, Matrix))] for t in m if t is not None)
+    def weight_bytes(self):  # read for each token
+        return sum(
+            t.nbytes
+            for m in [self.table, *(o for l in self.layers for o in l if isinstance(o, Matrix))]
+            for t in m
+            if t is not None
+        )
 
-    def cache(self, B, S)->list: # of (k, v), each (B,H,S,D), one for each layer
+    def cache(self, B, S) -> list:  # of (k, v), each (B,H,S,D), one for each layer
         "Empty keys and values"
-        shape = B,self.cfg.n_head,S,self.cfg.head_size
-        return [tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in 'kv') for _ in self.layers]
+        shape = B, self.cfg.n_head, S, self.cfg.head_size
+        return [
+            tuple(torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in 'kv') for _ in self.layers
+        ]
 
-    def _embed(self, ids, at): # (…) , (…) -> (…,C)
+    def _embed(self, ids, at):  # (…) , (…) -> (…,C)
         e = self.table.w[ids].float()
-        if self.table.scale is not None: e = e*self.table.scale[ids][..., None]
-        return e+self.wpe[at]
+        if self.table.scale is not None:
+            e = e * self.table.scale[ids][..., None]
+        return e + self.wpe[at]
 
-    def hidden(self,
-        ids:Tensor,      # (B,T)
-        cache:list=None, # slots 0…T-1 are filled
-    )->Tensor: # (B,T,C)
+    def hidden(
+        self,
+        ids: Tensor,  # (B,T)
+        cache: list = None,  # slots 0…T-1 are filled
+    ) -> Tensor:  # (B,T,C)
         "Read texts from position 0"
-        B,T = ids.shape
-        few = self.kind=='int8' or B*T<=256                                          # the library would widen int8 first, and is slow with few rows
+        B, T = ids.shape
+        few = (
+            self.kind == 'int8' or B * T <= 256
+        )  # the library would widen int8 first, and is slow with few rows
         mul = self.c.linear if self.c and few else product
-        H,x = self.cfg.n_head,self._embed(ids, torch.arange(T, device=self.device))
-        for i,l in enumerate(self.layers):
-            qkv = mul(_apply_norm(x, l.ln_1), l.c_attn)                                    # (B,T,3C)
+        H = self.cfg.n_head
+        x = self._embed(ids, torch.arange(T, device=self.device))
+        for i, l in enumerate(self.layers):
+            qkv = mul(_apply_norm(x, l.ln_1), l.c_attn)  # (B,T,3C)
             if cache is not None:
-                for mem,new in zip(cache[i], qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)[1:]): mem[:, :, :T] = new     # (B,H,T,D)
-            x = _mlp(x+mul(causal_attention(qkv, H), l.c_proj), l, mul)
+                for mem, new in zip(cache[i], qkv.view(B, T, 3, H, -1).permute(2, 0, 3, 1, 4)[1:]):
+                    mem[:, :, :T] = new  # (B,H,T,D)
+            x = _mlp(x + mul(causal_attention(qkv, H), l.c_proj), l, mul)
         return x
 
-    def read(self,
-        ids:Tensor,    # (B,T), padded on the right
-        n:Tensor,      # (B,) tokens of each row
-        cache:list,    # slots 0…T-1 are filled
-    )->Tensor: # (B,C) hidden state of each row's last token
+    def read(
+        self,
+        ids: Tensor,  # (B,T), padded on the right
+        n: Tensor,  # (B,) tokens of each row
+        cache: list,  # slots 0…T-1 are filled
+    ) -> Tensor:  # (B,C) hidden state of each row's last token
         "Read prompts from position 0"
-        return self.hidden(ids, cache)[torch.arange(len(ids), device=self.device), n-1]
+        return self.hidden(ids, cache)[torch.arange(len(ids), device=self.device), n - 1]
 
-    def step(self,
-        tok:Tensor,   # (B,) the next token of each row
-        at:Tensor,    # (B,) its position
-        cache:list,
-        used:int=None,# slots that may hold something; all if not given
-    )->Tensor: # (B,C)
+    def step(
+        self,
+        tok: Tensor,  # (B,) the next token of each row
+        at: Tensor,  # (B,) its position
+        cache: list,
+        used: int = None,  # slots that may hold something; all if not given
+    ) -> Tensor:  # (B,C)
         "Read one more token in each row"
-        B,S = len(tok),cache[0][0].shape[2]
+        B = len(tok)
+        S = cache[0][0].shape[2]
         x = self._embed(tok, at)
-        if self.c: return self.c.step(x, at, cache)
+        if self.c:
+            return self.c.step(x, at, cache)
         s = S if used is None or fixed_shapes(self.device) else min(S, used)
-        rows,see = torch.arange(B, device=self.device),torch.arange(s, device=self.device)<=at[:, None]
-        for l,(k,v) in zip(self.layers, cache): x = self._layer(x, l, k[:, :, :s], v[:, :, :s], rows, at, see)
+        rows = torch.arange(B, device=self.device)
+        see = torch.arange(s, device=self.device) <= at[:, None]
+        for l, (k, v) in zip(self.layers, cache):
+            x = self._layer(x, l, k[:, :, :s], v[:, :, :s], rows, at, see)
         return x
 
-    def logits(self, x)->Tensor: # (…,C) -> (…,V)
+    def logits(self, x) -> Tensor:  # (…,C) -> (…,V)
         "Scores of the next token"
-        return self.c.head(x.contiguous()) if self.c and x.ndim==2 else self._head(x, self.ln_f, self.table)
-
+        return self.c.head(x.contiguous()) if self.c and x.ndim == 2 else self._head(x, self.ln_f, self.table)

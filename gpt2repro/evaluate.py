@@ -10,608 +10,1057 @@ __all__ = ['tasks', 'Window', 'windows', 'families', 'Packed', 'score_windows', 
            'Results', 'task', 'Job', 'jobs', 'example_texts', 'evaluate', 'run_jobs', 'heldout']
 
 # %% ../nbs/14_evaluate.ipynb #e4536762
-import hashlib,json,lzma,math
+import hashlib
+import json
+import lzma
+import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict,dataclass,field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .config import nearest,progress
-from .backend import autocast,has_package,keep_memory,prefers_blocks,to_device
+from .config import nearest, progress
+from .backend import autocast, has_package, keep_memory, prefers_blocks, to_device
 from .batches import document_spans
 from .loss import bits_per_byte
 from .ops import spans
-from .sample import _evaluating,samples
-from .shards import load_manifest,open_tokens
+from .sample import _evaluating, samples
+from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
-from .tasks.core import Continue,LogLik,Metric,Rolling,Scored,Task,Written,average,bits,bootstrap,paired,perplexity
+from gpt2repro.tasks.core import (
+    Continue,
+    LogLik,
+    Metric,
+    Rolling,
+    Scored,
+    Task,
+    Written,
+    average,
+    bits,
+    bootstrap,
+    perplexity,
+)
 from .tasks.lambada import Lambada
-from .tasks.perplexity import PTB,Enwik8,OneBillion,Text8,WikiText103,WikiText2,block_rows
-from .tasks.cbt import CBTCN,CBTNE
+from .tasks.perplexity import PTB, Enwik8, OneBillion, Text8, WikiText103, WikiText2, block_rows
+from .tasks.cbt import CBTCN, CBTNE
 from .tasks.winograd import Winograd
 from .tasks.hellaswag import HellaSwag
 from .tasks.coqa import CoQA
 from .tasks.summary import CNNDailyMail
-from .tasks.translation import EnFr,FrEn
+from .tasks.translation import EnFr, FrEn
 from .tasks.questions import NaturalQuestions
 
 # %% ../nbs/14_evaluate.ipynb #0a59ed16
 @dataclass(frozen=True)
 class Window:
     "Tokens for one pass through the model, of which the last `n` are scored"
-    ids: np.ndarray   # (t+1,) inputs and, shifted by one, targets
+
+    ids: np.ndarray  # (t+1,) inputs and, shifted by one, targets
     n: int
 
+
 def windows(
-    ids,         # tokens, the first of which is context only
-    n_ctx:int,
-    stride:int,  # tokens that the window moves; n_ctx: no overlap
-)->list[Window]:
+    ids,  # tokens, the first of which is context only
+    n_ctx: int,
+    stride: int,  # tokens that the window moves; n_ctx: no overlap
+) -> list[Window]:
     "Cover `ids[1:]` so that each is scored once, with as much before it as the windows allow"
-    if not 1<=stride<=n_ctx: raise ValueError(f'stride={stride}: give at least 1 and at most the context of {n_ctx} tokens')
-    ids,N = np.asarray(ids, dtype=np.int32),len(ids)-1
-    ends = [min(n_ctx, N)] + list(range(n_ctx+stride, N, stride)) + ([N] if N>n_ctx else [])
-    return [Window(ids[max(0, e-n_ctx):e+1], e-(0 if i==0 else ends[i-1])) for i,e in enumerate(ends)] if N>0 else []
+    if not 1 <= stride <= n_ctx:
+        raise ValueError(f'stride={stride}: give at least 1 and at most the context of {n_ctx} tokens')
+    ids, N = np.asarray(ids, dtype=np.int32), len(ids) - 1
+    ends = [min(n_ctx, N)] + list(range(n_ctx + stride, N, stride)) + ([N] if N > n_ctx else [])
+    return (
+        [
+            Window(ids[max(0, e - n_ctx) : e + 1], e - (0 if i == 0 else ends[i - 1]))
+            for i, e in enumerate(ends)
+        ]
+        if N > 0
+        else []
+    )
 
 # %% ../nbs/14_evaluate.ipynb #de2d2fbb
 def _common(a, b):
     "How many first entries are the same"
     n = min(len(a), len(b))
-    d = np.flatnonzero(a[:n]!=b[:n])
+    d = np.flatnonzero(a[:n] != b[:n])
     return int(d[0]) if len(d) else n
 
+
 def families(
-    ws:list[Window],
-    n_ctx:int,
-)->list[tuple[list[int],int]]: # numbers of windows, inputs that they share
-    "Neighbours that begin alike, as long as they fit into one row and what they share is at least half of what is not scored"
+    ws: list[Window],
+    n_ctx: int,
+) -> list[tuple[list[int], int]]:  # numbers of windows, inputs that they share
+    """Neighbours that begin alike, as long as they fit into one row and what they share is at least
+    half of what is not scored"""
     out = []
-    for i,w in enumerate(ws):
-        free = len(w.ids)-1-w.n                      # inputs before the first whose output is scored
+    for i, w in enumerate(ws):
+        free = len(w.ids) - 1 - w.n  # inputs before the first whose output is scored
         if out:
-            at,q = out[-1]
+            at, q = out[-1]
             q = min(q, free, _common(ws[at[0]].ids, w.ids))
-            if q>=8 and 2*q>=free and q+sum(len(ws[j].ids)-1-q for j in [*at, i])<=n_ctx:
-                out[-1] = [*at, i],q
+            if q >= 8 and 2 * q >= free and q + sum(len(ws[j].ids) - 1 - q for j in [*at, i]) <= n_ctx:
+                out[-1] = [*at, i], q
                 continue
         out.append(([i], free))
     return out
 
+
 class Packed:
     "Stands where the model expects a cache: says what each token sees, and remembers nothing"
-    def __init__(self, part):                        # (B,T) 0: shared, else the number of the window
+
+    def __init__(self, part):  # (B,T) 0: shared, else the number of the window
         T = part.shape[1]
-        self.mask = ((part[:, None]==0) | (part[:, None]==part[:, :, None])) & torch.ones(T, T, dtype=torch.bool, device=part.device).tril()
-    def see(self, pos): return self.mask[:, None]    # (B,1,T,T)
-    def update(self, layer, pos, k, v): return k,v
+        self.mask = ((part[:, None] == 0) | (part[:, None] == part[:, :, None])) & torch.ones(
+            T, T, dtype=torch.bool, device=part.device
+        ).tril()
+
+    def see(self, pos):
+        return self.mask[:, None]  # (B,1,T,T)
+
+    def update(self, layer, pos, k, v):
+        return k, v
+
 
 def _row(ws, q):
     "Tokens, positions and parts of windows that share `q` inputs, and where each one's scored outputs are"
-    n = [len(w.ids)-1-q for w in ws]
-    ends = q+np.cumsum(n)
-    ids = np.concatenate([ws[0].ids[:q]]+[w.ids[q:-1] for w in ws])
-    pos = np.concatenate([np.arange(q)]+[np.arange(q, q+k) for k in n])
-    return ids,pos,np.repeat(np.arange(len(ws)+1), [q, *n]),[np.arange(e-w.n, e) for w,e in zip(ws, ends)]
+    n = [len(w.ids) - 1 - q for w in ws]
+    ends = q + np.cumsum(n)
+    ids = np.concatenate([ws[0].ids[:q]] + [w.ids[q:-1] for w in ws])
+    pos = np.concatenate([np.arange(q)] + [np.arange(q, q + k) for k in n])
+    return (
+        ids,
+        pos,
+        np.repeat(np.arange(len(ws) + 1), [q, *n]),
+        [np.arange(e - w.n, e) for w, e in zip(ws, ends)],
+    )
+
 
 def _batches(sizes, tokens):
     "Numbers of rows of like length, at most `tokens` in a batch, padding included"
     out = []
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        if not out or (len(out[-1])+1)*sizes[out[-1][0]]>tokens: out.append([])
+        if not out or (len(out[-1]) + 1) * sizes[out[-1][0]] > tokens:
+            out.append([])
         out[-1].append(i)
     return out
 
-def _up(n, device): return n if device.type=='cpu' else -(-n//64)*64      # few shapes where each costs a compilation
+
+def _up(n, device):
+    return n if device.type == 'cpu' else -(-n // 64) * 64  # few shapes where each costs a compilation
+
 
 def _head(h, table, y, without, cols):
-    "Log-probability of each `y`, and was it the best of all, of those allowed: (M,C), (V,C), (M,) -> (3,M). The vocabulary passes by in pieces that stay in the cache"
+    """Log-probability of each `y`, and was it the best of all, of those allowed: (M,C), (V,C), (M,) -> (3,M).
+
+    The vocabulary passes by in pieces that stay in the cache
+    """
     M = len(y)
-    top,low = h.new_full((M,), -torch.inf, dtype=torch.float32),h.new_zeros(M, dtype=torch.float32)
-    total,zy,best,top2,best2 = low,low,torch.full_like(y, -1),top,torch.full_like(y, -1)
-    for a,b in spans(len(table), cols):
+    top = h.new_full((M,), -torch.inf, dtype=torch.float32)
+    low = h.new_zeros(M, dtype=torch.float32)
+    total = low
+    zy = low
+    best = torch.full_like(y, -1)
+    top2 = top
+    best2 = torch.full_like(y, -1)
+    for a, b in spans(len(table), cols):
         z = F.linear(h, table[a:b]).float()
-        m,i = z.max(1)
-        zy = torch.where((y>=a)&(y<b), z.gather(1, (y-a).clamp(0, b-a-1)[:, None])[:, 0], zy)
-        best = torch.where(m>top, i+a, best)
+        m, i = z.max(1)
+        zy = torch.where((y >= a) & (y < b), z.gather(1, (y - a).clamp(0, b - a - 1)[:, None])[:, 0], zy)
+        best = torch.where(m > top, i + a, best)
         if len(without):
-            m2,i2 = z.index_fill(1, without[(without>=a)&(without<b)]-a, -torch.inf).max(1)
-            best2,top2 = torch.where(m2>top2, i2+a, best2),torch.maximum(top2, m2)
+            m2, i2 = z.index_fill(1, without[(without >= a) & (without < b)] - a, -torch.inf).max(1)
+            best2 = torch.where(m2 > top2, i2 + a, best2)
+            top2 = torch.maximum(top2, m2)
         new = torch.maximum(top, m)
-        total,top = total*(top-new).exp()+z.sub_(new[:, None]).exp_().sum(1),new
-    return torch.stack([zy-top-total.log(), (best==y).float(), ((best2 if len(without) else best)==y).float()])
+        total = total * (top - new).exp() + z.sub_(new[:, None]).exp_().sum(1)
+        top = new
+    return torch.stack(
+        [zy - top - total.log(), (best == y).float(), ((best2 if len(without) else best) == y).float()]
+    )
+
 
 @torch.inference_mode()
 def _score_batch(model, rows, without, dtype, chunk=512):
     "`Scored` of each window of each row `(windows, shared)`, in one pass"
-    dev,laid = model.wte.weight.device,[_row(*r) for r in rows]
+    dev = model.wte.weight.device
+    laid = [_row(*r) for r in rows]
     W = min(model.cfg.n_ctx, _up(max(len(o[0]) for o in laid), dev))
-    x,pos,part = (torch.zeros(len(rows), W, dtype=torch.long) for _ in range(3))
-    for i,(a,b,c,_) in enumerate(laid):
-        for t,v in (x, a),(pos, b),(part, c): t[i, :len(v)] = torch.from_numpy(v.astype(np.int64))
-        part[i, len(a):] = -1
-    at = [(i, c) for i,o in enumerate(laid) for c in o[3]]
-    M = sum(len(c) for _,c in at)
-    row,col,y = (np.zeros(_up(M, dev), dtype=np.int64) for _ in range(3))
-    row[:M],col[:M] = np.concatenate([np.full(len(c), i) for i,c in at]),np.concatenate([c for _,c in at])
-    y[:M] = np.concatenate([w.ids[-w.n:] for ws,_ in rows for w in ws])
-    x,pos,part,row,col,y,without = (to_device(torch.as_tensor(o), dev) for o in (x, pos, part, row, col, y, without))
+    x, pos, part = (torch.zeros(len(rows), W, dtype=torch.long) for _ in range(3))
+    for i, (a, b, c, _) in enumerate(laid):
+        for t, v in (x, a), (pos, b), (part, c):
+            t[i, : len(v)] = torch.from_numpy(v.astype(np.int64))
+        part[i, len(a) :] = -1
+    at = [(i, c) for i, o in enumerate(laid) for c in o[3]]
+    M = sum(len(c) for _, c in at)
+    row, col, y = (np.zeros(_up(M, dev), dtype=np.int64) for _ in range(3))
+    row[:M], col[:M] = np.concatenate([np.full(len(c), i) for i, c in at]), np.concatenate([c for _, c in at])
+    y[:M] = np.concatenate([w.ids[-w.n :] for ws, _ in rows for w in ws])
+    x, pos, part, row, col, y, without = (
+        to_device(torch.as_tensor(o), dev) for o in (x, pos, part, row, col, y, without)
+    )
     with autocast(dev, dtype):
-        h,table = model.features(x, cache=Packed(part), pos=pos) if any(len(ws)>1 for ws,_ in rows) else model.features(x)
+        h, table = (
+            model.features(x, cache=Packed(part), pos=pos)
+            if any(len(ws) > 1 for ws, _ in rows)
+            else model.features(x)
+        )
         cols = 4096 if prefers_blocks(dev) else len(table)
-        out = torch.cat([_head(hc, table, yc, without, cols) for hc,yc in zip(h[row, col].split(chunk), y.split(chunk))], 1)
-    out = np.split(out.cpu().numpy()[:, :M], np.cumsum([len(c) for _,c in at])[:-1], axis=1)
-    return [Scored(lp, b>0, c>0) for lp,b,c in out]
+        out = torch.cat(
+            [_head(hc, table, yc, without, cols) for hc, yc in zip(h[row, col].split(chunk), y.split(chunk))],
+            1,
+        )
+    out = np.split(out.cpu().numpy()[:, :M], np.cumsum([len(c) for _, c in at])[:-1], axis=1)
+    return [Scored(lp, b > 0, c > 0) for lp, b, c in out]
 
 # %% ../nbs/14_evaluate.ipynb #3d023691
-def _hash(*parts): return hashlib.blake2b(b'\0'.join(parts), digest_size=12).hexdigest()
-def _key(w, without): return _hash(w.ids.tobytes(), w.n.to_bytes(4, 'little'), np.asarray(without, dtype='<i4').tobytes())
+def _hash(*parts):
+    return hashlib.blake2b(b'\0'.join(parts), digest_size=12).hexdigest()
+
+
+def _key(w, without):
+    return _hash(w.ids.tobytes(), w.n.to_bytes(4, 'little'), np.asarray(without, dtype='<i4').tobytes())
+
 
 class _Kept:
     "Answers on disk, one JSON line each; a torn last line is left out"
+
     def __init__(self, path):
-        self.path,self.have,self.file = Path(path) if path else None,{},None
-        if not self.path or not self.path.exists(): return
+        self.path = Path(path) if path else None
+        self.have = {}
+        self.file = None
+        if not self.path or not self.path.exists():
+            return
         for line in self.path.read_text(encoding='utf-8').splitlines():
-            try: k,*v = json.loads(line)
-            except ValueError: continue
-            self.have[k] = Written(v[0], np.float32(v[1])) if isinstance(v[0], str) else Scored(np.float32(v[0]), np.array(v[1], dtype=bool), np.array(v[2], dtype=bool))
+            try:
+                k, *v = json.loads(line)
+            except ValueError:
+                continue
+            self.have[k] = (
+                Written(v[0], np.float32(v[1]))
+                if isinstance(v[0], str)
+                else Scored(np.float32(v[0]), np.array(v[1], dtype=bool), np.array(v[2], dtype=bool))
+            )
+
     def add(self, k, s):
-        if not self.path: return
+        if not self.path:
+            return
         if not self.file:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open('a', encoding='utf-8')
-            if self.path.stat().st_size: self.file.write('\n')             # after a torn line
+            if self.path.stat().st_size:
+                self.file.write('\n')  # after a torn line
         lps = [float(v) for v in s.logprobs]
-        self.file.write(json.dumps([k, s.text, lps] if isinstance(s, Written) else [k, lps, s.best.astype(int).tolist(), s.allowed.astype(int).tolist()])+'\n')
+        self.file.write(
+            json.dumps(
+                [k, s.text, lps]
+                if isinstance(s, Written)
+                else [k, lps, s.best.astype(int).tolist(), s.allowed.astype(int).tolist()]
+            )
+            + '\n'
+        )
         self.file.flush()
+
     def close(self):
-        if self.file: self.file.close()
+        if self.file:
+            self.file.close()
+
 
 def score_windows(
     model,
-    ws:list[Window],
-    without=(),              # ids of tokens that do not count as the best
-    dtype:str='float32',     # of the matrix products: `float32` or `bfloat16`
-    batch_tokens:int=None,   # tokens in a batch, padding included; what suits the device if not given
-    desc:str='scoring',
-    keep=None,               # file for scores already made
-)->list[Scored]:
-    "Log-probabilities of the scored tokens of each window. Raises `ValueError` if the model's numbers are not finite"
+    ws: list[Window],
+    without=(),  # ids of tokens that do not count as the best
+    dtype: str = 'float32',  # of the matrix products: `float32` or `bfloat16`
+    batch_tokens: int = None,  # tokens in a batch, padding included; what suits the device if not given
+    desc: str = 'scoring',
+    keep=None,  # file for scores already made
+) -> list[Scored]:
+    """Log-probabilities of the scored tokens of each window.
+
+    Raises `ValueError` if the model's numbers are not finite
+    """
     batch_tokens = batch_tokens or (1024 if prefers_blocks(model.wte.weight.device) else 16384)
-    kept,ban = _Kept(keep),torch.as_tensor(sorted(without), dtype=torch.long)
+    kept = _Kept(keep)
+    ban = torch.as_tensor(sorted(without), dtype=torch.long)
     keys = [_key(w, without) if keep else None for w in ws]
     out = [kept.have.get(k) for k in keys]
-    todo = [i for i,o in enumerate(out) if o is None]
-    fams = [([todo[j] for j in at], q if len(at)>1 else 0) for at,q in families([ws[i] for i in todo], model.cfg.n_ctx)]
-    bar = progress(total=sum(ws[i].n for i in todo), desc=desc, unit='tok') if len(todo)>64 else None
+    todo = [i for i, o in enumerate(out) if o is None]
+    fams = [
+        ([todo[j] for j in at], q if len(at) > 1 else 0)
+        for at, q in families([ws[i] for i in todo], model.cfg.n_ctx)
+    ]
+    bar = progress(total=sum(ws[i].n for i in todo), desc=desc, unit='tok') if len(todo) > 64 else None
     with _evaluating(model), keep_memory(model.wte.weight.device):
-        for some in [f for f in fams if len(f[0])>1],[f for f in fams if len(f[0])==1]:
-            for b in _batches([q+sum(len(ws[i].ids)-1-q for i in at) for at,q in some], batch_tokens):
+        for some in [f for f in fams if len(f[0]) > 1], [f for f in fams if len(f[0]) == 1]:
+            for b in _batches([q + sum(len(ws[i].ids) - 1 - q for i in at) for at, q in some], batch_tokens):
                 at = [i for j in b for i in some[j][0]]
-                for i,s in zip(at, _score_batch(model, [([ws[i] for i in some[j][0]], some[j][1]) for j in b], ban, dtype)):
-                    if not np.isfinite(s.logprobs).all(): raise ValueError('the model gives log-probabilities that are not finite: its weights are broken; take an earlier checkpoint')
+                for i, s in zip(
+                    at,
+                    _score_batch(model, [([ws[i] for i in some[j][0]], some[j][1]) for j in b], ban, dtype),
+                ):
+                    if not np.isfinite(s.logprobs).all():
+                        raise ValueError(
+                            'the model gives log-probabilities that are not finite: its weights are broken; '
+                            'take an earlier checkpoint'
+                        )
                     out[i] = s
                     kept.add(keys[i], s)
-                if bar is not None: bar.update(sum(ws[i].n for i in at))
-    if bar is not None: bar.close()
+                if bar is not None:
+                    bar.update(sum(ws[i].n for i in at))
+    if bar is not None:
+        bar.close()
     kept.close()
     return out
 
 # %% ../nbs/14_evaluate.ipynb #2ac85fbe
 def check_tokenizer(model, tok, texts=()):
     "Raises `ValueError` unless the tokenizer is the model's and gives the texts back unchanged"
-    if tok.vocab_size!=model.cfg.vocab_size:
-        raise ValueError(f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: use the tokenizer that the model was trained with')
+    if tok.vocab_size != model.cfg.vocab_size:
+        raise ValueError(
+            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: use the '
+            f'tokenizer that the model was trained with'
+        )
     for s in texts:
-        if (back := tok.decode(tok.encode(s)))!=s:
-            at = next((i for i,(a,b) in enumerate(zip(s, back)) if a!=b), min(len(s), len(back)))
-            raise ValueError(f'the tokenizer cannot write {s[max(0, at-10):at+10]!r} (it gives {back[max(0, at-10):at+10]!r}): take one that gives any text back, such as a byte-level or byte-fallback BPE')
+        if (back := tok.decode(tok.encode(s))) != s:
+            at = next((i for i, (a, b) in enumerate(zip(s, back)) if a != b), min(len(s), len(back)))
+            raise ValueError(
+                f'the tokenizer cannot write {s[max(0, at - 10) : at + 10]!r} (it gives '
+                f'{back[max(0, at - 10) : at + 10]!r}): take one that gives any text back, such as a '
+                f'byte-level or byte-fallback BPE'
+            )
+
 
 def documents_loss(
     model,
     tok,
-    docs,                # texts
-    stride:int=None,     # tokens that a window moves in documents longer than the context; half a context if not given
-    **kw,                # more for `score_windows`
-)->tuple[float,int,int]: # nats, tokens scored, UTF-8 bytes
-    "Summed loss of documents. `bits_per_byte(nats, n_bytes)` of it compares models. Raises `ValueError` for no documents or another model's tokenizer"
-    docs,T = list(docs),model.cfg.n_ctx
-    if not docs: raise ValueError('no documents to score: give at least one')
+    docs,  # texts
+    # tokens that a window moves in documents longer than the context; half a context if not given
+    stride: int = None,
+    **kw,  # more for `score_windows`
+) -> tuple[float, int, int]:  # nats, tokens scored, UTF-8 bytes
+    """Summed loss of documents.
+
+    `bits_per_byte(nats, n_bytes)` of it compares models. Raises `ValueError` for no documents or another
+    model's tokenizer
+    """
+    docs = list(docs)
+    T = model.cfg.n_ctx
+    if not docs:
+        raise ValueError('no documents to score: give at least one')
     check_tokenizer(model, tok)
-    ws = [w for ids in tok.encode_batch(docs) for w in windows([tok.eot, *ids, tok.eot], T, stride or max(1, T//2))]
+    ws = [
+        w
+        for ids in tok.encode_batch(docs)
+        for w in windows([tok.eot, *ids, tok.eot], T, stride or max(1, T // 2))
+    ]
     out = score_windows(model, ws, **{'desc': 'documents', **kw})
     return -math.fsum(s.sum for s in out), sum(w.n for w in ws), sum(len(d.encode()) for d in docs)
+
 
 def _documents(model, tok, source, limit):
     "Token ids of each document of a shard set"
     source = Path(source) if isinstance(source, (str, Path)) else source
-    if isinstance(source, Path) and (source/'shards/valid').is_dir(): source = source/'shards/valid'
-    if isinstance(source, Path) and not (source.suffix=='.bin' or (source/'manifest.json').is_file()): raise FileNotFoundError(f'{source} has no shards/valid and is no folder of shards: name a run, a prepared folder, a folder of shards or a .bin file')
-    tokens,reader = open_tokens(source),tok
-    if isinstance(source, Path) and source.is_dir() and (made := load_manifest(source).tokenizer['fingerprint'])!=tok.fingerprint:
-        try: reader = load_tokenizer(source.parent.parent/'tokenizer')
-        except FileNotFoundError: raise ValueError(f'{source} was made with another tokenizer than the model\'s ({made[:12]}… and {tok.fingerprint[:12]}…), which is not beside it: prepare the text with the model\'s own') from None
-        if reader.fingerprint!=made: raise ValueError(f'{source} was not made with the tokenizer beside it: prepare the text again')
-    if tokens.eot!=reader.eot: raise ValueError(f'{source} ends documents with token {tokens.eot}, the tokenizer with {reader.eot}: prepare the text with the model\'s own tokenizer')
-    docs = [tokens[a:b] for a,b in list(document_spans(tokens, reader.eot))[:limit]]
-    if not docs: raise ValueError(f'{source} has no documents')
-    if reader is not tok: docs = [np.array(tok.encode(reader.decode(d)), dtype=np.int64) for d in docs]
-    if (top := max((int(d.max()) for d in docs if len(d)), default=0))>=model.cfg.vocab_size: raise ValueError(f'{source} has token {top}, the model knows {model.cfg.vocab_size}: prepare the text with the model\'s own tokenizer')
+    if isinstance(source, Path) and (source / 'shards/valid').is_dir():
+        source = source / 'shards/valid'
+    if isinstance(source, Path) and not (source.suffix == '.bin' or (source / 'manifest.json').is_file()):
+        raise FileNotFoundError(
+            f'{source} has no shards/valid and is no folder of shards: name a run, a prepared folder, a '
+            f'folder of shards or a .bin file'
+        )
+    tokens = open_tokens(source)
+    reader = tok
+    if (
+        isinstance(source, Path)
+        and source.is_dir()
+        and (made := load_manifest(source).tokenizer['fingerprint']) != tok.fingerprint
+    ):
+        try:
+            reader = load_tokenizer(source.parent.parent / 'tokenizer')
+        except FileNotFoundError:
+            raise ValueError(
+                f"{source} was made with another tokenizer than the model's ({made[:12]}… and "
+                f"{tok.fingerprint[:12]}…), which is not beside it: prepare the text with the model's own"
+            ) from None
+        if reader.fingerprint != made:
+            raise ValueError(f'{source} was not made with the tokenizer beside it: prepare the text again')
+    if tokens.eot != reader.eot:
+        raise ValueError(
+            f'{source} ends documents with token {tokens.eot}, the tokenizer with {reader.eot}: prepare the '
+            f"text with the model's own tokenizer"
+        )
+    docs = [tokens[a:b] for a, b in list(document_spans(tokens, reader.eot))[:limit]]
+    if not docs:
+        raise ValueError(f'{source} has no documents')
+    if reader is not tok:
+        docs = [np.array(tok.encode(reader.decode(d)), dtype=np.int64) for d in docs]
+    if (top := max((int(d.max()) for d in docs if len(d)), default=0)) >= model.cfg.vocab_size:
+        raise ValueError(
+            f'{source} has token {top}, the model knows {model.cfg.vocab_size}: prepare the text with the '
+            f"model's own tokenizer"
+        )
     return docs
 
 # %% ../nbs/14_evaluate.ipynb #861d8a99
 def _discount(counts):
     "Ney's estimate from the numbers of things seen once and twice"
-    n1,n2 = (counts==1).sum(),(counts==2).sum()
-    return float(n1/(n1+2*n2)) if n1 and n2 else .5
+    n1 = (counts == 1).sum()
+    n2 = (counts == 2).sum()
+    return float(n1 / (n1 + 2 * n2)) if n1 and n2 else 0.5
+
 
 def smoothed(
-    counts:np.ndarray, # (V,)
-)->np.ndarray:         # (V,) probabilities, none of them 0
+    counts: np.ndarray,  # (V,)
+) -> np.ndarray:  # (V,) probabilities, none of them 0
     "Absolute discounting, interpolated with the uniform distribution"
-    d,N,V = _discount(counts),max(1, counts.sum()),len(counts)
-    return np.maximum(counts-d, 0)/N + (d*(counts>0).sum()/N if counts.sum() else 1)/V
+    d = _discount(counts)
+    N = max(1, counts.sum())
+    V = len(counts)
+    return np.maximum(counts - d, 0) / N + (d * (counts > 0).sum() / N if counts.sum() else 1) / V
+
 
 class Bigram:
     "Interpolated Kneser-Ney over pairs of tokens"
-    def __init__(self,
-        ids:np.ndarray, # (N,) training tokens
-        V:int,          # vocabulary size
+
+    def __init__(
+        self,
+        ids: np.ndarray,  # (N,) training tokens
+        V: int,  # vocabulary size
     ):
         self.V = V
-        self.pairs,self.c = np.unique(ids[:-1].astype(np.int64)*V+ids[1:], return_counts=True)
-        v,w = self.pairs//V,self.pairs%V
-        self.cv,self.nv = np.bincount(v, weights=self.c, minlength=V),np.bincount(v, minlength=V)
+        self.pairs, self.c = np.unique(ids[:-1].astype(np.int64) * V + ids[1:], return_counts=True)
+        v = self.pairs // V
+        w = self.pairs % V
+        self.cv = np.bincount(v, weights=self.c, minlength=V)
+        self.nv = np.bincount(v, minlength=V)
         self.d = _discount(self.c)
         self.q = smoothed(np.bincount(w, minlength=V))
 
-    def prob(self,
-        v:np.ndarray, # (n,) tokens before
-        w:np.ndarray, # (n,) tokens
-    )->np.ndarray: # (n,)
+    def prob(
+        self,
+        v: np.ndarray,  # (n,) tokens before
+        w: np.ndarray,  # (n,) tokens
+    ) -> np.ndarray:  # (n,)
         "p(w | v)"
-        key = v.astype(np.int64)*self.V+w
-        at = np.searchsorted(self.pairs, key).clip(max=len(self.pairs)-1)
-        c = np.where(self.pairs[at]==key, self.c[at], 0)
+        key = v.astype(np.int64) * self.V + w
+        at = np.searchsorted(self.pairs, key).clip(max=len(self.pairs) - 1)
+        c = np.where(self.pairs[at] == key, self.c[at], 0)
         cv = np.maximum(self.cv[v], 1)
-        return np.where(self.cv[v]>0, np.maximum(c-self.d, 0)/cv + self.d*self.nv[v]/cv*self.q[w], self.q[w])
+        return np.where(
+            self.cv[v] > 0, np.maximum(c - self.d, 0) / cv + self.d * self.nv[v] / cv * self.q[w], self.q[w]
+        )
 
 # %% ../nbs/14_evaluate.ipynb #190ff56c
-def _joined(docs): return b''.join(d.encode()+b'\0' for d in docs)
+def _joined(docs):
+    return b''.join(d.encode() + b'\0' for d in docs)
+
 
 def xz_bpb(
-    train_docs, # texts
-    valid_docs, # texts
-    max_train:int=2**28, # bytes of training text at most, the last ones; xz needs 11 times its window in memory
-)->float: # bits per byte of the held-out documents
+    train_docs,  # texts
+    valid_docs,  # texts
+    max_train: int = 2
+    ** 28,  # bytes of training text at most, the last ones; xz needs 11 times its window in memory
+) -> float:  # bits per byte of the held-out documents
     "What `xz -9e` adds to the compressed training text for the held-out documents"
-    a,b = _joined(train_docs)[-max_train:],_joined(valid_docs)
-    lz = [dict(id=lzma.FILTER_LZMA2, preset=9|lzma.PRESET_EXTREME, dict_size=max(4096, len(a)+len(b)))]
+    a = _joined(train_docs)[-max_train:]
+    b = _joined(valid_docs)
+    lz = [dict(id=lzma.FILTER_LZMA2, preset=9 | lzma.PRESET_EXTREME, dict_size=max(4096, len(a) + len(b)))]
     size = lambda s: len(lzma.compress(s, format=lzma.FORMAT_XZ, check=lzma.CHECK_NONE, filters=lz))
-    with ThreadPoolExecutor(2) as ex: n,n0 = ex.map(size, (a+b, a))
-    return 8*(n-n0)/max(1, len(b)-len(valid_docs))
+    with ThreadPoolExecutor(2) as ex:
+        n, n0 = ex.map(size, (a + b, a))
+    return 8 * (n - n0) / max(1, len(b) - len(valid_docs))
 
-def _ids(tok, docs): return np.fromiter((i for ids in [[tok.eot]]+[[*o, tok.eot] for o in tok.encode_batch(docs)] for i in ids), dtype=np.int64)
+
+def _ids(tok, docs):
+    return np.fromiter(
+        (i for ids in [[tok.eot]] + [[*o, tok.eot] for o in tok.encode_batch(docs)] for i in ids),
+        dtype=np.int64,
+    )
+
+
 def _need_docs(**kw):
-    for k,v in kw.items():
-        if not v: raise ValueError(f'{k} is empty: give at least one document')
-def _bpb(p, docs): return bits_per_byte(float(-np.log(p).sum()), max(1, sum(len(d.encode()) for d in docs)))
+    for k, v in kw.items():
+        if not v:
+            raise ValueError(f'{k} is empty: give at least one document')
+
+
+def _bpb(p, docs):
+    return bits_per_byte(float(-np.log(p).sum()), max(1, sum(len(d.encode()) for d in docs)))
+
 
 def unigram_bpb(
-    train_docs, # texts
-    valid_docs, # texts
+    train_docs,  # texts
+    valid_docs,  # texts
     tok,
-)->float: # bits per byte
+) -> float:  # bits per byte
     "A smoothed unigram model's bits for the held-out documents. Raises `ValueError` if there are none"
     _need_docs(train_docs=train_docs, valid_docs=valid_docs)
-    return _bpb(smoothed(np.bincount(_ids(tok, train_docs)[1:], minlength=tok.vocab_size))[_ids(tok, valid_docs)[1:]], valid_docs)
+    return _bpb(
+        smoothed(np.bincount(_ids(tok, train_docs)[1:], minlength=tok.vocab_size))[_ids(tok, valid_docs)[1:]],
+        valid_docs,
+    )
+
 
 def bigram_bpb(
-    train_docs, # texts
-    valid_docs, # texts
+    train_docs,  # texts
+    valid_docs,  # texts
     tok,
-)->float: # bits per byte
+) -> float:  # bits per byte
     "A Kneser-Ney bigram model's bits for the held-out documents. Raises `ValueError` if there are none"
     _need_docs(train_docs=train_docs, valid_docs=valid_docs)
     ids = _ids(tok, valid_docs)
     return _bpb(Bigram(_ids(tok, train_docs), tok.vocab_size).prob(ids[:-1], ids[1:]), valid_docs)
 
+
 def yardsticks(
-    train_docs, # texts that the model was trained on
-    valid_docs, # texts held out
-    tok,        # the model's tokenizer
-)->dict: # bits per byte: unigram, bigram, xz
+    train_docs,  # texts that the model was trained on
+    valid_docs,  # texts held out
+    tok,  # the model's tokenizer
+) -> dict:  # bits per byte: unigram, bigram, xz
     "What simpler models need for the held-out documents. Raises `ValueError` if there are none"
-    train_docs,valid_docs = list(train_docs),list(valid_docs)
+    train_docs, valid_docs = list(train_docs), list(valid_docs)
     _need_docs(train_docs=train_docs, valid_docs=valid_docs)
-    return dict(unigram=unigram_bpb(train_docs, valid_docs, tok), bigram=bigram_bpb(train_docs, valid_docs, tok), xz=xz_bpb(train_docs, valid_docs))
+    return dict(
+        unigram=unigram_bpb(train_docs, valid_docs, tok),
+        bigram=bigram_bpb(train_docs, valid_docs, tok),
+        xz=xz_bpb(train_docs, valid_docs),
+    )
 
 # %% ../nbs/14_evaluate.ipynb #166c11b8
-def _pair(tok, r): # -> ids with the context first, number of the target's tokens
-    context,target = r.context,r.target
-    if n := len(context)-len(context.rstrip()): context,target = context[:-n],context[-n:]+target
-    whole = tok.encode(context+target)
-    n = len(whole)-len(tok.encode(context)) if context else len(whole)
-    return ([] if context else [tok.eot])+whole, n
+def _pair(tok, r):  # -> ids with the context first, number of the target's tokens
+    context, target = r.context, r.target
+    if n := len(context) - len(context.rstrip()):
+        context, target = context[:-n], context[-n:] + target
+    whole = tok.encode(context + target)
+    n = len(whole) - len(tok.encode(context)) if context else len(whole)
+    return ([] if context else [tok.eot]) + whole, n
+
 
 def _loglik_window(tok, r, n_ctx, where, truncate):
-    ids,n = _pair(tok, r)
-    if n<1: raise ValueError(f'{where}: the target {r.target!r} has no token of its own')
-    if n>n_ctx: raise ValueError(f'{where}: a target of {n} tokens, longer than the context of {n_ctx}: this model cannot be scored on it')
-    if len(ids)-1>n_ctx and not truncate:
-        raise ValueError(f'{where} has {len(ids)-1} tokens, the context of this model {n_ctx}: allow the beginning to be cut off (truncate=True), or take another task')
-    return Window(np.asarray(ids[-(n_ctx+1):], dtype=np.int32), min(n, len(ids)-1))
+    ids, n = _pair(tok, r)
+    if n < 1:
+        raise ValueError(f'{where}: the target {r.target!r} has no token of its own')
+    if n > n_ctx:
+        raise ValueError(
+            f'{where}: a target of {n} tokens, longer than the context of {n_ctx}: this model cannot be '
+            f'scored on it'
+        )
+    if len(ids) - 1 > n_ctx and not truncate:
+        raise ValueError(
+            f'{where} has {len(ids) - 1} tokens, the context of this model {n_ctx}: allow the beginning to '
+            f'be cut off (truncate=True), or take another task'
+        )
+    return Window(np.asarray(ids[-(n_ctx + 1) :], dtype=np.int32), min(n, len(ids) - 1))
+
 
 def _without(tok, words):
     "Tokens that are one of these words, with or without a space"
     words = set(words)
-    return tuple(i for i in range(tok.vocab_size) if i!=tok.eot and tok.decode([i]).strip().lower() in words) if words else ()
+    return (
+        tuple(i for i in range(tok.vocab_size) if i != tok.eot and tok.decode([i]).strip().lower() in words)
+        if words
+        else ()
+    )
+
 
 def _windows_of(r, tok, n_ctx, where, truncate):
-    if isinstance(r, LogLik): return [_loglik_window(tok, r, n_ctx, where, truncate)]
+    if isinstance(r, LogLik):
+        return [_loglik_window(tok, r, n_ctx, where, truncate)]
     return windows([tok.eot, *tok.encode(r.text)], n_ctx, min(r.stride or n_ctx, n_ctx))
+
 
 def _prompt(r, tok, n_ctx, where, truncate):
     "The prompt as text, cut if it must be to leave room for what is to be written"
-    text,room = r.prompt+r.tail,max(n_ctx-r.max_new_tokens, n_ctx//2)
-    if (n := len(tok.encode(text)))<=n_ctx-r.max_new_tokens: return text
-    if not truncate: raise ValueError(f'{where} has {n} tokens and is to be continued by {r.max_new_tokens}, the context of this model {n_ctx}: allow it to be cut (truncate=True, --truncate), or take another task')
-    ids,tail = tok.encode(r.prompt),len(tok.encode(r.tail))
-    for keep in range(max(1, room-tail), 0, -1):
-        text = (tok.decode(ids[:keep]) if r.tail else tok.decode(ids[-keep:])).strip('\ufffd')+r.tail
-        if len(tok.encode(text))<=room: return text
-    raise ValueError(f'{where}: {tail} tokens must stay at the end of the prompt, the context of this model is {n_ctx}: take a model with a longer one')
+    text = r.prompt + r.tail
+    room = max(n_ctx - r.max_new_tokens, n_ctx // 2)
+    if (n := len(tok.encode(text))) <= n_ctx - r.max_new_tokens:
+        return text
+    if not truncate:
+        raise ValueError(
+            f'{where} has {n} tokens and is to be continued by {r.max_new_tokens}, the context of this '
+            f'model {n_ctx}: allow it to be cut (truncate=True, --truncate), or take another task'
+        )
+    ids = tok.encode(r.prompt)
+    tail = len(tok.encode(r.tail))
+    for keep in range(max(1, room - tail), 0, -1):
+        text = (tok.decode(ids[:keep]) if r.tail else tok.decode(ids[-keep:])).strip('\ufffd') + r.tail
+        if len(tok.encode(text)) <= room:
+            return text
+    raise ValueError(
+        f'{where}: {tail} tokens must stay at the end of the prompt, the context of this model is {n_ctx}: '
+        f'take a model with a longer one'
+    )
+
 
 def prepared(
-    requests:list,
+    requests: list,
     tok,
-    n_ctx:int,
-    truncate:bool=False, # cut off the beginning of what is longer than the context
-    where:str='request',
-)->list:                 # windows of each, or the text of its prompt
+    n_ctx: int,
+    truncate: bool = False,  # cut off the beginning of what is longer than the context
+    where: str = 'request',
+) -> list:  # windows of each, or the text of its prompt
     "What the requests ask of a model with this context. Raises `ValueError` for one that does not fit"
-    return [(_prompt if isinstance(r, Continue) else _windows_of)(r, tok, n_ctx, where, truncate) for r in requests]
+    return [
+        (_prompt if isinstance(r, Continue) else _windows_of)(r, tok, n_ctx, where, truncate)
+        for r in requests
+    ]
 
-def _whole(scored): return Scored(*(np.concatenate([getattr(s, k) for s in scored]) for k in ('logprobs', 'best', 'allowed')))
+
+def _whole(scored):
+    return Scored(*(np.concatenate([getattr(s, k) for s in scored]) for k in ('logprobs', 'best', 'allowed')))
+
 
 def _write(model, tok, prompts, r, seed, dtype, desc, keep, batch=16):
     "What the model writes after each prompt, under the settings of request `r`"
-    kept,uniq = _Kept(keep),list(dict.fromkeys(prompts))
+    kept = _Kept(keep)
+    uniq = list(dict.fromkeys(prompts))
     key = {p: _hash(p.encode(), repr((r.max_new_tokens, r.stop, r.top_k, seed)).encode()) for p in uniq}
-    out = {p: kept.have[k] for p,k in key.items() if k in kept.have}
+    out = {p: kept.have[k] for p, k in key.items() if k in kept.have}
     todo = sorted((p for p in uniq if p not in out), key=len)
-    chunks = [todo[i:i+batch] for i in range(0, len(todo), batch)]
-    for ps in progress(chunks, desc=desc, unit='batch') if len(chunks)>1 else chunks:
+    chunks = [todo[i : i + batch] for i in range(0, len(todo), batch)]
+    for ps in progress(chunks, desc=desc, unit='batch') if len(chunks) > 1 else chunks:
         with autocast(model.wte.weight.device, dtype):
-            got = samples(model, tok, ps, r.max_new_tokens, seed=seed, stop=list(r.stop), batch_size=batch, **(dict(top_k=r.top_k) if r.top_k else dict(temperature=0)))
-        for p,s in zip(ps, got):
+            got = samples(
+                model,
+                tok,
+                ps,
+                r.max_new_tokens,
+                seed=seed,
+                stop=list(r.stop),
+                batch_size=batch,
+                **(dict(top_k=r.top_k) if r.top_k else dict(temperature=0)),
+            )
+        for p, s in zip(ps, got):
             out[p] = Written(s.text, np.array(s.logprobs, dtype=np.float32))
             kept.add(key[p], out[p])
     kept.close()
     return [out[p] for p in prompts]
 
+
 def answers(
     model,
     tok,
-    requests:list,
-    ready:list=None,         # what `prepared` made of them
-    seed:int=0,              # for draws
-    dtype:str='float32',     # of the matrix products: `float32` or `bfloat16`
-    desc:str='scoring',
-    keep=None,               # file for answers already made
-    **kw,                    # more for `score_windows`
-)->list:                     # `Scored` or `Written`, in order
+    requests: list,
+    ready: list = None,  # what `prepared` made of them
+    seed: int = 0,  # for draws
+    dtype: str = 'float32',  # of the matrix products: `float32` or `bfloat16`
+    desc: str = 'scoring',
+    keep=None,  # file for answers already made
+    **kw,  # more for `score_windows`
+) -> list:  # `Scored` or `Written`, in order
     "The model's answers to requests"
     ready = prepared(requests, tok, model.cfg.n_ctx) if ready is None else ready
-    out,sets = [None]*len(requests),{}
-    for i,r in enumerate(requests):
+    out = [None] * len(requests)
+    sets = {}
+    for i, r in enumerate(requests):
         k = (r.max_new_tokens, r.stop, r.top_k) if isinstance(r, Continue) else (getattr(r, 'without', ()),)
         sets.setdefault((type(r) is Continue, k), []).append(i)
-    for (writes,k),at in sets.items():
-        if writes: got = iter(_write(model, tok, [ready[i] for i in at], requests[at[0]], seed, dtype, desc, keep))
+    for (writes, k), at in sets.items():
+        if writes:
+            got = iter(_write(model, tok, [ready[i] for i in at], requests[at[0]], seed, dtype, desc, keep))
         else:
-            flat = iter(score_windows(model, [w for i in at for w in ready[i]], _without(tok, k[0]), dtype, desc=desc, keep=keep, **kw))
+            flat = iter(
+                score_windows(
+                    model,
+                    [w for i in at for w in ready[i]],
+                    _without(tok, k[0]),
+                    dtype,
+                    desc=desc,
+                    keep=keep,
+                    **kw,
+                )
+            )
             got = (_whole([next(flat) for _ in ready[i]]) for i in at)
-        for i,a in zip(at, got): out[i] = a
+        for i, a in zip(at, got):
+            out[i] = a
     return out
 
 # %% ../nbs/14_evaluate.ipynb #6255c1bb
 @dataclass(frozen=True)
 class Result:
     "One score of one task under one protocol"
+
     task: str
     metric: str
     value: float
-    low: float            # 95 % bootstrap interval
+    low: float  # 95 % bootstrap interval
     high: float
     unit: str
     higher_is_better: bool
     protocol: str
-    items: int            # examples, or blocks of about 1,024 units
-    context: int          # tokens
-    stride: int|str       # tokens
+    items: int  # examples, or blocks of about 1,024 units
+    context: int  # tokens
+    stride: int | str  # tokens
     normalisation: str
     tokenizer: str
-    truncated: bool       # was what is longer than the context cut?
-    data: str             # file or data set
-    rows: np.ndarray = field(default=None, repr=False, compare=False)   # (items,k) counts, for comparisons
+    truncated: bool  # was what is longer than the context cut?
+    data: str  # file or data set
+    rows: np.ndarray = field(default=None, repr=False, compare=False)  # (items,k) counts, for comparisons
     metric_of: Metric = field(default=None, repr=False, compare=False)
 
-def _finite(v): return None if isinstance(v, float) and not math.isfinite(v) else v
+
+def _finite(v):
+    return None if isinstance(v, float) and not math.isfinite(v) else v
+
 
 class Table(list):
     "Prints as a table; a subclass has `_cells`: the head and the rows, as text"
+
     def __repr__(self):
         rows = self._cells()
         w = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        return '\n'.join('  '.join(c.ljust(n) for c,n in zip(r, w)).rstrip() for r in rows)
+        return '\n'.join('  '.join(c.ljust(n) for c, n in zip(r, w)).rstrip() for r in rows)
+
     __str__ = __repr__
+
     def _repr_markdown_(self):
-        head,*rows = self._cells()
-        return '\n'.join(f"| {' | '.join(r)} |" for r in [head, ['---']*len(head), *rows])
+        head, *rows = self._cells()
+        return '\n'.join(f'| {" | ".join(r)} |' for r in [head, ['---'] * len(head), *rows])
+
 
 class Results(Table):
     "Scores. `results['lambada']` is the task's first score, `results['lambada.ppl']` another"
-    def get(self,
-        k:str,                # task, or task.metric
-        protocol:str=None,    # of any if not given
-    )->Result|None:
-        task,_,metric = k.partition('.')
-        return next((r for r in self if r.task==task and metric in ('', r.metric) and protocol in (None, r.protocol)), None)
+
+    def get(
+        self,
+        k: str,  # task, or task.metric
+        protocol: str = None,  # of any if not given
+    ) -> Result | None:
+        task, _, metric = k.partition('.')
+        return next(
+            (
+                r
+                for r in self
+                if r.task == task and metric in ('', r.metric) and protocol in (None, r.protocol)
+            ),
+            None,
+        )
+
     def __getitem__(self, k):
-        if not isinstance(k, str): return super().__getitem__(k)
-        if (r := self.get(k)) is None: raise KeyError(f"no result {k!r}: {nearest(k, [f'{r.task}.{r.metric}' for r in self])}")
+        if not isinstance(k, str):
+            return super().__getitem__(k)
+        if (r := self.get(k)) is None:
+            raise KeyError(f'no result {k!r}: {nearest(k, [f"{r.task}.{r.metric}" for r in self])}')
         return r
-    def to_dict(self)->dict: # ready for JSON; an unknown interval is null
+
+    def to_dict(self) -> dict:  # ready for JSON; an unknown interval is null
         "All scores with all that belongs to them"
-        return dict(results=[{k: _finite(v) for k,v in vars(r).items() if k not in ('rows', 'metric_of')} for r in self])
+        return dict(
+            results=[
+                {k: _finite(v) for k, v in vars(r).items() if k not in ('rows', 'metric_of')} for r in self
+            ]
+        )
+
     def _cells(self):
-        head = ['task', 'score', 'value', '95 % interval', 'protocol', 'items', 'stride', 'divided by', 'data']
+        head = [
+            'task',
+            'score',
+            'value',
+            '95 % interval',
+            'protocol',
+            'items',
+            'stride',
+            'divided by',
+            'data',
+        ]
         span = lambda r: f'{r.low:.4g} – {r.high:.4g}' if math.isfinite(r.low) else '–'
-        return [head]+[[r.task, r.metric, f'{r.value:.4g}{" %" if r.unit=="%" else ""}', span(r), r.protocol, f'{r.items:,}', str(r.stride), r.normalisation, r.data] for r in self]
+        return [head] + [
+            [
+                r.task,
+                r.metric,
+                f'{r.value:.4g}{" %" if r.unit == "%" else ""}',
+                span(r),
+                r.protocol,
+                f'{r.items:,}',
+                str(r.stride),
+                r.normalisation,
+                r.data,
+            ]
+            for r in self
+        ]
 
 # %% ../nbs/14_evaluate.ipynb #c20cce91
-tasks = {t.name: t for t in (WikiText2(), WikiText103(), PTB(), Enwik8(), Text8(), OneBillion(), Lambada(), CBTCN(), CBTNE(), Winograd(), HellaSwag(), CoQA(), CNNDailyMail(), FrEn(), EnFr(), NaturalQuestions())}
+tasks = {
+    t.name: t
+    for t in (
+        WikiText2(),
+        WikiText103(),
+        PTB(),
+        Enwik8(),
+        Text8(),
+        OneBillion(),
+        Lambada(),
+        CBTCN(),
+        CBTNE(),
+        Winograd(),
+        HellaSwag(),
+        CoQA(),
+        CNNDailyMail(),
+        FrEn(),
+        EnFr(),
+        NaturalQuestions(),
+    )
+}
 
-def task(name:str)->Task:
+
+def task(name: str) -> Task:
     "The task of that name. Raises `ValueError` with the nearest names"
-    if name not in tasks: raise ValueError(f'unknown task {name!r}: {nearest(name, tasks)}')
+    if name not in tasks:
+        raise ValueError(f'unknown task {name!r}: {nearest(name, tasks)}')
     return tasks[name]
 
+
 def _protocols(p):
-    if p=='both': return ['paper', 'modern']
-    if p not in ('paper', 'modern'): raise ValueError(f"unknown protocol {p!r}: {nearest(p, ('paper', 'modern', 'both'))}")
+    if p == 'both':
+        return ['paper', 'modern']
+    if p not in ('paper', 'modern'):
+        raise ValueError(f'unknown protocol {p!r}: {nearest(p, ("paper", "modern", "both"))}')
     return [p]
+
 
 @dataclass
 class Job:
     "One task under one protocol, read, checked and ready for a model"
+
     task: Task
     protocol: str
-    data: str         # file or data set
+    data: str  # file or data set
     examples: list
-    requests: list    # of each example
-    ready: list       # of each example's requests: windows, or prompts
+    requests: list  # of each example
+    ready: list  # of each example's requests: windows, or prompts
 
-def _texts(requests): return [r.text if isinstance(r, Rolling) else r.context+r.target if isinstance(r, LogLik) else r.prompt+r.tail for r in requests]
+
+def _texts(requests):
+    return [
+        r.text
+        if isinstance(r, Rolling)
+        else r.context + r.target
+        if isinstance(r, LogLik)
+        else r.prompt + r.tail
+        for r in requests
+    ]
+
 
 def jobs(
     model,
     tok,
-    names,                # of tasks
-    protocol:str='paper',
-    data=None,            # folder with the files as released; none: data sets of the hub
-    limit:int=None,       # only the first so many examples (of a text: words)
-    subset:bool=False,    # the files are knowingly only a part of what was released
-    truncate:bool=False,  # cut what is longer than the context
-)->list[Job]:
+    names,  # of tasks
+    protocol: str = 'paper',
+    data=None,  # folder with the files as released; none: data sets of the hub
+    limit: int = None,  # only the first so many examples (of a text: words)
+    subset: bool = False,  # the files are knowingly only a part of what was released
+    truncate: bool = False,  # cut what is longer than the context
+) -> list[Job]:
     "All that can be wrong with what `evaluate` is asked, found before work starts"
     names = [names] if isinstance(names, str) else list(names)
-    if not names: raise ValueError('no tasks: name at least one, such as lambada')
-    if limit is not None and limit<1: raise ValueError(f'limit={limit}: give a number of examples above 0')
-    todo,protocols,out = [task(n) for n in names],_protocols(protocol),[]
+    if not names:
+        raise ValueError('no tasks: name at least one, such as lambada')
+    if limit is not None and limit < 1:
+        raise ValueError(f'limit={limit}: give a number of examples above 0')
+    todo = [task(n) for n in names]
+    protocols = _protocols(protocol)
+    out = []
     check_tokenizer(model, tok)
     for t in todo:
-        if t.extra and not has_package(t.extra): raise ValueError(f"{t.name} is scored with {t.extra.replace('_', '-')}, which is not installed: pip install {t.extra.replace('_', '-')}")
+        if t.extra and not has_package(t.extra):
+            raise ValueError(
+                f'{t.name} is scored with {t.extra.replace("_", "-")}, which is not installed: pip install '
+                f'{t.extra.replace("_", "-")}'
+            )
     for t in todo:
         for p in protocols:
             xs = t.examples(data, subset, p)
             xs = t.limit(xs, limit) if limit else xs
             reqs = [t.requests(x, p) for x in xs]
-            try: check_tokenizer(model, tok, [s for rs in reqs for s in _texts(rs)])
-            except ValueError as e: raise ValueError(f'{t.name}: {e}') from None
-            out.append(Job(t, p, t.origin(data, p), xs, reqs, [prepared(rs, tok, model.cfg.n_ctx, truncate, f'{t.name}, example {i}') for i,rs in enumerate(reqs, 1)]))
+            try:
+                check_tokenizer(model, tok, [s for rs in reqs for s in _texts(rs)])
+            except ValueError as e:
+                raise ValueError(f'{t.name}: {e}') from None
+            out.append(
+                Job(
+                    t,
+                    p,
+                    t.origin(data, p),
+                    xs,
+                    reqs,
+                    [
+                        prepared(rs, tok, model.cfg.n_ctx, truncate, f'{t.name}, example {i}')
+                        for i, rs in enumerate(reqs, 1)
+                    ],
+                )
+            )
     return out
 
+
 def example_texts(
-    name:str,          # of a task
-    data=None,         # as for `jobs`
-    limit:int=None,
-    subset:bool=False,
-)->list[str]:
+    name: str,  # of a task
+    data=None,  # as for `jobs`
+    limit: int = None,
+    subset: bool = False,
+) -> list[str]:
     "One text for each example: the longest that the model gets to see of it"
     t = task(name)
     xs = t.examples(data, subset)
     return [max(_texts(t.requests(x, 'paper')), key=len) for x in (t.limit(xs, limit) if limit else xs)]
 
+
 def _result(task, k, m, v, protocol, context, s, tok, truncate, data, seed):
-    with np.errstate(over='ignore', divide='ignore', invalid='ignore'): value,(lo,hi) = float(m.of(v.sum(0))),bootstrap(m, v, seed=seed)
-    return Result(task, k, value, lo, hi, m.unit, m.higher, protocol, len(v), context, s['stride'], s['normalisation'], str(tok.fingerprint)[:16], truncate, data, v, m)
+    with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
+        value = float(m.of(v.sum(0)))
+        (lo, hi) = bootstrap(m, v, seed=seed)
+    return Result(
+        task,
+        k,
+        value,
+        lo,
+        hi,
+        m.unit,
+        m.higher,
+        protocol,
+        len(v),
+        context,
+        s['stride'],
+        s['normalisation'],
+        str(tok.fingerprint)[:16],
+        truncate,
+        data,
+        v,
+        m,
+    )
+
 
 def _run(job, model, tok, truncate, seed, kw):
-    t,p,T = job.task,job.protocol,model.cfg.n_ctx
-    flat = iter(answers(model, tok, [r for rs in job.requests for r in rs], [w for ws in job.ready for w in ws], seed, desc=f'{t.name} ({p})', **kw))
-    s = dict(stride='–', normalisation='')|t.settings(p)
-    if s['stride']=='context' or (isinstance(s['stride'], int) and s['stride']>T): s['stride'] = T
-    for k,v in t.rows(job.examples, [[next(flat) for _ in rs] for rs in job.requests], p).items(): yield _result(t.name, k, t.metrics[k], v, p, T, s, tok, truncate, job.data, seed)
+    t, p, T = job.task, job.protocol, model.cfg.n_ctx
+    flat = iter(
+        answers(
+            model,
+            tok,
+            [r for rs in job.requests for r in rs],
+            [w for ws in job.ready for w in ws],
+            seed,
+            desc=f'{t.name} ({p})',
+            **kw,
+        )
+    )
+    s = dict(stride='–', normalisation='') | t.settings(p)
+    if s['stride'] == 'context' or (isinstance(s['stride'], int) and s['stride'] > T):
+        s['stride'] = T
+    for k, v in t.rows(job.examples, [[next(flat) for _ in rs] for rs in job.requests], p).items():
+        yield _result(t.name, k, t.metrics[k], v, p, T, s, tok, truncate, job.data, seed)
+
 
 def evaluate(
     model,
-    tok,                     # the tokenizer it was trained with
-    tasks,                   # names, such as ['lambada', 'wikitext2']
-    protocol:str='paper',    # `paper`, `modern` or `both`
-    data=None,               # folder with the files as released; without one, `datasets` fetches them by name
-    limit:int=None,          # only the first so many examples (of a text: words)
-    subset:bool=False,       # the files are knowingly only a part of what was released
-    truncate:bool=False,     # cut what is longer than the context
-    keep=None,               # folder for answers already made: an interrupted evaluation goes on
-    dtype:str='float32',     # of the matrix products: `float32` or `bfloat16`
-    batch_tokens:int=None,   # tokens in a batch; what suits the device if not given
-    seed:int=0,              # for the bootstrap, and for tasks that draw
-)->Results:
-    "Zero-shot scores. Raises `ValueError` or `FileNotFoundError` before work starts: unknown task, missing or damaged file, an item longer than the context, text that the tokenizer cannot write"
-    return run_jobs(jobs(model, tok, tasks, protocol, data, limit, subset, truncate), model, tok, truncate, keep, seed, dtype=dtype, batch_tokens=batch_tokens)
+    tok,  # the tokenizer it was trained with
+    tasks,  # names, such as ['lambada', 'wikitext2']
+    protocol: str = 'paper',  # `paper`, `modern` or `both`
+    data=None,  # folder with the files as released; without one, `datasets` fetches them by name
+    limit: int = None,  # only the first so many examples (of a text: words)
+    subset: bool = False,  # the files are knowingly only a part of what was released
+    truncate: bool = False,  # cut what is longer than the context
+    keep=None,  # folder for answers already made: an interrupted evaluation goes on
+    dtype: str = 'float32',  # of the matrix products: `float32` or `bfloat16`
+    batch_tokens: int = None,  # tokens in a batch; what suits the device if not given
+    seed: int = 0,  # for the bootstrap, and for tasks that draw
+) -> Results:
+    """Zero-shot scores.
+
+    Raises `ValueError` or `FileNotFoundError` before work starts: unknown task, missing or damaged file,
+    an item longer than the context, text that the tokenizer cannot write
+    """
+    return run_jobs(
+        jobs(model, tok, tasks, protocol, data, limit, subset, truncate),
+        model,
+        tok,
+        truncate,
+        keep,
+        seed,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+    )
+
 
 def run_jobs(
-    todo:list[Job],      # from `jobs`
+    todo: list[Job],  # from `jobs`
     model,
     tok,
-    truncate:bool=False, # as given to `jobs`
-    keep=None,           # folder for answers already made
-    seed:int=0,
-    dtype:str='float32', # of the matrix products
-    **kw,                # more for `score_windows`
-)->Results:
+    truncate: bool = False,  # as given to `jobs`
+    keep=None,  # folder for answers already made
+    seed: int = 0,
+    dtype: str = 'float32',  # of the matrix products
+    **kw,  # more for `score_windows`
+) -> Results:
     "Scores of what `jobs` made ready"
     out = Results()
     for j in todo:
-        f = Path(keep)/f'{j.task.name}-{j.protocol}-{_fingerprint(model)}{"" if dtype=="float32" else "-"+dtype}.jsonl' if keep else None
+        f = (
+            Path(keep)
+            / f'{j.task.name}-{j.protocol}-{_fingerprint(model)}{"" if dtype == "float32" else "-" + dtype}.jsonl'
+            if keep
+            else None
+        )
         out += _run(j, model, tok, truncate, seed, dict(dtype=dtype, keep=f, **kw))
     return out
+
 
 def _fingerprint(model):
     "A hash of the weights: kept answers belong to one model"
     h = hashlib.blake2b(digest_size=6)
-    for n,p in sorted(model.state_dict().items()): h.update(n.encode()+np.ascontiguousarray(p.detach().float().flatten()[::max(1, p.numel()//4096)].cpu().numpy()).tobytes())
+    for n, p in sorted(model.state_dict().items()):
+        h.update(
+            n.encode()
+            + np.ascontiguousarray(
+                p.detach().float().flatten()[:: max(1, p.numel() // 4096)].cpu().numpy()
+            ).tobytes()
+        )
     return h.hexdigest()
 
 # %% ../nbs/14_evaluate.ipynb #907c6169
 def heldout(
     model,
     tok,
-    source,                  # a run, a prepared folder (their `shards/valid`), a folder of shards, a `.bin` file or several
-    protocol:str='paper',    # `paper`, `modern` or `both`
-    limit:int=None,          # only the first so many documents
-    seed:int=0,              # for the bootstrap
-    keep=None,               # folder for answers already made
-    **kw,                    # more for `score_windows`
-)->Results:
-    "Loss in nats per token, perplexity and bits per byte. Raises `ValueError` or `FileNotFoundError` for shards that are not there or not the tokenizer's"
+    source,  # a run, a prepared folder (their `shards/valid`), a folder of shards, a `.bin` file or several
+    protocol: str = 'paper',  # `paper`, `modern` or `both`
+    limit: int = None,  # only the first so many documents
+    seed: int = 0,  # for the bootstrap
+    keep=None,  # folder for answers already made
+    **kw,  # more for `score_windows`
+) -> Results:
+    """Loss in nats per token, perplexity and bits per byte.
+
+    Raises `ValueError` or `FileNotFoundError` for shards that are not there or not the tokenizer's
+    """
     check_tokenizer(model, tok)
-    protocols,docs,T,out = _protocols(protocol),_documents(model, tok, source, limit),model.cfg.n_ctx,Results()
+    protocols = _protocols(protocol)
+    docs = _documents(model, tok, source, limit)
+    T = model.cfg.n_ctx
+    out = Results()
     n_bytes = sum(len(tok.decode(d).encode()) for d in docs)
     for p in protocols:
-        if p=='paper': s,parts = dict(stride=max(1, T//2), normalisation='tokens (loss, ppl), bytes (bpb) of documents'),[windows([tok.eot, *d, tok.eot], T, max(1, T//2)) for d in docs]
-        else: s,parts = dict(stride=T, normalisation='tokens (loss, ppl), bytes (bpb) of the stream'),[windows(np.concatenate([[tok.eot], *([*d, tok.eot] for d in docs)]), T, T)]
-        f = Path(keep)/f'heldout-{p}-{_fingerprint(model)}{"-bfloat16" if kw.get("dtype")=="bfloat16" else ""}.jsonl' if keep else None
+        if p == 'paper':
+            s = dict(stride=max(1, T // 2), normalisation='tokens (loss, ppl), bytes (bpb) of documents')
+            parts = [windows([tok.eot, *d, tok.eot], T, max(1, T // 2)) for d in docs]
+        else:
+            s = dict(stride=T, normalisation='tokens (loss, ppl), bytes (bpb) of the stream')
+            parts = [windows(np.concatenate([[tok.eot], *([*d, tok.eot] for d in docs)]), T, T)]
+        f = (
+            Path(keep)
+            / f'heldout-{p}-{_fingerprint(model)}{"-bfloat16" if kw.get("dtype") == "bfloat16" else ""}.jsonl'
+            if keep
+            else None
+        )
         got = iter(score_windows(model, [w for ws in parts for w in ws], desc=f'heldout ({p})', keep=f, **kw))
         whole = [_whole([next(got) for _ in ws]) for ws in parts]
-        if p=='paper': rows,size = np.array([(-a.sum, len(a.logprobs)) for a in whole]),np.array([len(tok.decode(d).encode()) for d in docs])
+        if p == 'paper':
+            rows = np.array([(-a.sum, len(a.logprobs)) for a in whole])
+            size = np.array([len(tok.decode(d).encode()) for d in docs])
         else:
             rows = block_rows(whole[0], len(whole[0].logprobs))
-            size = rows[:, 1]*n_bytes/rows[:, 1].sum()
-        for k,m,v in ('loss', Metric(average.of, False, 'nats'), rows),('ppl', perplexity, rows),('bpb', bits, np.stack([rows[:, 0], size], 1)):
+            size = rows[:, 1] * n_bytes / rows[:, 1].sum()
+        for k, m, v in (
+            ('loss', Metric(average.of, False, 'nats'), rows),
+            ('ppl', perplexity, rows),
+            ('bpb', bits, np.stack([rows[:, 0], size], 1)),
+        ):
             out.append(_result('heldout', k, m, v, p, T, s, tok, False, str(source), seed))
     return out

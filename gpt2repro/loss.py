@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .backend import loss_chunk,mesh_size,prefers_blocks,vocab_multiple
-from .ops import softmax_rows,spans
+from .backend import loss_chunk, mesh_size, prefers_blocks, vocab_multiple
+from .ops import softmax_rows, spans
 
 # %% ../nbs/07_loss.ipynb #74f06e8f
 def _compute_dtype(h):
@@ -23,108 +23,159 @@ def _compute_dtype(h):
     kind = h.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
 
+
 class _ChunkedCE(torch.autograd.Function):
     "Sum of the cross-entropies, times `scale`; the gradients are computed in the forward pass"
+
     @staticmethod
     def forward(ctx, h, table, y, scale, chunk, ignore_index, dtype, cols, multiple):  # (N,C), (V,C), (N,)
         want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        N,V = len(y),len(table)
-        hd,real,y = h.to(dtype),(y!=ignore_index)[:, None],y.where(y!=ignore_index, 0)[:, None]
-        W = V+(-V)%multiple                                                              # V, or the next multiple
-        whole = None if cols<W==V else table.to(dtype)
-        if W>V: whole = F.pad(whole, (0, 0, 0, W-V))
-        def piece(a, b): return table[a:b].to(dtype) if whole is None else whole[a:b]    # small enough to be made anew when needed
+        N, V = len(y), len(table)
+        hd = h.to(dtype)
+        real = (y != ignore_index)[:, None]
+        y = y.where(y != ignore_index, 0)[:, None]
+        W = V + (-V) % multiple  # V, or the next multiple
+        whole = None if cols < W == V else table.to(dtype)
+        if W > V:
+            whole = F.pad(whole, (0, 0, 0, W - V))
+
+        def piece(a, b):
+            return (
+                table[a:b].to(dtype) if whole is None else whole[a:b]
+            )  # small enough to be made anew when needed
+
         wide = torch.promote_types(dtype, torch.float32)
-        dh,dw = (h.new_zeros(h.shape, dtype=wide),torch.empty_like(table) if N else torch.zeros_like(table)) if want else (None,None)
+        dh, dw = (
+            (h.new_zeros(h.shape, dtype=wide), torch.empty_like(table) if N else torch.zeros_like(table))
+            if want
+            else (None, None)
+        )
         nll = h.new_zeros((), dtype=wide)
-        room = h.new_empty(min(chunk, N), W, dtype=dtype) if cols<W else None
-        for i,j in spans(N, chunk):
-            hc,yc = hd[i:j],y[i:j]
-            if room is None: z = hc@whole.T                                              # (n,W)
+        room = h.new_empty(min(chunk, N), W, dtype=dtype) if cols < W else None
+        for i, j in spans(N, chunk):
+            hc = hd[i:j]
+            yc = y[i:j]
+            if room is None:
+                z = hc @ whole.T  # (n,W)
             else:
-                z = room[:j-i]
-                for a,b in spans(W, cols): z[:, a:b] = hc@piece(a, b).T
-            if W>V: z[:, V:] = -torch.inf
+                z = room[: j - i]
+                for a, b in spans(W, cols):
+                    z[:, a:b] = hc @ piece(a, b).T
+            if W > V:
+                z[:, V:] = -torch.inf
             zy = z.gather(1, yc)
-            p,lse = softmax_rows(z, in_place=room is not None)
-            nll += ((lse-zy)*real[i:j]).sum()
-            if not want: continue
-            at = torch.arange(j-i, device=h.device),yc[:, 0]
-            p[at] = p[at]-1                                                              # p - onehot: the gradient of the logits
-            hc = hc*real[i:j]
-            for a,b in spans(W, cols):
-                dh[i:j] += p[:, a:b]@piece(a, b)
-                g = (p[:, a:b].T@hc)[:max(0, V-a)]
-                if i==0: dw[a:b] = g
-                else: dw[a:b] += g
-        if want: dh *= real
-        ctx.grads,ctx.scale,ctx.like = (dh,dw),scale,h.dtype
-        return nll*scale
+            p, lse = softmax_rows(z, in_place=room is not None)
+            nll += ((lse - zy) * real[i:j]).sum()
+            if not want:
+                continue
+            at = torch.arange(j - i, device=h.device), yc[:, 0]
+            p[at] = p[at] - 1  # p - onehot: the gradient of the logits
+            hc = hc * real[i:j]
+            for a, b in spans(W, cols):
+                dh[i:j] += p[:, a:b] @ piece(a, b)
+                g = (p[:, a:b].T @ hc)[: max(0, V - a)]
+                if i == 0:
+                    dw[a:b] = g
+                else:
+                    dw[a:b] += g
+        if want:
+            dh *= real
+        ctx.grads = (dh, dw)
+        ctx.scale = scale
+        ctx.like = h.dtype
+        return nll * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        if ctx.grads is None: raise RuntimeError('a second backward pass through one loss: its gradients are gone; compute the loss again')
-        (dh,dw),ctx.grads = ctx.grads,None
-        return (dh*(g*ctx.scale)).to(ctx.like),dw.mul_(g*ctx.scale),None,None,None,None,None,None,None
+        if ctx.grads is None:
+            raise RuntimeError(
+                'a second backward pass through one loss: its gradients are gone; compute the loss again'
+            )
+        (dh, dw), ctx.grads = ctx.grads, None
+        return (
+            (dh * (g * ctx.scale)).to(ctx.like),
+            dw.mul_(g * ctx.scale),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 # %% ../nbs/07_loss.ipynb #b73047ff
 def chunked_ce(
-    h:Tensor,               # (N,C) hidden states
-    table:Tensor,           # (V,C) token table
-    y:Tensor,               # (N,) int64 targets
-    chunk:int=0,            # tokens whose logits are held at once; 0: what suits the device, see `backend.loss_chunk`
-    ignore_index:int=-100,  # targets that do not count
-)->Tensor:                  # scalar, nats per token
+    h: Tensor,  # (N,C) hidden states
+    table: Tensor,  # (V,C) token table
+    y: Tensor,  # (N,) int64 targets
+    # tokens whose logits are held at once; 0: what suits the device, see `backend.loss_chunk`
+    chunk: int = 0,
+    ignore_index: int = -100,  # targets that do not count
+) -> Tensor:  # scalar, nats per token
     "Mean of `F.cross_entropy(h@table.T, y)`, without its memory"
-    scale = 1/(y!=ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
-    cols = 4096 if prefers_blocks(h.device) else 2*len(table)                        # in one piece
-    return _ChunkedCE.apply(h, table, y, scale, chunk or loss_chunk(h.device)*mesh_size(), ignore_index, _compute_dtype(h), cols, vocab_multiple(h.device))
+    scale = 1 / (y != ignore_index).sum().clamp(min=1).to(torch.promote_types(h.dtype, torch.float32))
+    cols = 4096 if prefers_blocks(h.device) else 2 * len(table)  # in one piece
+    return _ChunkedCE.apply(
+        h,
+        table,
+        y,
+        scale,
+        chunk or loss_chunk(h.device) * mesh_size(),
+        ignore_index,
+        _compute_dtype(h),
+        cols,
+        vocab_multiple(h.device),
+    )
+
 
 def lm_loss(
-    model,                  # a `GPT2`
-    x:Tensor,               # (B,T) int64 ids
-    y:Tensor,               # (B,T) int64: the token after each
-    chunk:int=0,            # as in `chunked_ce`
-    ignore_index:int=-100,  # targets that do not count, such as padding
-    mask:Tensor=None,       # (B,T), true where `x` is a token and not padding
-)->Tensor:                  # scalar, nats per token
+    model,  # a `GPT2`
+    x: Tensor,  # (B,T) int64 ids
+    y: Tensor,  # (B,T) int64: the token after each
+    chunk: int = 0,  # as in `chunked_ce`
+    ignore_index: int = -100,  # targets that do not count, such as padding
+    mask: Tensor = None,  # (B,T), true where `x` is a token and not padding
+) -> Tensor:  # scalar, nats per token
     "Mean cross-entropy of the next token"
-    h,table = model.features(x, mask)
+    h, table = model.features(x, mask)
     return chunked_ce(h.flatten(0, 1), table, y.flatten(), chunk, ignore_index)
 
 # %% ../nbs/07_loss.ipynb #1a16edd4
 def sequence_logprobs(
-    model,                  # a `GPT2`
-    x:Tensor,               # (B,T) int64 ids
-    y:Tensor,               # (B,T) int64 targets, `ignore_index` where they do not count
-    chunk:int=512,          # tokens whose logits are held at once
-    ignore_index:int=-100,
-    mask:Tensor=None,       # (B,T), true where `x` is a token and not padding
-)->Tensor:                  # (B,) float32, nats, ≤ 0
+    model,  # a `GPT2`
+    x: Tensor,  # (B,T) int64 ids
+    y: Tensor,  # (B,T) int64 targets, `ignore_index` where they do not count
+    chunk: int = 512,  # tokens whose logits are held at once
+    ignore_index: int = -100,
+    mask: Tensor = None,  # (B,T), true where `x` is a token and not padding
+) -> Tensor:  # (B,) float32, nats, ≤ 0
     "Sum of the log-probabilities of each sequence's targets"
-    h,table = model.features(x, mask)
+    h, table = model.features(x, mask)
     return token_logprobs(h, table, y, chunk, ignore_index).sum(1)
 
+
 def token_logprobs(
-    h:Tensor,               # (B,T,C) hidden states
-    table:Tensor,           # (V,C) token table
-    y:Tensor,               # (B,T) int64 targets
-    chunk:int=512,
-    ignore_index:int=-100,
-)->Tensor:                  # (B,T) nats, 0 where the target does not count
+    h: Tensor,  # (B,T,C) hidden states
+    table: Tensor,  # (V,C) token table
+    y: Tensor,  # (B,T) int64 targets
+    chunk: int = 512,
+    ignore_index: int = -100,
+) -> Tensor:  # (B,T) nats, 0 where the target does not count
     "Log-probability of each target"
     dtype = _compute_dtype(h)
-    w,out = table.to(dtype),[]
-    for hc,yc in zip(h.flatten(0, 1).split(chunk), y.flatten().split(chunk)):
-        z = (hc.to(dtype)@w.T).to(torch.promote_types(h.dtype, torch.float32))
+    w = table.to(dtype)
+    out = []
+    for hc, yc in zip(h.flatten(0, 1).split(chunk), y.flatten().split(chunk)):
+        z = (hc.to(dtype) @ w.T).to(torch.promote_types(h.dtype, torch.float32))
         out.append(-F.cross_entropy(z, yc, reduction='none', ignore_index=ignore_index))
     return torch.cat(out).view(y.shape)
 
 # %% ../nbs/07_loss.ipynb #1d84bb48
 def bits_per_byte(
-    nats:float,   # summed negative log-likelihood of the text
-    n_bytes:int,  # its length in UTF-8
-)->float:
+    nats: float,  # summed negative log-likelihood of the text
+    n_bytes: int,  # its length in UTF-8
+) -> float:
     "Bits that the model needs for each byte of the text"
-    return nats/math.log(2)/n_bytes
+    return nats / math.log(2) / n_bytes

@@ -14,51 +14,67 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor,nn
+from torch import Tensor, nn
 from .backend import activation_checkpoint
-from .config import GPT2Config,nearest
-from .ops import GELU,LayerNorm,Linear,attend,causal_attention,lookup
+from .config import GPT2Config, nearest
+from .ops import GELU, LayerNorm, Linear, attend, causal_attention, lookup
 
 # %% ../nbs/06_model.ipynb #a174fcc7
 class MLP(nn.Module):
     "`c_proj(gelu(c_fc(x)))`, (B,T,C) → (B,T,C)"
-    def __init__(self, cfg:GPT2Config):
+
+    def __init__(self, cfg: GPT2Config):
         super().__init__()
         C = cfg.n_embd
-        self.c_fc,self.c_proj = Linear(C, 4*C),Linear(4*C, C)
-        self.act,self.drop = GELU('tanh' if cfg.activation_function=='gelu_new' else 'none'),nn.Dropout(cfg.resid_pdrop)
-    def forward(self, x): return self.drop(self.c_proj(self.c_fc(x), self.act))
+        self.c_fc, self.c_proj = Linear(C, 4 * C), Linear(4 * C, C)
+        self.act = GELU('tanh' if cfg.activation_function == 'gelu_new' else 'none')
+        self.drop = nn.Dropout(cfg.resid_pdrop)
+
+    def forward(self, x):
+        return self.drop(self.c_proj(self.c_fc(x), self.act))
 
 # %% ../nbs/06_model.ipynb #af36d68d
 class Attention(nn.Module):
     "Causal self-attention with H heads, (B,T,C) → (B,T,C)"
-    def __init__(self, cfg:GPT2Config):
+
+    def __init__(self, cfg: GPT2Config):
         super().__init__()
         C = cfg.n_embd
-        self.n_head,self.p = cfg.n_head,cfg.attn_pdrop
-        self.c_attn,self.c_proj = Linear(C, 3*C),Linear(C, C)
+        self.n_head, self.p = cfg.n_head, cfg.attn_pdrop
+        self.c_attn, self.c_proj = Linear(C, 3 * C), Linear(C, C)
         self.drop = nn.Dropout(cfg.resid_pdrop)
 
-    def forward(self,
-        x:Tensor,          # (B,T,C)
-        see:Tensor=None,   # what each query sees, bool, broadcastable to (B,H,T,S); the causal triangle if not given
-        remember=None,     # function (k, v) -> all keys and values so far, such as a cache's
-    )->Tensor:             # (B,T,C)
-        B,T,C = x.shape
-        qkv,p = self.c_attn(x),self.p if self.training else 0.
-        if see is None: return self.drop(self.c_proj(causal_attention(qkv, self.n_head, p)))
-        q,k,v = (o.view(B, T, self.n_head, C//self.n_head).transpose(1, 2) for o in qkv.split(C, 2))   # (B,H,T,D)
-        if remember is not None: k,v = remember(k, v)                                                  # (B,H,S,D)
+    def forward(
+        self,
+        x: Tensor,  # (B,T,C)
+        # what each query sees, bool, broadcastable to (B,H,T,S); the causal triangle if not given
+        see: Tensor = None,
+        remember=None,  # function (k, v) -> all keys and values so far, such as a cache's
+    ) -> Tensor:  # (B,T,C)
+        B, T, C = x.shape
+        qkv = self.c_attn(x)
+        p = self.p if self.training else 0.0
+        if see is None:
+            return self.drop(self.c_proj(causal_attention(qkv, self.n_head, p)))
+        q, k, v = (
+            o.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for o in qkv.split(C, 2)
+        )  # (B,H,T,D)
+        if remember is not None:
+            k, v = remember(k, v)  # (B,H,S,D)
         y = attend(q, k, v, attn_mask=see, dropout_p=p)
-        return self.drop(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))                              # heads side by side again
+        return self.drop(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))  # heads side by side again
 
 # %% ../nbs/06_model.ipynb #549006a4
 class Block(nn.Module):
     "x + attention(norm(x)), then x + MLP(norm(x)): (B,T,C) → (B,T,C)"
-    def __init__(self, cfg:GPT2Config):
+
+    def __init__(self, cfg: GPT2Config):
         super().__init__()
-        self.ln_1,self.attn = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),Attention(cfg)
-        self.ln_2,self.mlp  = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon),MLP(cfg)
+        self.ln_1 = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        self.attn = Attention(cfg)
+        self.ln_2 = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
+        self.mlp = MLP(cfg)
+
     def forward(self, x, see=None, remember=None):
         x = x + self.attn(self.ln_1(x), see, remember)
         return x + self.mlp(self.ln_2(x))
@@ -66,122 +82,165 @@ class Block(nn.Module):
 # %% ../nbs/06_model.ipynb #3460f865
 class KVCache:
     "Keys and values of every layer, `k` and `v` of shape (L,B,H,S,D), in tensors whose size never changes"
-    def __init__(self,
-        cfg:GPT2Config,
-        batch:int,                   # B
-        max_len:int,                 # S, slots; at most `cfg.n_ctx` are of use
+
+    def __init__(
+        self,
+        cfg: GPT2Config,
+        batch: int,  # B
+        max_len: int,  # S, slots; at most `cfg.n_ctx` are of use
         device=None,
-        dtype:torch.dtype=torch.float32,
+        dtype: torch.dtype = torch.float32,
     ):
-        shape = cfg.n_layer,batch,cfg.n_head,max_len,cfg.head_size
-        self.k,self.v = torch.zeros(shape, device=device, dtype=dtype),torch.zeros(shape, device=device, dtype=dtype)
-        self.rows = torch.arange(batch, device=device)[:, None]       # (B,1)
+        shape = cfg.n_layer, batch, cfg.n_head, max_len, cfg.head_size
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = torch.arange(batch, device=device)[:, None]  # (B,1)
         self.slots = torch.arange(max_len, device=device)
 
-    def see(self, pos):        # (B,T) -> (B,1,T,S), bool
+    def see(self, pos):  # (B,T) -> (B,1,T,S), bool
         "Which slots a query at each position sees: those up to its own"
         return self.slots <= pos[:, None, :, None]
 
-    def update(self, layer, pos, k, v):   # (B,T), (B,H,T,D) -> (B,H,S,D)
+    def update(self, layer, pos, k, v):  # (B,T), (B,H,T,D) -> (B,H,S,D)
         "Write keys and values to their slots; returns the layer's whole cache"
-        for mem,new in (self.k,k),(self.v,v): mem[layer][self.rows, :, pos] = new.transpose(1, 2).to(mem.dtype)
-        return self.k[layer].to(k.dtype),self.v[layer].to(v.dtype)
+        for mem, new in (self.k, k), (self.v, v):
+            mem[layer][self.rows, :, pos] = new.transpose(1, 2).to(mem.dtype)
+        return self.k[layer].to(k.dtype), self.v[layer].to(v.dtype)
 
 # %% ../nbs/06_model.ipynb #1a893dbe
 class Tables(nn.Module):
     "The embedding tables as the model uses them: as they are"
-    def forward(self, wte, wpe): return wte,wpe
+
+    def forward(self, wte, wpe):
+        return wte, wpe
+
 
 class GPT2(nn.Module):
     "GPT-2 (Radford et al. 2019): ids (B,T) → logits (B,T,V). A fresh one has OpenAI's init"
-    def __init__(self,
-        cfg:GPT2Config,
-        remat:str='none',  # `block`: keep only each block's input for the backward pass and compute the rest again
+
+    def __init__(
+        self,
+        cfg: GPT2Config,
+        # `block`: keep only each block's input for the backward pass and compute the rest again
+        remat: str = 'none',
     ):
         super().__init__()
-        self.cfg,self.remat = cfg,remat
-        if remat not in ('none', 'block'): raise ValueError(f"remat={remat!r}: {nearest(remat, ('none', 'block'))}")
-        self.wte,self.wpe = nn.Embedding(cfg.vocab_size, cfg.n_embd),nn.Embedding(cfg.n_ctx, cfg.n_embd)
-        self.drop,self.tables = nn.Dropout(cfg.embd_pdrop),Tables()
+        self.cfg, self.remat = cfg, remat
+        if remat not in ('none', 'block'):
+            raise ValueError(f'remat={remat!r}: {nearest(remat, ("none", "block"))}')
+        self.wte = nn.Embedding(cfg.vocab_size, cfg.n_embd)
+        self.wpe = nn.Embedding(cfg.n_ctx, cfg.n_embd)
+        self.drop = nn.Dropout(cfg.embd_pdrop)
+        self.tables = Tables()
         self.h = nn.ModuleList([Block(cfg) for _ in range(cfg.n_layer)])
         self.ln_f = LayerNorm(cfg.n_embd, cfg.layer_norm_epsilon)
         init_openai(self)
 
-    def features(self,
-        ids:Tensor,          # (B,T) int64
-        mask:Tensor=None,    # (B,T), 1 or True: a token, 0 or False: padding
-        cache:KVCache=None,  # keys and values so far; filled up
-        pos:Tensor=None,     # (B,T) int64 positions; 0…T-1 if not given
-    )->tuple[Tensor,Tensor]: # (B,T,C) after the last LayerNorm, and the table (V,C) that scores them
-        "Hidden states, and the token table that turns them into logits. Raises `ValueError` for more tokens than the context holds"
-        B,T = ids.shape
-        if T>self.cfg.n_ctx: raise ValueError(f'{T} tokens in a sequence, but the context holds n_ctx={self.cfg.n_ctx}: give fewer')
-        if mask is not None and cache is not None: raise ValueError('mask and cache given: with a cache `pos` says what is seen, pad on the right')
-        if pos is None: pos = torch.arange(T, device=ids.device).expand(B, T)
-        see = cache.see(pos) if cache is not None else None if mask is None else sees(mask)
-        wte,wpe = self.tables(self.wte.weight, self.wpe.weight)
-        x,wte = lookup(ids, wte)
-        x = self.drop(x + F.embedding(pos, wpe))
-        for i,block in enumerate(self.h):
-            if cache is not None: x = block(x, see, partial(cache.update, i, pos))
-            elif self.remat=='block' and torch.is_grad_enabled(): x = activation_checkpoint(block, x, see)
-            else: x = block(x, see)
-        return self.ln_f(x),wte
+    def features(
+        self,
+        ids: Tensor,  # (B,T) int64
+        mask: Tensor = None,  # (B,T), 1 or True: a token, 0 or False: padding
+        cache: KVCache = None,  # keys and values so far; filled up
+        pos: Tensor = None,  # (B,T) int64 positions; 0…T-1 if not given
+    ) -> tuple[Tensor, Tensor]:  # (B,T,C) after the last LayerNorm, and the table (V,C) that scores them
+        """Hidden states, and the token table that turns them into logits.
 
-    def hidden(self, ids, mask=None, cache=None, pos=None)->Tensor: # (B,T,C)
+        Raises `ValueError` for more tokens than the context holds
+        """
+        B, T = ids.shape
+        if T > self.cfg.n_ctx:
+            raise ValueError(
+                f'{T} tokens in a sequence, but the context holds n_ctx={self.cfg.n_ctx}: give fewer'
+            )
+        if mask is not None and cache is not None:
+            raise ValueError('mask and cache given: with a cache `pos` says what is seen, pad on the right')
+        if pos is None:
+            pos = torch.arange(T, device=ids.device).expand(B, T)
+        see = cache.see(pos) if cache is not None else None if mask is None else sees(mask)
+        wte, wpe = self.tables(self.wte.weight, self.wpe.weight)
+        x, wte = lookup(ids, wte)
+        x = self.drop(x + F.embedding(pos, wpe))
+        for i, block in enumerate(self.h):
+            if cache is not None:
+                x = block(x, see, partial(cache.update, i, pos))
+            elif self.remat == 'block' and torch.is_grad_enabled():
+                x = activation_checkpoint(block, x, see)
+            else:
+                x = block(x, see)
+        return self.ln_f(x), wte
+
+    def hidden(self, ids, mask=None, cache=None, pos=None) -> Tensor:  # (B,T,C)
         "Hidden states after the last LayerNorm"
         return self.features(ids, mask, cache, pos)[0]
 
-    def head(self, h)->Tensor: # (…,C) -> (…,V)
+    def head(self, h) -> Tensor:  # (…,C) -> (…,V)
         "Logits of hidden states: the token table used backwards"
         return F.linear(h, self.tables(self.wte.weight, self.wpe.weight)[0])
 
-    def forward(self, ids, mask=None, cache=None, pos=None)->Tensor: # (B,T,V)
+    def forward(self, ids, mask=None, cache=None, pos=None) -> Tensor:  # (B,T,V)
         "Logits of the next token at each position; arguments as in `features`"
         return F.linear(*self.features(ids, mask, cache, pos))
 
 # %% ../nbs/06_model.ipynb #c7d2c812
 def sees(
-    mask:Tensor, # (B,T), true where there is a token
-)->Tensor:       # (B,1,T,T) bool: query, key
+    mask: Tensor,  # (B,T), true where there is a token
+) -> Tensor:  # (B,1,T,T) bool: query, key
     "What each query sees: tokens up to itself, and itself"
     T = mask.shape[1]
     tri = torch.ones(T, T, dtype=torch.bool, device=mask.device).tril()
-    me  = torch.eye(T, dtype=torch.bool, device=mask.device)
+    me = torch.eye(T, dtype=torch.bool, device=mask.device)
     return ((tri & mask.bool()[:, None, :]) | me)[:, None]
 
 # %% ../nbs/06_model.ipynb #3a1792d7
-def _normal(model, residual, std=.02, attn=True):
+def _normal(model, residual, std=0.02, attn=True):
     "N(0, std) for weights, times `residual` for `c_proj`; 0 for biases and 1 for gains"
-    for n,p in model.named_parameters():
-        if n.endswith('bias'): nn.init.zeros_(p)
-        elif p.ndim==1: nn.init.ones_(p)
-        else: nn.init.normal_(p, std=.01 if n=='wpe.weight' else std*residual if n.endswith('c_proj.weight') else std)
+    for n, p in model.named_parameters():
+        if n.endswith('bias'):
+            nn.init.zeros_(p)
+        elif p.ndim == 1:
+            nn.init.ones_(p)
+        else:
+            nn.init.normal_(
+                p, std=0.01 if n == 'wpe.weight' else std * residual if n.endswith('c_proj.weight') else std
+            )
 
-def init_openai(model:nn.Module)->nn.Module:
+
+def init_openai(model: nn.Module) -> nn.Module:
     "OpenAI's init: std 0.02 (`wpe` 0.01), residual projections divided by √(2L)"
-    _normal(model, 1/math.sqrt(2*model.cfg.n_layer))
+    _normal(model, 1 / math.sqrt(2 * model.cfg.n_layer))
     return model
 
 # %% ../nbs/06_model.ipynb #a56da162
 def init_connor_june(
-    model:nn.Module,
-    scale:float=None, # on both residual projections; 1/√L if not given (1/√12 for his 117M; 1/√48 for 1.5B *and* for his 25-layer PrettyBig)
-)->nn.Module:
+    model: nn.Module,
+    # on both residual projections; 1/√L if not given (1/√12 for his 117M; 1/√48 for 1.5B *and* for his
+    # 25-layer PrettyBig)
+    scale: float = None,
+) -> nn.Module:
     "The init of the models released in 2019 (github.com/ConnorJL/GPT2, June 2019)"
-    _normal(model, scale or 1/math.sqrt(model.cfg.n_layer))
+    _normal(model, scale or 1 / math.sqrt(model.cfg.n_layer))
     return model
 
-def init_connor_july(model:nn.Module)->nn.Module:
-    "The init that his code has had since July 2019 (commit aac4b8e): std 0.02/√n_in, and 1/√L on the MLP's projection only"
-    _normal(model, 1.)
+
+def init_connor_july(model: nn.Module) -> nn.Module:
+    """The init that his code has had since July 2019 (commit aac4b8e): std 0.02/√n_in, and 1/√L on the
+    MLP's projection only"""
+    _normal(model, 1.0)
     with torch.no_grad():
         for b in model.h:
-            for o in b.attn.c_attn,b.attn.c_proj,b.mlp.c_fc,b.mlp.c_proj: o.weight /= math.sqrt(o.in_features)
+            for o in b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj:
+                o.weight /= math.sqrt(o.in_features)
             b.mlp.c_proj.weight /= math.sqrt(model.cfg.n_layer)
     return model
 
+
 class TableDropout(Tables):
-    "His dropout on the embedding *tables*: a dropped entry is gone for the whole batch, at the input and, `wte` being the head, in the logits"
-    def __init__(self, p:float=.1): super().__init__(); self.p = p
-    def forward(self, wte, wpe): return F.dropout(wte, self.p, self.training),F.dropout(wpe, self.p, self.training)
+    """His dropout on the embedding *tables*: a dropped entry is gone for the whole batch, at the input
+    and, `wte` being the head, in the logits"""
+
+    def __init__(self, p: float = 0.1):
+        super().__init__()
+        self.p = p
+
+    def forward(self, wte, wpe):
+        return F.dropout(wte, self.p, self.training), F.dropout(wpe, self.p, self.training)

@@ -12,9 +12,9 @@ import ctypes
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor,nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from .backend import autocast,compile_c,prefers_blocks,runs_c,writes_programs
+from .backend import autocast, compile_c, prefers_blocks, runs_c, writes_programs
 
 # %% ../nbs/05a_ops.ipynb #c0de0002
 vectors_c = r"""
@@ -65,7 +65,9 @@ INLINE f32 gelu16(f32 x) { return x/(1.f+exponential(-1.5957691216f*(x+.044715f*
 """
 
 # %% ../nbs/05a_ops.ipynb #c0de0003
-_c = vectors_c+r"""
+_c = (
+    vectors_c
+    + r"""
 /* bfloat16: to the nearest, ties to even */
 INLINE u32 brief(f32 y) {
     const u32 u = (u32)y, near = (u+0x7fff+(u>>16&1))>>16, nan = (u32)(y != y);
@@ -144,27 +146,53 @@ INLINE void softmax(char *s, float *logs, int64_t N, int64_t R, int64_t C, int64
 }
 void causal_softmax(char *s, float *logs, int64_t N, int64_t R, int64_t C, int64_t first, int half) { if (half) softmax(s, logs, N, R, C, first, 1); else softmax(s, logs, N, R, C, first, 0); }
 """
+)
+
 
 def _lib(x):
-    "The functions in C, if they pay: for a dense tensor of float32 or bfloat16 in the memory of a CPU, and not few numbers"
-    if torch.compiler.is_compiling(): return None
-    fits = type(x) in (Tensor, nn.Parameter) and runs_c(x.device) and x.is_contiguous() and x.dtype in (torch.float32, torch.bfloat16) and x.numel()>=2**14
+    """The functions in C, if they pay: for a dense tensor of float32 or bfloat16 in the memory of a
+    CPU, and not few numbers"""
+    if torch.compiler.is_compiling():
+        return None
+    fits = (
+        type(x) in (Tensor, nn.Parameter)
+        and runs_c(x.device)
+        and x.is_contiguous()
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.numel() >= 2**14
+    )
     return compile_c(_c) if fits else None
 
-def _call(f, *args): # tensors by their address, whole numbers
-    return f(*(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(int(a)) for a in args))
+
+def _call(f, *args):  # tensors by their address, whole numbers
+    return f(
+        *(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(int(a)) for a in args)
+    )
+
 
 def softmax_rows(
-    z:Tensor,               # (N,V)
-    in_place:bool=False,    # in C, where that can be
-)->tuple[Tensor,Tensor]:    # (N,V), and (N,1), at least float32
+    z: Tensor,  # (N,V)
+    in_place: bool = False,  # in C, where that can be
+) -> tuple[Tensor, Tensor]:  # (N,V), and (N,1), at least float32
     "Softmax of each row, and the logarithm of the sum of its exponentials"
     wide = torch.promote_types(z.dtype, torch.float32)
     if in_place and (lib := _lib(z)):
-        _call(lib.causal_softmax, z, logs := z.new_empty(len(z), 1, dtype=wide), len(z), 1, z.shape[1], z.shape[1]-1, z.dtype==torch.bfloat16)
-        return z,logs
-    top,p = z.amax(1, keepdim=True),torch.softmax(z, 1, out=z) if in_place else torch.softmax(z, 1, dtype=wide)
-    return p.to(z.dtype),top.to(wide)-p.amax(1, keepdim=True).to(wide).log()           # the largest share is exp(largest z - logarithm)
+        _call(
+            lib.causal_softmax,
+            z,
+            logs := z.new_empty(len(z), 1, dtype=wide),
+            len(z),
+            1,
+            z.shape[1],
+            z.shape[1] - 1,
+            z.dtype == torch.bfloat16,
+        )
+        return z, logs
+    top = z.amax(1, keepdim=True)
+    p = torch.softmax(z, 1, out=z) if in_place else torch.softmax(z, 1, dtype=wide)
+    return p.to(z.dtype), top.to(wide) - p.amax(1, keepdim=True).to(
+        wide
+    ).log()  # the largest share is exp(largest z - logarithm)
 
 # %% ../nbs/05a_ops.ipynb #c0de0005
 class _GELU(torch.autograd.Function):
@@ -172,71 +200,82 @@ class _GELU(torch.autograd.Function):
     def forward(ctx, x, lib):
         ctx.save_for_backward(x)
         ctx.lib = lib
-        _call(lib.gelu, x, y := torch.empty_like(x), x.numel(), x.dtype==torch.bfloat16)
+        _call(lib.gelu, x, y := torch.empty_like(x), x.numel(), x.dtype == torch.bfloat16)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        (x,),g = ctx.saved_tensors,g.contiguous()
-        _call(ctx.lib.gelu_backward, x, g, d := torch.empty_like(x), x.numel(), x.dtype==torch.bfloat16)
-        return d,None
+        (x,) = ctx.saved_tensors
+        g = g.contiguous()
+        _call(ctx.lib.gelu_backward, x, g, d := torch.empty_like(x), x.numel(), x.dtype == torch.bfloat16)
+        return d, None
+
 
 class GELU(nn.GELU):
     "torch's GELU; its tanh form on a CPU by the functions in C"
+
     def forward(self, x):
-        lib = _lib(x) if self.approximate=='tanh' else None
+        lib = _lib(x) if self.approximate == 'tanh' else None
         return super().forward(x) if lib is None else _GELU.apply(x, lib)
 
 # %% ../nbs/05a_ops.ipynb #4ec99670
-def spans(n:int, size:int)->list[tuple[int,int]]:
+def spans(n: int, size: int) -> list[tuple[int, int]]:
     "Start and end of each block of `size` in `n`"
-    return [(i, min(n, i+size)) for i in range(0, n, size)]
+    return [(i, min(n, i + size)) for i in range(0, n, size)]
 
-def _blocks(q): return spans(q.shape[1], 256//q.element_size())
 
-def _probs(q, k, a, b): # (N,T,D), (N,T,D) -> (N,b-a,b)
+def _blocks(q):
+    return spans(q.shape[1], 256 // q.element_size())
+
+
+def _probs(q, k, a, b):  # (N,T,D), (N,T,D) -> (N,b-a,b)
     "Attention weights of the queries a…b-1, which see the keys before b"
-    s = torch.baddbmm(q.new_empty(()), q[:, a:b], k[:, :b].mT, beta=0, alpha=q.shape[2]**-.5)
+    s = torch.baddbmm(q.new_empty(()), q[:, a:b], k[:, :b].mT, beta=0, alpha=q.shape[2] ** -0.5)
     if lib := _lib(s):
-        _call(lib.causal_softmax, s, 0, len(s), b-a, b, a, s.dtype==torch.bfloat16)
+        _call(lib.causal_softmax, s, 0, len(s), b - a, b, a, s.dtype == torch.bfloat16)
         return s
-    s[:, :, a:].masked_fill_(torch.ones(b-a, b-a, dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
+    s[:, :, a:].masked_fill_(torch.ones(b - a, b - a, dtype=torch.bool, device=q.device).triu_(1), -torch.inf)
     return s.softmax(-1)
 
 # %% ../nbs/05a_ops.ipynb #8d6cd882
-def _heads(x, n, H): # (B,T,n·C) -> (n,B·H,T,D), contiguous
-    B,T,C = x.shape
-    D = C//n//H
-    return x.view(B, T, n, H, D).permute(2, 0, 3, 1, 4).reshape(n, B*H, T, D)
+def _heads(x, n, H):  # (B,T,n·C) -> (n,B·H,T,D), contiguous
+    B, T, C = x.shape
+    D = C // n // H
+    return x.view(B, T, n, H, D).permute(2, 0, 3, 1, 4).reshape(n, B * H, T, D)
 
-def _merge(x, B): # (n,B·H,T,D) -> (B,T,n·C)
-    n,N,T,D = x.shape
-    return x.view(n, B, N//B, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, n*N//B*D)
+
+def _merge(x, B):  # (n,B·H,T,D) -> (B,T,n·C)
+    n, N, T, D = x.shape
+    return x.view(n, B, N // B, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, n * N // B * D)
+
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, H):                               # (B,T,3C) -> (B,T,C)
-        q,k,v = _heads(qkv, 3, H)                           # (B·H,T,D)
+    def forward(ctx, qkv, H):  # (B,T,3C) -> (B,T,C)
+        q, k, v = _heads(qkv, 3, H)  # (B·H,T,D)
         y = torch.empty_like(q)
-        for a,b in _blocks(q): torch.bmm(_probs(q, k, a, b), v[:, :b], out=y[:, a:b])
+        for a, b in _blocks(q):
+            torch.bmm(_probs(q, k, a, b), v[:, :b], out=y[:, a:b])
         ctx.save_for_backward(q, k, v)
         return _merge(y[None], len(qkv))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        q,k,v = ctx.saved_tensors
-        B,(N,T,D) = len(g),q.shape
-        g = _heads(g, 1, N//B)[0]
+        q, k, v = ctx.saved_tensors
+        B = len(g)
+        (N, T, D) = q.shape
+        g = _heads(g, 1, N // B)[0]
         d = torch.zeros(3, *q.shape, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-        for a,b in _blocks(q):
-            p,gb = _probs(q, k, a, b),g[:, a:b]
+        for a, b in _blocks(q):
+            p = _probs(q, k, a, b)
+            gb = g[:, a:b]
             d[2, :, :b] += torch.bmm(p.mT, gb)
-            ds = torch._softmax_backward_data(torch.bmm(gb, v[:, :b].mT), p, -1, p.dtype).mul_(D**-.5)
+            ds = torch._softmax_backward_data(torch.bmm(gb, v[:, :b].mT), p, -1, p.dtype).mul_(D**-0.5)
             d[0, :, a:b] = torch.bmm(ds, k[:, :b])
             d[1, :, :b] += torch.bmm(ds.mT, q[:, a:b])
-        return _merge(d.to(g.dtype), B),None
+        return _merge(d.to(g.dtype), B), None
 
 # %% ../nbs/05a_ops.ipynb #c0de0011
 _c += r"""
@@ -423,124 +462,185 @@ BOTH(bfloat16, 2)
 # %% ../nbs/05a_ops.ipynb #c0de0012
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, H, there, back):                  # (B,T,3C) -> (B,T,C), the functions in C
-        B,T,C = qkv.shape[0],qkv.shape[1],qkv.shape[2]//3
+    def forward(ctx, qkv, H, there, back):  # (B,T,3C) -> (B,T,C), the functions in C
+        B = qkv.shape[0]
+        T = qkv.shape[1]
+        C = qkv.shape[2] // 3
         ctx.save_for_backward(qkv)
-        ctx.back,ctx.shape = back,(B, T, H, C//H)
+        ctx.back = back
+        ctx.shape = (B, T, H, C // H)
         _call(there, qkv, y := qkv.new_empty(B, T, C), *ctx.shape)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        (qkv,),g = ctx.saved_tensors,g.contiguous()
+        (qkv,) = ctx.saved_tensors
+        g = g.contiguous()
         _call(ctx.back, qkv, g, d := torch.empty_like(qkv), *ctx.shape)
-        return d,None,None,None
+        return d, None, None, None
+
 
 def _tiled(qkv, H):
     "The two functions in C, if they are made for such numbers, heads and processors"
-    lib,kind = _lib(qkv) if qkv.shape[2]//3//H in (32, 64) else None,str(qkv.dtype).removeprefix('torch.')
-    return (getattr(lib, f'attention_{kind}'),getattr(lib, f'attention_backward_{kind}')) if hasattr(lib, f'attention_{kind}') else None
+    lib = _lib(qkv) if qkv.shape[2] // 3 // H in (32, 64) else None
+    kind = str(qkv.dtype).removeprefix('torch.')
+    return (
+        (getattr(lib, f'attention_{kind}'), getattr(lib, f'attention_backward_{kind}'))
+        if hasattr(lib, f'attention_{kind}')
+        else None
+    )
 
 # %% ../nbs/05a_ops.ipynb #32265dc1
 def attend(q, k, v, **kw):  # (B,H,T,D), (B,H,S,D), (B,H,S,D) -> (B,H,T,D)
-    "`F.scaled_dot_product_attention`, with the softmax in float32 under XLA too, where it is written out as operations"
-    half = writes_programs(q.device) and q.dtype==torch.bfloat16
-    with autocast(q.device, torch.bfloat16 if half else torch.float32): return F.scaled_dot_product_attention(q, k, v, **kw)
+    """`F.scaled_dot_product_attention`, with the softmax in float32 under XLA too, where it is written
+    out as operations"""
+    half = writes_programs(q.device) and q.dtype == torch.bfloat16
+    with autocast(q.device, torch.bfloat16 if half else torch.float32):
+        return F.scaled_dot_product_attention(q, k, v, **kw)
 
-def _sdpa(qkv, n_head, dropout=0.):
-    B,T,C = qkv.shape
-    q,k,v = (o.view(B, T, n_head, -1).transpose(1, 2) for o in qkv.split(C//3, 2))         # (B,H,T,D)
-    return attend(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2).reshape(B, T, C//3)
+
+def _sdpa(qkv, n_head, dropout=0.0):
+    B, T, C = qkv.shape
+    q, k, v = (o.view(B, T, n_head, -1).transpose(1, 2) for o in qkv.split(C // 3, 2))  # (B,H,T,D)
+    return attend(q, k, v, is_causal=True, dropout_p=dropout).transpose(1, 2).reshape(B, T, C // 3)
+
 
 def causal_attention(
-    qkv:Tensor,       # (B,T,3C): queries, keys and values side by side
-    n_head:int,       # H
-    dropout:float=0., # on the attention weights
-)->Tensor:            # (B,T,C)
+    qkv: Tensor,  # (B,T,3C): queries, keys and values side by side
+    n_head: int,  # H
+    dropout: float = 0.0,  # on the attention weights
+) -> Tensor:  # (B,T,C)
     "Causal multi-head attention, by blocks where that is faster: on a processor with caches"
-    if dropout>0. or not prefers_blocks(qkv.device): return _sdpa(qkv, n_head, dropout)
-    if fs := _tiled(qkv, n_head): return _TiledAttention.apply(qkv, n_head, *fs)
+    if dropout > 0.0 or not prefers_blocks(qkv.device):
+        return _sdpa(qkv, n_head, dropout)
+    if fs := _tiled(qkv, n_head):
+        return _TiledAttention.apply(qkv, n_head, *fs)
     return _BlockAttention.apply(qkv, n_head)
 
 # %% ../nbs/05a_ops.ipynb #a1f0e026
 class _Recast(torch.autograd.Function):
-    "`F.linear` of `act(x)` with the operands in `dtype`, which keeps `x` and the weight itself: neither `act(x)` nor a copy"
+    """`F.linear` of `act(x)` with the operands in `dtype`, which keeps `x` and the weight itself:
+    neither `act(x)` nor a copy"""
+
     @staticmethod
-    def forward(ctx, x, w, b, dtype, act):                  # (…,C), (D,C), (D,) -> (…,D)
-        ctx.like,ctx.act,x = x.dtype,act,x.to(dtype)
+    def forward(ctx, x, w, b, dtype, act):  # (…,C), (D,C), (D,) -> (…,D)
+        ctx.like, ctx.act, x = x.dtype, act, x.to(dtype)
         ctx.save_for_backward(x, w)
         return F.linear(act(x), w.to(dtype), b.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x,w = ctx.saved_tensors
-        rows,x = g.flatten(0, -2),x.detach().requires_grad_()               # a small graph of its own, for `act` alone
-        with torch.enable_grad(): y = ctx.act(x)
-        dw = (rows.T@y.detach().flatten(0, -2)).to(w.dtype)
-        dx = g@w.to(g.dtype)
-        if y is not x: dx, = torch.autograd.grad(y, x, dx)
-        db = rows.sum(0, dtype=torch.float32 if writes_programs(g.device) else g.dtype)      # others sum in float32 by themselves
-        return dx.to(ctx.like),dw,db.to(w.dtype),None,None
+        x, w = ctx.saved_tensors
+        # a small graph of its own, for `act` alone
+        rows = g.flatten(0, -2)
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.act(x)
+        dw = (rows.T @ y.detach().flatten(0, -2)).to(w.dtype)
+        dx = g @ w.to(g.dtype)
+        if y is not x:
+            (dx,) = torch.autograd.grad(y, x, dx)
+        db = rows.sum(
+            0, dtype=torch.float32 if writes_programs(g.device) else g.dtype
+        )  # others sum in float32 by themselves
+        return dx.to(ctx.like), dw, db.to(w.dtype), None, None
 
-def _same(x): return x
+
+def _same(x):
+    return x
+
 
 class Linear(nn.Linear):
-    "torch's linear layer; on a CPU without what waits for the backward pass and is quickly made again: a copy of the weight under autocast, and `act(x)`. Under XLA with the bias's gradient summed in float32"
-    def forward(self,
-        x,        # (…,C)
-        act=None, # applied to `x` first, and once more in the backward pass: a function without parameters, randomness or changes in place
+    """torch's linear layer; on a CPU without what waits for the backward pass and is quickly made
+    again: a copy of the weight under autocast, and `act(x)`. Under XLA with the bias's gradient summed
+    in float32"""
+
+    def forward(
+        self,
+        x,  # (…,C)
+        # applied to `x` first, and once more in the backward pass: a function without parameters,
+        # randomness or changes in place
+        act=None,
     ):
-        kind,w = x.device.type,self.weight
-        blocks,program = prefers_blocks(x.device),writes_programs(x.device)
-        cast = (blocks or program) and torch.is_autocast_enabled(kind)     # other devices may not know what that is
-        lean = (blocks and (cast or act) or program and (cast or w.dtype==torch.bfloat16)) and w.requires_grad and torch.is_grad_enabled() and self.bias is not None and x.ndim>1 and x.dtype!=torch.float64 and not torch.compiler.is_compiling()
-        if not lean: return super().forward(act(x) if act else x)
-        return _Recast.apply(x, w, self.bias, torch.get_autocast_dtype(kind) if cast else x.dtype, act or _same)
+        kind, w = x.device.type, self.weight
+        blocks = prefers_blocks(x.device)
+        program = writes_programs(x.device)
+        cast = (blocks or program) and torch.is_autocast_enabled(
+            kind
+        )  # other devices may not know what that is
+        lean = (
+            (blocks and (cast or act) or program and (cast or w.dtype == torch.bfloat16))
+            and w.requires_grad
+            and torch.is_grad_enabled()
+            and self.bias is not None
+            and x.ndim > 1
+            and x.dtype != torch.float64
+            and not torch.compiler.is_compiling()
+        )
+        if not lean:
+            return super().forward(act(x) if act else x)
+        return _Recast.apply(
+            x, w, self.bias, torch.get_autocast_dtype(kind) if cast else x.dtype, act or _same
+        )
 
 # %% ../nbs/05a_ops.ipynb #5e1c0a12
 class _WideNorm(torch.autograd.Function):
     "LayerNorm over the last axis, computed in float32; keeps its input as it is"
+
     @staticmethod
-    def forward(ctx, x, w, b, eps):                          # (…,C), (C,), (C,) -> (…,C)
+    def forward(ctx, x, w, b, eps):  # (…,C), (C,), (C,) -> (…,C)
         v = x.float()
         mean = v.mean(-1, keepdim=True)
-        rstd = ((v-mean).square().mean(-1, keepdim=True)+eps).rsqrt()
+        rstd = ((v - mean).square().mean(-1, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, w, mean, rstd)
-        return ((v-mean)*rstd*w+b).to(x.dtype)
+        return ((v - mean) * rstd * w + b).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x,w,mean,rstd = ctx.saved_tensors
-        v,g = (x.float()-mean)*rstd,g.float()
-        d,rows = g*w,tuple(range(g.ndim-1))
-        dx = rstd*(d-d.mean(-1, keepdim=True)-v*(d*v).mean(-1, keepdim=True))
-        return dx.to(x.dtype),(g*v).sum(rows).to(w.dtype),g.sum(rows).to(w.dtype),None
+        x, w, mean, rstd = ctx.saved_tensors
+        v = (x.float() - mean) * rstd
+        g = g.float()
+        d = g * w
+        rows = tuple(range(g.ndim - 1))
+        dx = rstd * (d - d.mean(-1, keepdim=True) - v * (d * v).mean(-1, keepdim=True))
+        return dx.to(x.dtype), (g * v).sum(rows).to(w.dtype), g.sum(rows).to(w.dtype), None
+
 
 class LayerNorm(nn.LayerNorm):
     "torch's, in float32 under XLA too, for an input in 16 bits"
+
     def forward(self, x):
-        if not writes_programs(x.device) or x.dtype not in (torch.bfloat16, torch.float16): return super().forward(x)
+        if not writes_programs(x.device) or x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
         return _WideNorm.apply(x, self.weight, self.bias, self.eps)
 
 # %% ../nbs/05a_ops.ipynb #bd14d1e1
 class _Tie(torch.autograd.Function):
     "One table for two uses: the sparse gradient of the lookup goes into the dense one of the head"
+
     @staticmethod
     def forward(ctx, table):
         ctx.set_materialize_grads(False)
-        return table.view_as(table),table.view_as(table)
+        return table.view_as(table), table.view_as(table)
+
     @staticmethod
     @once_differentiable
-    def backward(ctx, rows, dense): return rows.to_dense() if dense is None else dense if rows is None else dense.add_(rows)
+    def backward(ctx, rows, dense):
+        return rows.to_dense() if dense is None else dense if rows is None else dense.add_(rows)
+
 
 def lookup(
-    ids:Tensor,            # (B,T) int64
-    table:Tensor,          # (V,C)
-)->tuple[Tensor,Tensor]:   # (B,T,C) rows of the table, and the table for the head, (V,C)
+    ids: Tensor,  # (B,T) int64
+    table: Tensor,  # (V,C)
+) -> tuple[Tensor, Tensor]:  # (B,T,C) rows of the table, and the table for the head, (V,C)
     "Rows of the table; on a CPU with a sparse gradient"
-    if not (prefers_blocks(table.device) and table.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling(): return F.embedding(ids, table),table
-    rows,head = _Tie.apply(table)
-    return F.embedding(ids, rows, sparse=True),head
+    if (
+        not (prefers_blocks(table.device) and table.requires_grad and torch.is_grad_enabled())
+        or torch.compiler.is_compiling()
+    ):
+        return F.embedding(ids, table), table
+    rows, head = _Tie.apply(table)
+    return F.embedding(ids, rows, sparse=True), head

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from .batches import document_spans
 from .config import progress
-from .corpus import Bloom,doc_grams
+from .corpus import Bloom, doc_grams
 from .shards import open_tokens
 
 # %% ../nbs/14a_overlap.ipynb #9bf36ac7
 def words(
-    text:str,
-)->list[str]:
+    text: str,
+) -> list[str]:
     "Lower-cased runs of letters and digits: the paper's normalisation"
     return re.findall(r'[^\W_]+', text.lower())
 
@@ -29,48 +29,73 @@ def words(
 @dataclass(frozen=True)
 class Overlap:
     "Runs of `n` words of a test set, and how many of them stand in the training text"
+
     grams: int
     found: int
     n: int
-    shares: tuple      # of each text, 0 to 1
+    shares: tuple  # of each text, 0 to 1
 
     @property
-    def percent(self): return 100*self.found/max(1, self.grams)
-    def __repr__(self): return f'{self.percent:.2f} % of {self.grams:,} {self.n}-grams are in the training text; {sum(s>=.5 for s in self.shares):,} of {len(self.shares):,} texts share half of theirs or more'
+    def percent(self):
+        return 100 * self.found / max(1, self.grams)
+
+    def __repr__(self):
+        return (
+            f'{self.percent:.2f} % of {self.grams:,} {self.n}-grams are in the training text; '
+            f'{sum(s >= 0.5 for s in self.shares):,} of {len(self.shares):,} texts share half of '
+            f'theirs or more'
+        )
+
 
 def grams_of(
-    docs,             # training texts, read once
-    n_max:int,        # runs of words at most, such as the number of tokens
-    n:int=8,          # words in a run
-    rate:float=1e-8,  # probability that a run is taken for one of them wrongly
-)->Bloom:
+    docs,  # training texts, read once
+    n_max: int,  # runs of words at most, such as the number of tokens
+    n: int = 8,  # words in a run
+    rate: float = 1e-8,  # probability that a run is taken for one of them wrongly
+) -> Bloom:
     "All runs of `n` words of the training texts"
     b = Bloom(n_max, rate)
     for d in docs:
-        if len(k := doc_grams(' '.join(words(d)), n)): b.add(k)
+        if len(k := doc_grams(' '.join(words(d)), n)):
+            b.add(k)
     return b
 
+
 def overlap(
-    seen:Bloom,       # of the training text
-    texts,            # of the test set
-    n:int=8,
-)->Overlap:
-    "Which part of the test set's runs of `n` words is in the training text. Raises `ValueError` if there are none"
+    seen: Bloom,  # of the training text
+    texts,  # of the test set
+    n: int = 8,
+) -> Overlap:
+    """Which part of the test set's runs of `n` words is in the training text.
+
+    Raises `ValueError` if there are none
+    """
     hits = [seen.has(k) if len(k := doc_grams(' '.join(words(t)), n)) else np.zeros(0, bool) for t in texts]
     total = sum(map(len, hits))
-    if not total: raise ValueError(f'no text has {n} words: an overlap cannot be measured')
-    return Overlap(total, int(sum(h.sum() for h in hits)), n, tuple(float(h.mean()) if len(h) else 0. for h in hits))
+    if not total:
+        raise ValueError(f'no text has {n} words: an overlap cannot be measured')
+    return Overlap(
+        total, int(sum(h.sum() for h in hits)), n, tuple(float(h.mean()) if len(h) else 0.0 for h in hits)
+    )
+
 
 def shard_grams(
-    source,           # a run, a prepared folder (their `shards/train`), a folder of shards, or a `.bin` file
-    tok,              # the tokenizer that made them
-    **kw,             # more for `grams_of`
-)->Bloom:
+    source,  # a run, a prepared folder (their `shards/train`), a folder of shards, or a `.bin` file
+    tok,  # the tokenizer that made them
+    **kw,  # more for `grams_of`
+) -> Bloom:
     "All runs of eight words of a shard set. Raises what `open_tokens` raises"
     source = Path(source)
-    if (source/'shards/train').is_dir(): source = source/'shards/train'
+    if (source / 'shards/train').is_dir():
+        source = source / 'shards/train'
     tokens = open_tokens(source)
-    if tokens.eot!=tok.eot: raise ValueError(f'{source} ends documents with token {tokens.eot}, the tokenizer with {tok.eot}: give the tokenizer that made the shards')
+    if tokens.eot != tok.eot:
+        raise ValueError(
+            f'{source} ends documents with token {tokens.eot}, the tokenizer with {tok.eot}: give the '
+            f'tokenizer that made the shards'
+        )
     spans = document_spans(tokens, tok.eot)
-    docs = (tok.decode(tokens[a:b]) for a,b in progress(spans, desc='8-grams of the training text', unit='doc'))
-    return grams_of(docs, max(1, len(tokens)), **kw)                       # a word is one token at least
+    docs = (
+        tok.decode(tokens[a:b]) for a, b in progress(spans, desc='8-grams of the training text', unit='doc')
+    )
+    return grams_of(docs, max(1, len(tokens)), **kw)  # a word is one token at least

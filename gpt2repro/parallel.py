@@ -8,103 +8,136 @@ Docs: https://gpt2repro.github.io/gpt2repro/parallel.html.md"""
 __all__ = ['divide', 'whole', 'mean_over_processes', 'save_pieces', 'latest_pieces', 'load_pieces']
 
 # %% ../nbs/10a_parallel.ipynb #e893c68d
-import json,os,shutil
+import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from .backend import processes
-from .config import file_sha256,warn,write_atomic
+from .config import file_sha256, warn, write_atomic
 
 # %% ../nbs/10a_parallel.ipynb #d207e192
 def divide(
-    model,    # with its blocks in `h`
-):            # the same model, its parameters now DTensors
+    model,  # with its blocks in `h`
+):  # the same model, its parameters now DTensors
     "Divide parameters among the processes of `torchrun`, block by block (FSDP2); alone nothing happens"
-    rank,n = processes()
-    if n==1: return model
+    rank, n = processes()
+    if n == 1:
+        return model
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard,register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     mesh = init_device_mesh(model.wte.weight.device.type, (n,))
-    for b in model.h: fully_shard(b, mesh=mesh)
+    for b in model.h:
+        fully_shard(b, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, 'features')                 # the loss calls this instead of `forward`
+    register_fsdp_forward_method(model, 'features')  # the loss calls this instead of `forward`
     return model
 
-def whole(x:Tensor)->Tensor:
+
+def whole(x: Tensor) -> Tensor:
     "The whole tensor, in every process"
     return x.full_tensor() if hasattr(x, 'full_tensor') else x
 
-def mean_over_processes(x:Tensor)->Tensor:
+
+def mean_over_processes(x: Tensor) -> Tensor:
     "Mean of a number over all processes"
-    if processes()[1]==1: return x
+    if processes()[1] == 1:
+        return x
     from torch import distributed
+
     x = x.detach().clone()
     distributed.all_reduce(x)
-    return x/processes()[1]
+    return x / processes()[1]
 
 # %% ../nbs/10a_parallel.ipynb #c7137897
 def _tensors(model, optimizer):
     "Name -> tensor of everything that is trained; numbers as vectors of one"
     for m in model.modules():
-        if hasattr(m, 'reshard'): m.reshard()          # after an evaluation the root still holds whole weights, others than the optimizer's
-    names = {id(p): n for n,p in model.named_parameters()}
-    out = {f'model.{n}': p.detach() for n,p in model.named_parameters()}
-    for p,s in optimizer.state.items():
-        out |= {f'optimizer.{names[id(p)]}.{k}': v for k,v in s.items() if isinstance(v, Tensor)}
-    return {k: v if v.ndim else v.reshape(1) for k,v in out.items()}
+        if hasattr(m, 'reshard'):
+            m.reshard()  # after an evaluation the root still holds whole weights, others than the optimizer's
+    names = {id(p): n for n, p in model.named_parameters()}
+    out = {f'model.{n}': p.detach() for n, p in model.named_parameters()}
+    for p, s in optimizer.state.items():
+        out |= {f'optimizer.{names[id(p)]}.{k}': v for k, v in s.items() if isinstance(v, Tensor)}
+    return {k: v if v.ndim else v.reshape(1) for k, v in out.items()}
+
 
 def _barrier():
-    if processes()[1]>1:
+    if processes()[1] > 1:
         from torch import distributed
+
         distributed.barrier()
 
+
 def save_pieces(
-    folder,      # of the checkpoints; made if it is not there
-    step:int,
+    folder,  # of the checkpoints; made if it is not there
+    step: int,
     model,
-    optimizer,   # with its state made
-    state:dict,  # JSON values that the run needs to go on
-    keep:int=3,  # how many stay
-)->Path:         # folder/step-00001000
+    optimizer,  # with its state made
+    state: dict,  # JSON values that the run needs to go on
+    keep: int = 3,  # how many stay
+) -> Path:  # folder/step-00001000
     "Write a checkpoint, each process its share. Called by all processes"
     from torch.distributed import checkpoint as dcp
-    folder,rank = Path(folder),processes()[0]
-    tmp,path = folder/f'.part-{step:08}',folder/f'step-{step:08}'
-    if rank==0:
+
+    folder = Path(folder)
+    rank = processes()[0]
+    tmp = folder / f'.part-{step:08}'
+    path = folder / f'step-{step:08}'
+    if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob('.part-*'): shutil.rmtree(old)
+        for old in folder.glob('.part-*'):
+            shutil.rmtree(old)
         tmp.mkdir()
     _barrier()
-    dcp.save(_tensors(model, optimizer), storage_writer=dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True), no_dist=processes()[1]==1)
+    dcp.save(
+        _tensors(model, optimizer),
+        storage_writer=dcp.HuggingFaceStorageWriter(str(tmp), save_distributed=True),
+        no_dist=processes()[1] == 1,
+    )
     _barrier()
-    if rank==0:
+    if rank == 0:
         files = {f.name: file_sha256(f) for f in sorted(tmp.iterdir()) if f.is_file()}
-        write_atomic(tmp/'pieces.json', json.dumps(dict(step=step, state=state, files=files), indent=1))
-        if path.exists(): shutil.rmtree(path)
+        write_atomic(tmp / 'pieces.json', json.dumps(dict(step=step, state=state, files=files), indent=1))
+        if path.exists():
+            shutil.rmtree(path)
         os.rename(tmp, path)
-        for old in sorted(folder.glob('step-*'))[:-keep]: shutil.rmtree(old)
+        for old in sorted(folder.glob('step-*'))[:-keep]:
+            shutil.rmtree(old)
     _barrier()
     return path
 
-def latest_pieces(folder)->Path|None:
+
+def latest_pieces(folder) -> Path | None:
     "The newest whole checkpoint in pieces; damaged ones are named in a warning and passed over"
     for p in sorted(Path(folder).glob('step-*'), reverse=True):
         try:
-            files = json.loads((p/'pieces.json').read_text())['files']
-            bad = next((f for f,sha in files.items() if not (p/f).is_file() or file_sha256(p/f)!=sha), None)
-        except (OSError, ValueError, KeyError): bad = 'pieces.json'
-        if not bad: return p
-        warn(f'{p/bad}: missing or not what was written: using the checkpoint before it')
+            files = json.loads((p / 'pieces.json').read_text())['files']
+            bad = next(
+                (f for f, sha in files.items() if not (p / f).is_file() or file_sha256(p / f) != sha), None
+            )
+        except (OSError, ValueError, KeyError):
+            bad = 'pieces.json'
+        if not bad:
+            return p
+        warn(f'{p / bad}: missing or not what was written: using the checkpoint before it')
+
 
 def load_pieces(
-    path,        # a step-… folder
-    model,       # filled
-    optimizer,   # filled
-)->dict:         # the `state` that was saved, and `step`
-    "Read a checkpoint, each process its share, whatever the number of processes that wrote it. Called by all processes"
+    path,  # a step-… folder
+    model,  # filled
+    optimizer,  # filled
+) -> dict:  # the `state` that was saved, and `step`
+    """Read a checkpoint, each process its share, whatever the number of processes that wrote it.
+
+    Called by all processes
+    """
     from torch.distributed import checkpoint as dcp
+
     sd = _tensors(model, optimizer)
-    dcp.load(sd, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=processes()[1]==1)
-    d = json.loads((Path(path)/'pieces.json').read_text())
+    dcp.load(sd, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=processes()[1] == 1)
+    d = json.loads((Path(path) / 'pieces.json').read_text())
     return dict(d['state'], step=d['step'])

@@ -9,191 +9,300 @@ __all__ = ['chips', 'precisions', 'Chip', 'chip_devices', 'matrices', 'state_byt
            'program_bytes', 'Plan', 'memory', 'plan']
 
 # %% ../nbs/12_plan.ipynb #0ce8bfa5
-from dataclasses import asdict,dataclass,replace
+from dataclasses import asdict, dataclass
 
-from .config import Config,GPT2Config,nearest,size as named_size
+from .config import Config, GPT2Config, nearest, size as named_size
 
 # %% ../nbs/12_plan.ipynb #cc7bded6
 @dataclass(frozen=True, kw_only=True)
 class Chip(Config):
     "One device: what a program sees"
-    kind: str           # `tpu`, `gpu` or `cpu`
-    gib: float          # memory that a program can use
-    bf16: float         # peak TFLOP/s of bfloat16 matrix products
-    fp32: float         # the same of float32
-    share: float        # of the peak that a training step is assumed to reach
 
-def _tpu(gib, bf16): return Chip(kind='tpu', gib=gib, bf16=bf16, fp32=bf16, share=.35)
-def _gpu(gib, bf16, fp32): return Chip(kind='gpu', gib=gib, bf16=bf16, fp32=fp32, share=.35)
+    kind: str  # `tpu`, `gpu` or `cpu`
+    gib: float  # memory that a program can use
+    bf16: float  # peak TFLOP/s of bfloat16 matrix products
+    fp32: float  # the same of float32
+    share: float  # of the peak that a training step is assumed to reach
 
-chips = {'v2': _tpu(7.48, 22.5), 'v3': _tpu(15.48, 61.5), 'v4': _tpu(15.25, 137.5), 'v5e': _tpu(15.75, 197.), 'v5p': _tpu(95.7, 459.), 'v6e': _tpu(31.24, 918.), 'tpu7x': _tpu(94.7, 1153.),
-         'T4': _gpu(14.6, 65., 8.1), 'L4': _gpu(22., 121., 30.3), 'A100': _gpu(39.4, 312., 19.5), 'A100-80GB': _gpu(79.1, 312., 19.5), 'H100': _gpu(79.1, 989., 67.), 'H200': _gpu(139.8, 989., 67.),
-         'CPU': Chip(kind='cpu', gib=22., bf16=.421, fp32=.186, share=.7)}
+
+def _tpu(gib, bf16):
+    return Chip(kind='tpu', gib=gib, bf16=bf16, fp32=bf16, share=0.35)
+
+
+def _gpu(gib, bf16, fp32):
+    return Chip(kind='gpu', gib=gib, bf16=bf16, fp32=fp32, share=0.35)
+
+
+chips = {
+    'v2': _tpu(7.48, 22.5),
+    'v3': _tpu(15.48, 61.5),
+    'v4': _tpu(15.25, 137.5),
+    'v5e': _tpu(15.75, 197.0),
+    'v5p': _tpu(95.7, 459.0),
+    'v6e': _tpu(31.24, 918.0),
+    'tpu7x': _tpu(94.7, 1153.0),
+    'T4': _gpu(14.6, 65.0, 8.1),
+    'L4': _gpu(22.0, 121.0, 30.3),
+    'A100': _gpu(39.4, 312.0, 19.5),
+    'A100-80GB': _gpu(79.1, 312.0, 19.5),
+    'H100': _gpu(79.1, 989.0, 67.0),
+    'H200': _gpu(139.8, 989.0, 67.0),
+    'CPU': Chip(kind='cpu', gib=22.0, bf16=0.421, fp32=0.186, share=0.7),
+}
+
 
 def chip_devices(
-    name:str, # of a chip, or of a TPU slice such as `v2-8` or `v5e-4`
-)->tuple:     # (Chip, number of devices)
+    name: str,  # of a chip, or of a TPU slice such as `v2-8` or `v5e-4`
+) -> tuple:  # (Chip, number of devices)
     "The chip and how many devices the name stands for. Raises `ValueError` for one that is unknown"
     low = {k.lower(): k for k in chips}
-    if name.lower() in low: return chips[low[name.lower()]],1
-    base,_,n = name.rpartition('-')
-    if base.lower() not in low or chips[low[base.lower()]].kind!='tpu' or not n.isdigit() or int(n)<1:
+    if name.lower() in low:
+        return chips[low[name.lower()]], 1
+    base, _, n = name.rpartition('-')
+    if base.lower() not in low or chips[low[base.lower()]].kind != 'tpu' or not n.isdigit() or int(n) < 1:
         raise ValueError(f'unknown chip {name!r}: {nearest(name, list(chips))}, or a TPU slice such as v2-8')
-    return chips[low[base.lower()]],max(1, int(n)//(2 if base.lower()=='v5p' else 1))       # a v5p is named by its cores, two of which make one device
+    return chips[low[base.lower()]], max(
+        1, int(n) // (2 if base.lower() == 'v5p' else 1)
+    )  # a v5p is named by its cores, two of which make one device
 
 # %% ../nbs/12_plan.ipynb #3fbb9f9b
-precisions = dict(float32=(4, 4), mixed=(4, 2), bfloat16=(2, 2))      # bytes of a weight, bytes of a product
+precisions = dict(float32=(4, 4), mixed=(4, 2), bfloat16=(2, 2))  # bytes of a weight, bytes of a product
 
-def matrices(cfg:GPT2Config)->list[tuple[int,int]]: # (rows, columns)
+
+def matrices(cfg: GPT2Config) -> list[tuple[int, int]]:  # (rows, columns)
     "Every weight matrix of the model; what is missing are vectors"
     C = cfg.n_embd
-    return [(cfg.vocab_size, C), (cfg.n_ctx, C)] + [(3*C, C), (C, C), (4*C, C), (C, 4*C)]*cfg.n_layer
+    return [(cfg.vocab_size, C), (cfg.n_ctx, C)] + [(3 * C, C), (C, C), (4 * C, C), (C, 4 * C)] * cfg.n_layer
+
 
 def state_bytes(
-    cfg:GPT2Config,
-    optimizer:str, # `adafactor` or `adamw`
-    weight:int=4,  # bytes of a weight
-)->int:
+    cfg: GPT2Config,
+    optimizer: str,  # `adafactor` or `adamw`
+    weight: int = 4,  # bytes of a weight
+) -> int:
     "Bytes of optimizer state"
-    if optimizer=='adamw': return 2*weight*cfg.n_params
+    if optimizer == 'adamw':
+        return 2 * weight * cfg.n_params
     ms = matrices(cfg)
-    return 4*(sum(r+c for r,c in ms) + cfg.n_params-sum(r*c for r,c in ms))
+    return 4 * (sum(r + c for r, c in ms) + cfg.n_params - sum(r * c for r, c in ms))
 
 # %% ../nbs/12_plan.ipynb #bd6d524d
-# under XLA, bytes for each of: a block's B·H·T·T attention weights and the numbers of the token table, when that block goes backwards; the logits of a chunk
-_attention = dict(float32=4., mixed=8.5, bfloat16=7.8)
-_table = dict(float32=8., mixed=9., bfloat16=4.5)
-_logit = dict(float32=10., mixed=4.4, bfloat16=5.)
-_gaps = dict(float32=4.5, mixed=2.6, bfloat16=2.6)         # on a CPU: what glibc's heap has between the gradients, in sizes of one block's backward pass, as measured
+# under XLA, bytes for each of: a block's B·H·T·T attention weights and the numbers of the token table, when
+# that block goes backwards; the logits of a chunk
+_attention = dict(float32=4.0, mixed=8.5, bfloat16=7.8)
+_table = dict(float32=8.0, mixed=9.0, bfloat16=4.5)
+_logit = dict(float32=10.0, mixed=4.4, bfloat16=5.0)
+_gaps = dict(
+    float32=4.5, mixed=2.6, bfloat16=2.6
+)  # on a CPU: what glibc's heap has between the gradients, in sizes of one block's backward pass, as measured
+
 
 def saved_bytes(
-    cfg:GPT2Config,
-    tokens:float,     # on this device
-    precision:str,
-    remat:str,        # `none` or `block`
-    kind:str,         # of the chip: `tpu` is compiled by XLA; elsewhere attention is one kernel, and its weights are never held. All but a `gpu` do GELU again
-)->float:
+    cfg: GPT2Config,
+    tokens: float,  # on this device
+    precision: str,
+    remat: str,  # `none` or `block`
+    # of the chip: `tpu` is compiled by XLA; elsewhere attention is one kernel, and its weights are never
+    # held. All but a `gpu` do GELU again
+    kind: str,
+) -> float:
     "Bytes that the forward pass keeps for the backward pass, all blocks"
-    w,c = precisions[precision]
-    if remat=='block': return cfg.n_layer*tokens*cfg.n_embd*(c if kind=='tpu' else w)
-    return cfg.n_layer*tokens*((2*w+(15 if kind=='gpu' else 11)*c)*cfg.n_embd + (c*cfg.n_head*cfg.n_ctx if kind=='tpu' else 0))
+    w, c = precisions[precision]
+    if remat == 'block':
+        return cfg.n_layer * tokens * cfg.n_embd * (c if kind == 'tpu' else w)
+    return (
+        cfg.n_layer
+        * tokens
+        * (
+            (2 * w + (15 if kind == 'gpu' else 11) * c) * cfg.n_embd
+            + (c * cfg.n_head * cfg.n_ctx if kind == 'tpu' else 0)
+        )
+    )
 
-def block_bytes(cfg:GPT2Config, tokens:float, precision:str)->float:
+
+def block_bytes(cfg: GPT2Config, tokens: float, precision: str) -> float:
     "Bytes of one block's backward pass, attention as one kernel"
-    w,c = precisions[precision]
-    return tokens*(6*w+15*c)*cfg.n_embd
+    w, c = precisions[precision]
+    return tokens * (6 * w + 15 * c) * cfg.n_embd
 
-def peak_bytes(cfg:GPT2Config, tokens:float, precision:str, kind:str)->float:
-    "Bytes of the largest moment where PyTorch runs operation by operation: one block backwards, or one chunk of the loss"
-    w,c = precisions[precision]
-    V,C = cfg.vocab_size,cfg.n_embd
-    head = c*min(tokens, 1024)*V + 4*tokens*C                        # logits, which become their softmax
-    if kind=='gpu': head += c*min(tokens, 1024)*V + c*V*C            # a second tensor for it, and the table in the products' precision
+
+def peak_bytes(cfg: GPT2Config, tokens: float, precision: str, kind: str) -> float:
+    """Bytes of the largest moment where PyTorch runs operation by operation: one block backwards, or
+    one chunk of the loss"""
+    w, c = precisions[precision]
+    V, C = cfg.vocab_size, cfg.n_embd
+    head = c * min(tokens, 1024) * V + 4 * tokens * C  # logits, which become their softmax
+    if kind == 'gpu':
+        head += (
+            c * min(tokens, 1024) * V + c * V * C
+        )  # a second tensor for it, and the table in the products' precision
     return max(block_bytes(cfg, tokens, precision), head)
 
+
 def program_bytes(
-    cfg:GPT2Config,
-    tokens:float,     # on this device
-    precision:str,
-    remat:str,
-    devices:int=1,    # among which weights and gradients are divided
-)->dict: # part -> bytes
+    cfg: GPT2Config,
+    tokens: float,  # on this device
+    precision: str,
+    remat: str,
+    devices: int = 1,  # among which weights and gradients are divided
+) -> dict:  # part -> bytes
     "What one program of XLA's holds beside weights and state at its largest moment"
-    w,c = precisions[precision]
-    V,C,N = cfg.vocab_size,cfg.n_embd,cfg.n_params/devices
-    grads,waits = c*N,saved_bytes(cfg, tokens, precision, remat, 'tpu')+(2*N if precision=='mixed' and devices==1 else 0)
-    exchanged = 6*N if precision=='mixed' and devices>1 else 0
-    backward = max(grads, waits+exchanged) + _attention[precision]*tokens*cfg.n_head*cfg.n_ctx + _table[precision]*V*C/devices + (c*2*12*C**2 if devices>1 else 0)      # the weights of two blocks, gathered
-    head = waits + 4*tokens*C + _logit[precision]*min(tokens, 4096)*V + c*V*C + 4*V*C/devices
-    kept = max(waits+exchanged-grads, 0)
-    return dict(gradients=grads, kept=kept, moment=max(backward, head)-grads-kept, program=(.02+.001*cfg.n_layer)*2**30)       # the last: its code
+    w, c = precisions[precision]
+    V = cfg.vocab_size
+    C = cfg.n_embd
+    N = cfg.n_params / devices
+    grads = c * N
+    waits = saved_bytes(cfg, tokens, precision, remat, 'tpu') + (
+        2 * N if precision == 'mixed' and devices == 1 else 0
+    )
+    exchanged = 6 * N if precision == 'mixed' and devices > 1 else 0
+    backward = (
+        max(grads, waits + exchanged)
+        + _attention[precision] * tokens * cfg.n_head * cfg.n_ctx
+        + _table[precision] * V * C / devices
+        + (c * 2 * 12 * C**2 if devices > 1 else 0)
+    )  # the weights of two blocks, gathered
+    head = (
+        waits + 4 * tokens * C + _logit[precision] * min(tokens, 4096) * V + c * V * C + 4 * V * C / devices
+    )
+    kept = max(waits + exchanged - grads, 0)
+    return dict(
+        gradients=grads,
+        kept=kept,
+        moment=max(backward, head) - grads - kept,
+        program=(0.02 + 0.001 * cfg.n_layer) * 2**30,
+    )  # the last: its code
 
 # %% ../nbs/12_plan.ipynb #f16fdf49
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     "What a training step takes. `parts` and `total_gib` are GiB for each device"
+
     size: str
     chip: str
     devices: int
-    batch: int              # sequences in a step, over all devices
+    batch: int  # sequences in a step, over all devices
     precision: str
     optimizer: str
     remat: str
-    parts: dict             # name -> GiB
+    parts: dict  # name -> GiB
     total_gib: float
     usable_gib: float
     fits: bool
-    largest_batch: int      # that fits; 0: none
-    tokens_per_s: float     # assumed, from `share`
-    share: float            # of the peak, assumed
-    tflop: float            # in one step, without recomputation
+    largest_batch: int  # that fits; 0: none
+    tokens_per_s: float  # assumed, from `share`
+    share: float  # of the peak, assumed
+    tflop: float  # in one step, without recomputation
 
     @property
-    def gib(self): return self.total_gib
-    def hours(self, tokens:float)->float:
+    def gib(self):
+        return self.total_gib
+
+    def hours(self, tokens: float) -> float:
         "Hours for so many tokens"
-        return tokens/self.tokens_per_s/3600
-    def to_dict(self): return asdict(self)
+        return tokens / self.tokens_per_s / 3600
+
+    def to_dict(self):
+        return asdict(self)
+
     def __str__(self):
-        many = f' × {self.devices}' if self.devices>1 else ''
-        verdict = 'fits' if self.fits else f'does not fit, by {self.total_gib-self.usable_gib:.2f} GiB'
-        rows = '\n'.join(f'  {k:<12}{v:8.2f} GiB' for k,v in self.parts.items())
-        return (f"{self.size}, batch {self.batch}, {self.precision}, {self.optimizer}, remat {self.remat}, on {self.chip}{many}: {verdict}\n{rows}\n  {'total':<12}{self.total_gib:8.2f} GiB of {self.usable_gib:.2f}{' on each device' if many else ''}\n"
-                f'largest batch that fits: {self.largest_batch}; about {self.tokens_per_s:,.0f} tokens/s at {self.share:.0%} of the peak (assumed); {self.tflop:,.1f} TFLOP a step')
+        many = f' × {self.devices}' if self.devices > 1 else ''
+        verdict = 'fits' if self.fits else f'does not fit, by {self.total_gib - self.usable_gib:.2f} GiB'
+        rows = '\n'.join(f'  {k:<12}{v:8.2f} GiB' for k, v in self.parts.items())
+        return (
+            f'{self.size}, batch {self.batch}, {self.precision}, {self.optimizer}, remat {self.remat}, on '
+            f'{self.chip}{many}: {verdict}\n{rows}\n  {"total":<12}{self.total_gib:8.2f} GiB of '
+            f'{self.usable_gib:.2f}{" on each device" if many else ""}\n'
+            f'largest batch that fits: {self.largest_batch}; about {self.tokens_per_s:,.0f} tokens/s at '
+            f'{self.share:.0%} of the peak (assumed); {self.tflop:,.1f} TFLOP a step'
+        )
+
 
 def _check(name, value, known):
-    if value not in known: raise ValueError(f'{name}={value!r}: {nearest(value, known)}')
+    if value not in known:
+        raise ValueError(f'{name}={value!r}: {nearest(value, known)}')
+
 
 def memory(
-    cfg:GPT2Config,
-    chip:Chip,
-    rows:float,            # sequences on each device
-    precision:str='mixed', # `float32`, `mixed` or `bfloat16`
-    optimizer:str='adafactor',
-    remat:str='block',     # `none` or `block`
-    devices:int=1,
-    T:int=None,            # tokens in a sequence; all of the context if not given
-)->dict: # part -> bytes on each device
+    cfg: GPT2Config,
+    chip: Chip,
+    rows: float,  # sequences on each device
+    precision: str = 'mixed',  # `float32`, `mixed` or `bfloat16`
+    optimizer: str = 'adafactor',
+    remat: str = 'block',  # `none` or `block`
+    devices: int = 1,
+    T: int = None,  # tokens in a sequence; all of the context if not given
+) -> dict:  # part -> bytes on each device
     "Bytes of each part of a training step"
-    w,c = precisions[precision]
-    N,tokens = cfg.n_params,rows*(T or cfg.n_ctx)
-    stays = {k: v/devices for k,v in dict(weights=w*N, optimizer=state_bytes(cfg, optimizer, w)).items()}
-    if chip.kind=='tpu': return stays|program_bytes(cfg, tokens, precision, remat, devices)
-    parts = stays|dict(gradients=w*N/devices, kept=saved_bytes(cfg, tokens, precision, remat, chip.kind) + (2*N if precision=='mixed' and chip.kind=='gpu' else 0),        # autocast's copies of the weights
-                       moment=peak_bytes(cfg, tokens, precision, chip.kind))
-    if chip.kind=='cpu' and remat=='block': parts['gaps'] = _gaps[precision]*block_bytes(cfg, tokens, precision)
-    if devices>1: parts['gathered'] = c*(2*12*cfg.n_embd**2+cfg.vocab_size*cfg.n_embd)
+    w, c = precisions[precision]
+    N = cfg.n_params
+    tokens = rows * (T or cfg.n_ctx)
+    stays = {k: v / devices for k, v in dict(weights=w * N, optimizer=state_bytes(cfg, optimizer, w)).items()}
+    if chip.kind == 'tpu':
+        return stays | program_bytes(cfg, tokens, precision, remat, devices)
+    parts = stays | dict(
+        gradients=w * N / devices,
+        kept=saved_bytes(cfg, tokens, precision, remat, chip.kind)
+        + (2 * N if precision == 'mixed' and chip.kind == 'gpu' else 0),  # autocast's copies of the weights
+        moment=peak_bytes(cfg, tokens, precision, chip.kind),
+    )
+    if chip.kind == 'cpu' and remat == 'block':
+        parts['gaps'] = _gaps[precision] * block_bytes(cfg, tokens, precision)
+    if devices > 1:
+        parts['gathered'] = c * (2 * 12 * cfg.n_embd**2 + cfg.vocab_size * cfg.n_embd)
     return parts
 
+
 def plan(
-    size:str|GPT2Config,      # a name, or a shape
-    chip:str='v5e',           # see `chips`; or a TPU slice such as v2-8
-    batch:int=8,              # sequences in a step, over all devices, that go through the model at once
-    precision:str='mixed',    # `float32`, `mixed` (float32 weights, bfloat16 products) or `bfloat16`
-    optimizer:str='adafactor',# or `adamw`
-    remat:str='block',        # `none`: keep everything for the backward pass; `block`: each block's input
-    devices:int=0,            # how many; 0: what the chip's name says
-    share:float=0.,           # of the peak; 0: the chip's
-)->Plan:
+    size: str | GPT2Config,  # a name, or a shape
+    chip: str = 'v5e',  # see `chips`; or a TPU slice such as v2-8
+    batch: int = 8,  # sequences in a step, over all devices, that go through the model at once
+    precision: str = 'mixed',  # `float32`, `mixed` (float32 weights, bfloat16 products) or `bfloat16`
+    optimizer: str = 'adafactor',  # or `adamw`
+    remat: str = 'block',  # `none`: keep everything for the backward pass; `block`: each block's input
+    devices: int = 0,  # how many; 0: what the chip's name says
+    share: float = 0.0,  # of the peak; 0: the chip's
+) -> Plan:
     "Count memory and time of a training step. Raises `ValueError` for unknown names"
     cfg = named_size(size) if isinstance(size, str) else size
     _check('precision', precision, list(precisions))
     _check('optimizer', optimizer, ['adafactor', 'adamw'])
     _check('remat', remat, ['none', 'block'])
-    c,n = chip_devices(chip)
+    c, n = chip_devices(chip)
     n = devices or n
-    if batch<1 or batch%n: raise ValueError(f'batch={batch}: give a multiple of the {n} devices, such as {max(1, round(batch/n))*n}')
+    if batch < 1 or batch % n:
+        raise ValueError(
+            f'batch={batch}: give a multiple of the {n} devices, such as {max(1, round(batch / n)) * n}'
+        )
     of = lambda rows: memory(cfg, c, rows, precision, optimizer, remat, n)
-    fits = lambda rows: sum(of(rows).values())/2**30<=c.gib
+    fits = lambda rows: sum(of(rows).values()) / 2**30 <= c.gib
     most = 0
     if fits(1):
         most = 1
-        while fits(2*most) and most<2**16: most *= 2
+        while fits(2 * most) and most < 2**16:
+            most *= 2
         step = most
-        while step := step//2: most += step if fits(most+step) else 0
-    parts = {k: v/2**30 for k,v in of(batch//n).items()}
-    total,share = sum(parts.values()),share or c.share
-    tokens = batch*cfg.n_ctx
-    peak = (c.fp32 if precision=='float32' else c.bf16)*1e12
-    return Plan(size=size if isinstance(size, str) else f'{cfg.n_params:,} parameters', chip=chip, devices=n, batch=batch, precision=precision, optimizer=optimizer, remat=remat, parts=parts, total_gib=total,
-                usable_gib=c.gib, fits=total<=c.gib, largest_batch=most*n, tokens_per_s=n*share*peak/cfg.flops_per_token(), share=share, tflop=tokens*cfg.flops_per_token()/1e12)
+        while step := step // 2:
+            most += step if fits(most + step) else 0
+    parts = {k: v / 2**30 for k, v in of(batch // n).items()}
+    total = sum(parts.values())
+    share = share or c.share
+    tokens = batch * cfg.n_ctx
+    peak = (c.fp32 if precision == 'float32' else c.bf16) * 1e12
+    return Plan(
+        size=size if isinstance(size, str) else f'{cfg.n_params:,} parameters',
+        chip=chip,
+        devices=n,
+        batch=batch,
+        precision=precision,
+        optimizer=optimizer,
+        remat=remat,
+        parts=parts,
+        total_gib=total,
+        usable_gib=c.gib,
+        fits=total <= c.gib,
+        largest_batch=most * n,
+        tokens_per_s=n * share * peak / cfg.flops_per_token(),
+        share=share,
+        tflop=tokens * cfg.flops_per_token() / 1e12,
+    )

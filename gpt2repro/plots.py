@@ -10,325 +10,618 @@ __all__ = ['palette', 'trackers', 'read_log', 'column', 'spikes', 'loss_figure',
            'summary', 'report']
 
 # %% ../nbs/11_plots.ipynb #43d3ae03
-import hashlib,html,json,re,sys,time
+import hashlib
+import html
+import json
+import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from .config import warn,write_atomic
+from .config import warn, write_atomic
 
 # %% ../nbs/11_plots.ipynb #8d5afa4e
 def read_log(
-    path, # a run's folder, or its `log.jsonl`
-)->list[dict]: # its records, in order
-    "The records of a log. A torn last line is left out with a warning; a broken one elsewhere raises `ValueError`"
+    path,  # a run's folder, or its `log.jsonl`
+) -> list[dict]:  # its records, in order
+    """The records of a log.
+
+    A torn last line is left out with a warning; a broken one elsewhere raises `ValueError`
+    """
     path = Path(path)
-    if path.is_dir(): path = path/'log.jsonl'
-    recs,lines = [],path.read_text(encoding='utf-8', errors='replace').splitlines()
-    for i,l in enumerate(lines):
-        try: recs.append(json.loads(l))
+    if path.is_dir():
+        path = path / 'log.jsonl'
+    recs = []
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    for i, l in enumerate(lines):
+        try:
+            recs.append(json.loads(l))
         except json.JSONDecodeError:
-            if i<len(lines)-1: raise ValueError(f'{path} line {i+1} is not JSON: restore the file, or delete that line') from None
+            if i < len(lines) - 1:
+                raise ValueError(
+                    f'{path} line {i + 1} is not JSON: restore the file, or delete that line'
+                ) from None
             warn(f'{path}: the last line is torn and is left out')
     return recs
 
+
 def column(
-    recs:list[dict], # records
-    kind:str,        # `train` or `valid`
-    key:str,         # the field, or 'group.field' for one inside `groups`
-)->tuple[np.ndarray, np.ndarray]: # tokens seen, values
+    recs: list[dict],  # records
+    kind: str,  # `train` or `valid`
+    key: str,  # the field, or 'group.field' for one inside `groups`
+) -> tuple[np.ndarray, np.ndarray]:  # tokens seen, values
     "One curve out of the log. Records without the field are left out"
+
     def get(r):
-        if '.' not in key: return r.get(key)
-        g,k = key.split('.')
+        if '.' not in key:
+            return r.get(key)
+        g, k = key.split('.')
         return r.get('groups', {}).get(g, {}).get(k)
-    xy = [(r['tokens'], get(r)) for r in recs if r['kind']==kind and get(r) is not None]
+
+    xy = [(r['tokens'], get(r)) for r in recs if r['kind'] == kind and get(r) is not None]
     return tuple(np.array(o, dtype=np.float64) for o in zip(*xy)) if xy else (np.array([]), np.array([]))
 
 # %% ../nbs/11_plots.ipynb #13ee43d4
 palette = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#999999')
 
+
 def _style(fig, y, x='tokens seen', **kw):
     grid = dict(gridcolor='rgba(128,128,128,.2)', zerolinecolor='rgba(128,128,128,.3)')
-    fig.update_layout(height=360, margin=dict(l=60, r=20, t=20, b=50), xaxis=dict(title=x, **grid), yaxis=dict(title=y, **grid), hovermode='x unified',
-        plot_bgcolor='rgba(0,0,0,0)', paper_bgcolor='rgba(0,0,0,0)', font=dict(family='system-ui, sans-serif', color='#808080'), legend=dict(orientation='h', y=1.12), **kw)
+    fig.update_layout(
+        height=360,
+        margin=dict(l=60, r=20, t=20, b=50),
+        xaxis=dict(title=x, **grid),
+        yaxis=dict(title=y, **grid),
+        hovermode='x unified',
+        plot_bgcolor='rgba(0,0,0,0)',
+        paper_bgcolor='rgba(0,0,0,0)',
+        font=dict(family='system-ui, sans-serif', color='#808080'),
+        legend=dict(orientation='h', y=1.12),
+        **kw,
+    )
     return fig
+
 
 def _thin(x, y, n=1000):
     "At most about `n` points of a curve, the last one among them"
-    at = np.unique(np.linspace(0, len(x)-1, min(n, len(x))).astype(int))
-    return x[at],y[at]
+    at = np.unique(np.linspace(0, len(x) - 1, min(n, len(x))).astype(int))
+    return x[at], y[at]
+
 
 def _line(fig, xy, name, color, **kw):
-    x,y = _thin(*xy)
-    if len(x): fig.add_scatter(x=x, y=np.float32(y).round(6), name=name, mode='lines' if len(x)>1 else 'markers', line=dict(color=color, **kw.pop('line', {})), **kw)
+    x, y = _thin(*xy)
+    if len(x):
+        fig.add_scatter(
+            x=x,
+            y=np.float32(y).round(6),
+            name=name,
+            mode='lines' if len(x) > 1 else 'markers',
+            line=dict(color=color, **kw.pop('line', {})),
+            **kw,
+        )
 
 # %% ../nbs/11_plots.ipynb #347904aa
 def spikes(
-    recs:list[dict],   # a run's records
-    window:int=25,     # records whose typical change from one to the next is the measure
-    height:float=5.,   # how many times that a spike is above the median of the last five
-)->tuple[np.ndarray, np.ndarray]: # tokens seen, bits per byte
+    recs: list[dict],  # a run's records
+    window: int = 25,  # records whose typical change from one to the next is the measure
+    height: float = 5.0,  # how many times that a spike is above the median of the last five
+) -> tuple[np.ndarray, np.ndarray]:  # tokens seen, bits per byte
     "Training losses that stand out from those just before them"
-    x,y = column(recs, 'train', 'bpb')
+    x, y = column(recs, 'train', 'bpb')
+
     def odd(i):
-        past = y[max(0, i-window):i]
-        return y[i]-np.median(past[-5:])>height*max(1.5*np.median(abs(np.diff(past))), 1e-3*np.median(past))
+        past = y[max(0, i - window) : i]
+        return y[i] - np.median(past[-5:]) > height * max(
+            1.5 * np.median(abs(np.diff(past))), 1e-3 * np.median(past)
+        )
+
     at = [i for i in range(5, len(y)) if odd(i)]
-    return x[at],y[at]
+    return x[at], y[at]
+
 
 def loss_figure(
-    runs:dict[str, list[dict]],       # name -> records
-    yardsticks:dict[str, float]=None, # name -> bits per byte, drawn as level lines
-)->go.Figure:
+    runs: dict[str, list[dict]],  # name -> records
+    yardsticks: dict[str, float] = None,  # name -> bits per byte, drawn as level lines
+) -> go.Figure:
     "Bits per byte against tokens seen: training thin, held-out text thick; spikes and skipped updates marked"
     fig = go.Figure()
-    for i,(name,recs) in enumerate(runs.items()):
-        c = palette[i%len(palette)]
-        _line(fig, column(recs, 'train', 'bpb'), f'{name}, training', c, opacity=.45, line=dict(width=1))
+    for i, (name, recs) in enumerate(runs.items()):
+        c = palette[i % len(palette)]
+        _line(fig, column(recs, 'train', 'bpb'), f'{name}, training', c, opacity=0.45, line=dict(width=1))
         _line(fig, column(recs, 'valid', 'bpb'), f'{name}, held out', c, line=dict(width=3))
-        x,y = spikes(recs)
-        if len(x): fig.add_scatter(x=x, y=y, name=f'{name}, spikes', mode='markers', marker=dict(symbol='triangle-up', size=9, color='#d55e00', line=dict(width=1, color='white')))
-        if skipped := [r['tokens'] for r in recs if r.get('what')=='skipped']:
-            low = min((r['bpb'] for r in recs if r.get('bpb')), default=0.)
-            fig.add_scatter(x=skipped, y=[low]*len(skipped), name=f'{name}, updates skipped', mode='markers', marker=dict(symbol='x', size=9, color='#d55e00'))
-    for n,v in (yardsticks or {}).items():
-        fig.add_hline(y=v, line=dict(dash='dot', width=1.5, color='#808080'), annotation=dict(text=f'{n} {v:.2f}', font=dict(color='#808080')), annotation_position='top right')
+        x, y = spikes(recs)
+        if len(x):
+            fig.add_scatter(
+                x=x,
+                y=y,
+                name=f'{name}, spikes',
+                mode='markers',
+                marker=dict(symbol='triangle-up', size=9, color='#d55e00', line=dict(width=1, color='white')),
+            )
+        if skipped := [r['tokens'] for r in recs if r.get('what') == 'skipped']:
+            low = min((r['bpb'] for r in recs if r.get('bpb')), default=0.0)
+            fig.add_scatter(
+                x=skipped,
+                y=[low] * len(skipped),
+                name=f'{name}, updates skipped',
+                mode='markers',
+                marker=dict(symbol='x', size=9, color='#d55e00'),
+            )
+    for n, v in (yardsticks or {}).items():
+        fig.add_hline(
+            y=v,
+            line=dict(dash='dot', width=1.5, color='#808080'),
+            annotation=dict(text=f'{n} {v:.2f}', font=dict(color='#808080')),
+            annotation_position='top right',
+        )
     return _style(fig, 'bits per byte')
 
 # %% ../nbs/11_plots.ipynb #a1f0e142
-def in_notebook()->bool:
+def in_notebook() -> bool:
     "Does this run in a notebook's kernel?"
     return 'ipykernel' in sys.modules
 
+
 class LiveChart:
     "The loss of a run in a notebook, drawn again as records come"
-    def __init__(self,
-        folder,         # the run; what its log has already is drawn too
-        every:float=5., # seconds between drawings
+
+    def __init__(
+        self,
+        folder,  # the run; what its log has already is drawn too
+        every: float = 5.0,  # seconds between drawings
     ):
-        self.name,self.every,self.drawn,self.handle = Path(folder).name,every,-1e9,None
-        f = Path(folder)/'log.jsonl'
+        self.name = Path(folder).name
+        self.every = every
+        self.drawn = -1e9
+        self.handle = None
+        f = Path(folder) / 'log.jsonl'
         self.recs = read_log(f) if f.exists() else []
-    def __call__(self, rec:dict):
-        if rec.get('what')=='resume': self.recs = [r for r in self.recs if r['step']<=rec['step']]     # what a killed process did after that is done again
+
+    def __call__(self, rec: dict):
+        if rec.get('what') == 'resume':
+            self.recs = [
+                r for r in self.recs if r['step'] <= rec['step']
+            ]  # what a killed process did after that is done again
         self.recs.append(rec)
-        if rec.get('what') not in ('stop', 'end') and (rec['kind'] not in ('train', 'valid') or time.monotonic()-self.drawn<self.every): return
+        if rec.get('what') not in ('stop', 'end') and (
+            rec['kind'] not in ('train', 'valid') or time.monotonic() - self.drawn < self.every
+        ):
+            return
         from IPython.display import display
-        fig,self.drawn = loss_figure({self.name: self.recs}),time.monotonic()
-        if self.handle: self.handle.update(fig)
-        else: self.handle = display(fig, display_id=True)
+
+        fig = loss_figure({self.name: self.recs})
+        self.drawn = time.monotonic()
+        if self.handle:
+            self.handle.update(fig)
+        else:
+            self.handle = display(fig, display_id=True)
+
 
 def _scalars(rec, pre=''):
-    for k,v in rec.items():
-        if isinstance(v, dict): yield from _scalars(v, f'{pre}{k}/')
-        elif isinstance(v, (int, float)) and k not in ('step', 'tokens'): yield f'{pre}{k}',v
+    for k, v in rec.items():
+        if isinstance(v, dict):
+            yield from _scalars(v, f'{pre}{k}/')
+        elif isinstance(v, (int, float)) and k not in ('step', 'tokens'):
+            yield f'{pre}{k}', v
+
 
 def tensorboard(
-    folder,       # the run; events go to its `tensorboard`
-    step:int=0,   # the step that it goes on from: later ones of a killed process are hidden
-):                # function of a record
+    folder,  # the run; events go to its `tensorboard`
+    step: int = 0,  # the step that it goes on from: later ones of a killed process are hidden
+):  # function of a record
     "Records to TensorBoard. Raises `ImportError` if it is not installed"
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise ImportError('tensorboard is not installed: pip install tensorboard') from None
-    w = SummaryWriter(str(Path(folder)/'tensorboard'), purge_step=step+1)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError('tensorboard is not installed: pip install tensorboard') from None
+    w = SummaryWriter(str(Path(folder) / 'tensorboard'), purge_step=step + 1)
+
     def write(rec):
-        for k,v in _scalars(rec): w.add_scalar(f"{rec['kind']}/{k}", v, rec['step'])
-        if 'text' in rec: w.add_text('sample', rec['text'], rec['step'])
+        for k, v in _scalars(rec):
+            w.add_scalar(f'{rec["kind"]}/{k}', v, rec['step'])
+        if 'text' in rec:
+            w.add_text('sample', rec['text'], rec['step'])
         w.flush()
+
     return write
 
+
 def wandb(
-    folder,       # the run; a run that goes on goes on there too
-    step:int=0,
-):                # function of a record
+    folder,  # the run; a run that goes on goes on there too
+    step: int = 0,
+):  # function of a record
     "Records to Weights & Biases. Raises `ImportError` if it is not installed"
-    try: import wandb as wb
-    except ImportError: raise ImportError('wandb is not installed: pip install wandb') from None
+    try:
+        import wandb as wb
+    except ImportError:
+        raise ImportError('wandb is not installed: pip install wandb') from None
     path = Path(folder).resolve()
-    run = wb.init(project='gpt2repro', name=path.name, id=hashlib.sha256(str(path).encode()).hexdigest()[:16], resume='allow', dir=str(path), config=json.loads((path/'config.json').read_text()))
+    run = wb.init(
+        project='gpt2repro',
+        name=path.name,
+        id=hashlib.sha256(str(path).encode()).hexdigest()[:16],
+        resume='allow',
+        dir=str(path),
+        config=json.loads((path / 'config.json').read_text()),
+    )
+
     def write(rec):
-        run.log({f"{rec['kind']}/{k}": v for k,v in _scalars(rec)}, step=rec['step'])
-        if rec.get('what') in ('end', 'stop', 'diverged'): run.finish()
+        run.log({f'{rec["kind"]}/{k}': v for k, v in _scalars(rec)}, step=rec['step'])
+        if rec.get('what') in ('end', 'stop', 'diverged'):
+            run.finish()
+
     return write
+
 
 trackers = dict(tensorboard=tensorboard, wandb=wandb)
 
 # %% ../nbs/11_plots.ipynb #b590fa06
-def lr_figure(runs:dict[str, list[dict]])->go.Figure:
+def lr_figure(runs: dict[str, list[dict]]) -> go.Figure:
     "Learning rate against tokens seen"
     fig = go.Figure()
-    for i,(name,recs) in enumerate(runs.items()): _line(fig, column(recs, 'train', 'lr'), name, palette[i%len(palette)])
+    for i, (name, recs) in enumerate(runs.items()):
+        _line(fig, column(recs, 'train', 'lr'), name, palette[i % len(palette)])
     return _style(fig, 'learning rate')
 
-def update_figure(runs:dict[str, list[dict]])->go.Figure:
+
+def update_figure(runs: dict[str, list[dict]]) -> go.Figure:
     "RMS of each parameter group's update against tokens seen, on a logarithmic axis"
-    fig,dashes = go.Figure(),('solid', 'dash', 'dot', 'dashdot')
+    fig = go.Figure()
+    dashes = ('solid', 'dash', 'dot', 'dashdot')
     groups = list(dict.fromkeys(g for recs in runs.values() for r in recs for g in r.get('groups', {})))
-    for i,(name,recs) in enumerate(runs.items()):
-        for j,g in enumerate(groups):
-            x,y = column(recs, 'train', f'{g}.update_rms')
-            _line(fig, (x[y>0], y[y>0]), g if len(runs)==1 else f'{name}, {g}', palette[j%len(palette)], line=dict(dash=dashes[i%4]))
+    for i, (name, recs) in enumerate(runs.items()):
+        for j, g in enumerate(groups):
+            x, y = column(recs, 'train', f'{g}.update_rms')
+            _line(
+                fig,
+                (x[y > 0], y[y > 0]),
+                g if len(runs) == 1 else f'{name}, {g}',
+                palette[j % len(palette)],
+                line=dict(dash=dashes[i % 4]),
+            )
     return _style(fig, 'RMS of the update', yaxis_type='log')
 
-def speed_figure(runs:dict[str, list[dict]])->go.Figure:
+
+def speed_figure(runs: dict[str, list[dict]]) -> go.Figure:
     "Tokens per second (left), and the share of the machine's measured matrix-product peak (right)"
     fig = go.Figure()
-    for i,(name,recs) in enumerate(runs.items()):
-        c = palette[i%len(palette)]
+    for i, (name, recs) in enumerate(runs.items()):
+        c = palette[i % len(palette)]
         _line(fig, column(recs, 'train', 'tokens_per_s'), f'{name}, tokens/s', c)
-        _line(fig, column(recs, 'train', 'peak_share'), f'{name}, share of peak', c, line=dict(dash='dot'), yaxis='y2')
-    return _style(fig, 'tokens/s', yaxis_rangemode='tozero', yaxis2=dict(title='share of peak', overlaying='y', side='right', tickformat='.0%', rangemode='tozero', showgrid=False))
+        _line(
+            fig,
+            column(recs, 'train', 'peak_share'),
+            f'{name}, share of peak',
+            c,
+            line=dict(dash='dot'),
+            yaxis='y2',
+        )
+    return _style(
+        fig,
+        'tokens/s',
+        yaxis_rangemode='tozero',
+        yaxis2=dict(
+            title='share of peak',
+            overlaying='y',
+            side='right',
+            tickformat='.0%',
+            rangemode='tozero',
+            showgrid=False,
+        ),
+    )
 
 # %% ../nbs/11_plots.ipynb #dae6f724
 def verdict(
-    bpb:float,                   # the model's bits per byte
-    yardsticks:dict[str, float], # name -> bits per byte on the same documents
-)->str:
+    bpb: float,  # the model's bits per byte
+    yardsticks: dict[str, float],  # name -> bits per byte on the same documents
+) -> str:
     "One sentence: what the model beats, and what it does not"
-    f = lambda won: ', '.join(f'{n} ({v:.3f})' for n,v in yardsticks.items() if (bpb<v)==won)
-    won,lost = f(True),f(False)
-    return f'{bpb:.3f} bits per byte on held-out documents: ' + '; '.join(([f'beats {won}'] if won else []) + ([f'does not beat {lost}'] if lost else [])) + '.'
+    f = lambda won: ', '.join(f'{n} ({v:.3f})' for n, v in yardsticks.items() if (bpb < v) == won)
+    won, lost = f(True), f(False)
+    return (
+        f'{bpb:.3f} bits per byte on held-out documents: '
+        + '; '.join(([f'beats {won}'] if won else []) + ([f'does not beat {lost}'] if lost else []))
+        + '.'
+    )
 
 # %% ../nbs/11_plots.ipynb #84c1d926
-_css = '''body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+_css = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{margin-bottom:.2rem}h2{margin-top:2.2rem;border-bottom:1px solid #8884}.verdict{font-size:1.15rem;padding:.8rem 1rem;border-left:5px solid #0072b2;background:#8881}
 .sub{color:#777}table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #8883}td.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.8rem;border-radius:6px;font-size:.85rem}.scroll{overflow-x:auto}.fig{min-height:360px}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}}'''
-_js = '''document.querySelectorAll("div.fig").forEach(el=>{const f=JSON.parse(el.querySelector("script").textContent);
-Plotly.newPlot(el,f.data,f.layout,{responsive:true,displaylogo:false});});'''
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}}"""
+_js = """document.querySelectorAll("div.fig").forEach(el=>{const f=JSON.parse(el.querySelector("script").textContent);
+Plotly.newPlot(el,f.data,f.layout,{responsive:true,displaylogo:false});});"""
 
-def _fig(fig): return f'<div class="fig"><script type="application/json">{fig.to_json().replace("<", chr(92)+"u003c")}</script></div>'
-def _table(rows, head): # rows of text or numbers
-    cell = lambda v: f'<td class="n">{v:,.4g}</td>' if isinstance(v, float) else f'<td class="n">{v:,}</td>' if isinstance(v, int) else f'<td>{html.escape(str(v))}</td>'
-    return '<div class="scroll"><table><tr>'+''.join(f'<th>{html.escape(h)}</th>' for h in head)+'</tr>'+''.join('<tr>'+''.join(map(cell, r))+'</tr>' for r in rows)+'</table></div>'
+
+def _fig(fig):
+    return (
+        f'<div class="fig"><script '
+        f'type="application/json">{fig.to_json().replace("<", chr(92) + "u003c")}</script></div>'
+    )
+
+
+def _table(rows, head):  # rows of text or numbers
+    cell = lambda v: (
+        f'<td class="n">{v:,.4g}</td>'
+        if isinstance(v, float)
+        else f'<td class="n">{v:,}</td>'
+        if isinstance(v, int)
+        else f'<td>{html.escape(str(v))}</td>'
+    )
+    return (
+        '<div class="scroll"><table><tr>'
+        + ''.join(f'<th>{html.escape(h)}</th>' for h in head)
+        + '</tr>'
+        + ''.join('<tr>' + ''.join(map(cell, r)) + '</tr>' for r in rows)
+        + '</table></div>'
+    )
+
 
 def _flat(d, pre=''):
-    for k,v in d.items():
-        if isinstance(v, dict): yield from _flat(v, f'{pre}{k}.')
-        else: yield f'{pre}{k}',v
+    for k, v in d.items():
+        if isinstance(v, dict):
+            yield from _flat(v, f'{pre}{k}.')
+        else:
+            yield f'{pre}{k}', v
 
 # %% ../nbs/11_plots.ipynb #b6badb42
 class RunFiles:
     "What a run's folder holds for the report. Raises `FileNotFoundError` when the folder is no run"
-    def __init__(self,
-        folder, # the run
+
+    def __init__(
+        self,
+        folder,  # the run
     ):
         self.folder = Path(folder)
-        if not (self.folder/'config.json').is_file():
-            raise FileNotFoundError(f'{folder} is no run: config.json is missing; name a folder that `gpt2repro reproduce` or `gpt2repro train` made')
+        if not (self.folder / 'config.json').is_file():
+            raise FileNotFoundError(
+                f'{folder} is no run: config.json is missing; name a folder that `gpt2repro reproduce` or '
+                f'`gpt2repro train` made'
+            )
         self.name = self.folder.resolve().name
-        self.config,self.scores = self._json('config.json'),self._json('scores.json')
-        self.log = read_log(self.folder) if (self.folder/'log.jsonl').exists() else []
-        f = self.folder/'samples.txt'
+        self.config, self.scores = self._json('config.json'), self._json('scores.json')
+        self.log = read_log(self.folder) if (self.folder / 'log.jsonl').exists() else []
+        f = self.folder / 'samples.txt'
         self.samples = f.read_text(encoding='utf-8') if f.exists() else ''
+
     def _json(self, name):
-        f = self.folder/name
-        if not f.exists(): return {}
-        try: return json.loads(f.read_text(encoding='utf-8'))
-        except ValueError: raise ValueError(f'{f} is not JSON: it is damaged; restore it, or start a new run') from None
+        f = self.folder / name
+        if not f.exists():
+            return {}
+        try:
+            return json.loads(f.read_text(encoding='utf-8'))
+        except ValueError:
+            raise ValueError(f'{f} is not JSON: it is damaged; restore it, or start a new run') from None
 
 # %% ../nbs/11_plots.ipynb #a1f0e151
 def incidents(
-    recs:list[dict], # a run's records
-)->list[tuple]:      # step, tokens seen, what happened
+    recs: list[dict],  # a run's records
+) -> list[tuple]:  # step, tokens seen, what happened
     "What a reader should know of: skipped updates, loss spikes, stops and resumptions"
-    high,out = set(spikes(recs)[0]),[]
+    high = set(spikes(recs)[0])
+    out = []
     for r in recs:
-        at,what = (r['step'], r.get('tokens', 0)),r.get('what')
-        if r['kind']=='train' and r['tokens'] in high: out.append((*at, f"loss spike: {r['bpb']:.3f} bits per byte"))
-        elif what=='skipped':
-            f,(a,b) = r['first'],r['sequences']
-            out.append((*at, f"{r['updates']} update{'s'*(r['updates']>1)} skipped: not finite first at step {f['step']}, sequences {a} to {b}, " + (f"in the gradient of {f['parameter']} (group {f['group']})" if f['parameter'] else 'in the loss')))
-        elif what=='resume': out.append((*at, 'went on from the checkpoint of this step'))
-        elif what=='stop': out.append((*at, f"stopped by {r['why']}, state saved"))
-        elif what=='diverged': out.append((*at, 'given up: more updates were not finite than max_skips allows'))
+        at = (r['step'], r.get('tokens', 0))
+        what = r.get('what')
+        if r['kind'] == 'train' and r['tokens'] in high:
+            out.append((*at, f'loss spike: {r["bpb"]:.3f} bits per byte'))
+        elif what == 'skipped':
+            f = r['first']
+            (a, b) = r['sequences']
+            out.append(
+                (
+                    *at,
+                    f'{r["updates"]} update{"s" * (r["updates"] > 1)} skipped: not finite first at step '
+                    f'{f["step"]}, sequences {a} to {b}, '
+                    + (
+                        f'in the gradient of {f["parameter"]} (group {f["group"]})'
+                        if f['parameter']
+                        else 'in the loss'
+                    ),
+                )
+            )
+        elif what == 'resume':
+            out.append((*at, 'went on from the checkpoint of this step'))
+        elif what == 'stop':
+            out.append((*at, f'stopped by {r["why"]}, state saved'))
+        elif what == 'diverged':
+            out.append((*at, 'given up: more updates were not finite than max_skips allows'))
     return out
 
-def duration(seconds:float)->str:
+
+def duration(seconds: float) -> str:
     "Seconds as a person says them"
     s = round(seconds)
-    return f'{s//3600} h {s%3600//60:02} min' if s>=3600 else f'{s//60} min {s%60:02} s' if s>=60 else f'{s} s'
+    return (
+        f'{s // 3600} h {s % 3600 // 60:02} min'
+        if s >= 3600
+        else f'{s // 60} min {s % 60:02} s'
+        if s >= 60
+        else f'{s} s'
+    )
+
 
 def summary(
-    recs:list[dict],       # a run's records
-    max_steps:int=None,    # of its settings
-)->dict:                   # name -> number or text
+    recs: list[dict],  # a run's records
+    max_steps: int = None,  # of its settings
+) -> dict:  # name -> number or text
     "The figures of a run that are compared with those of others; what is not known is left out"
-    last = lambda kind: next((r for r in reversed(recs) if r['kind']==kind), {})
-    of = lambda key: [r[key] for r in recs if r['kind']=='train' and r.get(key) is not None]
-    train,held,bpb = last('train'),last('valid'),[r['bpb'] for r in recs if r['kind']=='valid' and r.get('bpb')]
-    out = {'step': f"{train.get('step', 0):,}"+(f' of {max_steps:,}' if max_steps else ''), 'tokens': train.get('tokens'), 'held out, bits per byte': held.get('bpb') and round(held['bpb'], 4), 'best': round(min(bpb), 4) if bpb else None,
-           'training': duration(train['seconds']) if 'seconds' in train else None, 'left': duration(train['left_s']) if train.get('left_s') and train['step']!=max_steps else None,
-           'tokens/s': round(float(np.median(of('tokens_per_s')))) if of('tokens_per_s') else None, 'share of peak': f"{np.median(of('peak_share')):.0%}" if of('peak_share') else None,
-           'peak memory, GiB': round(max(of('memory'))/2**30, 2) if of('memory') else None, 'incidents': len(incidents(recs))}
-    return {k: v for k,v in out.items() if v is not None}
+    last = lambda kind: next((r for r in reversed(recs) if r['kind'] == kind), {})
+    of = lambda key: [r[key] for r in recs if r['kind'] == 'train' and r.get(key) is not None]
+    train = last('train')
+    held = last('valid')
+    bpb = [r['bpb'] for r in recs if r['kind'] == 'valid' and r.get('bpb')]
+    out = {
+        'step': f'{train.get("step", 0):,}' + (f' of {max_steps:,}' if max_steps else ''),
+        'tokens': train.get('tokens'),
+        'held out, bits per byte': held.get('bpb') and round(held['bpb'], 4),
+        'best': round(min(bpb), 4) if bpb else None,
+        'training': duration(train['seconds']) if 'seconds' in train else None,
+        'left': duration(train['left_s']) if train.get('left_s') and train['step'] != max_steps else None,
+        'tokens/s': round(float(np.median(of('tokens_per_s')))) if of('tokens_per_s') else None,
+        'share of peak': f'{np.median(of("peak_share")):.0%}' if of('peak_share') else None,
+        'peak memory, GiB': round(max(of('memory')) / 2**30, 2) if of('memory') else None,
+        'incidents': len(incidents(recs)),
+    }
+    return {k: v for k, v in out.items() if v is not None}
 
 # %% ../nbs/11_plots.ipynb #884d9660
 def _samples(text):
     "Samples under a heading each: lines that start with `=== ` are headings"
     for part in re.split(r'^=== ', text, flags=re.M)[1:]:
-        head,_,body = part.partition('\n')
+        head, _, body = part.partition('\n')
         yield f'<h3>{html.escape(head)}</h3><pre>{html.escape(body.strip())}</pre>'
+
 
 def _progress(r):
     "One sentence about a run that has no scores"
-    held,end = [o for o in r.log if o['kind']=='valid'],r.config.get('max_steps')
+    held = [o for o in r.log if o['kind'] == 'valid']
+    end = r.config.get('max_steps')
     step = max((o['step'] for o in r.log), default=0)
-    how = f'{r.name} is finished' if step==end else f'{r.name} is not finished'
-    return how + f": step {step:,}{f' of {end:,}' if end else ''}" + (f", {held[-1]['bpb']:.3f} bits per byte on held-out text" if held and held[-1].get('bpb') else '') + '.'
+    how = f'{r.name} is finished' if step == end else f'{r.name} is not finished'
+    return (
+        how
+        + f': step {step:,}{f" of {end:,}" if end else ""}'
+        + (f', {held[-1]["bpb"]:.3f} bits per byte on held-out text' if held and held[-1].get('bpb') else '')
+        + '.'
+    )
+
 
 def _peak_note(logs):
     "How the share of peak is computed, with the numbers of each run"
-    starts = {n: next((o for o in reversed(l) if o['kind']=='event' and o.get('peak_gflops')), None) for n,l in logs.items()}
-    of = [f"{html.escape(n)}: {s['flops_per_token']/1e9:.3g} GFLOP a token, {s['peak_gflops']:,.0f} GFLOP/s ({html.escape(str(s.get('dtype')))}, {html.escape(str(s.get('device')))})" for n,s in starts.items() if s]
-    return '<p class="sub">Share of peak: tokens/s × FLOPs per token ÷ the best speed of a large matrix product that this machine reached when the run began, in the same precision. FLOPs per token, forward and backward: 6·N + 12·L·C·T. ' + '; '.join(of) + '.</p>' if of else ''
+    starts = {
+        n: next((o for o in reversed(l) if o['kind'] == 'event' and o.get('peak_gflops')), None)
+        for n, l in logs.items()
+    }
+    of = [
+        f'{html.escape(n)}: {s["flops_per_token"] / 1e9:.3g} GFLOP a token, {s["peak_gflops"]:,.0f} GFLOP/s '
+        f'({html.escape(str(s.get("dtype")))}, {html.escape(str(s.get("device")))})'
+        for n, s in starts.items()
+        if s
+    ]
+    return (
+        '<p class="sub">Share of peak: tokens/s × FLOPs per token ÷ the best speed of a large matrix '
+        'product that this machine reached when the run began, in the same precision. FLOPs per token, '
+        'forward and backward: 6·N + 12·L·C·T. ' + '; '.join(of) + '.</p>'
+        if of
+        else ''
+    )
+
 
 def _apart(rs):
     "Settings in which the runs differ"
     flats = [dict(_flat(r.config)) for r in rs]
-    keys = [k for k in dict.fromkeys(k for f in flats for k in f) if k!='name' and len({str(f.get(k)) for f in flats})>1]
+    keys = [
+        k
+        for k in dict.fromkeys(k for f in flats for k in f)
+        if k != 'name' and len({str(f.get(k)) for f in flats}) > 1
+    ]
     return [(k, *(str(f.get(k, '')) for f in flats)) for k in keys]
 
+
 def _run_section(r):
-    start = next((o for o in reversed(r.log) if o['kind']=='event' and 'device' in o), {})
-    rows = [(k, v) for k,v in (dict(device=start.get('device'), products=start.get('dtype'), torch=start.get('torch'), optimizer=start.get('optimizer')) | r.scores.get('facts', {})).items() if v is not None]
+    start = next((o for o in reversed(r.log) if o['kind'] == 'event' and 'device' in o), {})
+    rows = [
+        (k, v)
+        for k, v in (
+            dict(
+                device=start.get('device'),
+                products=start.get('dtype'),
+                torch=start.get('torch'),
+                optimizer=start.get('optimizer'),
+            )
+            | r.scores.get('facts', {})
+        ).items()
+        if v is not None
+    ]
     happened = incidents(r.log)
-    conf = ''.join(f'{k} = {v}\n' for k,v in _flat(r.config))
-    return (f'<h2>{html.escape(r.name)}: the run</h2>{_table(rows, ["what", "value"])}'
-            + (f'<h3>What happened</h3>{_table(happened[:100], ["step", "tokens", "what"])}' + (f'<p>and {len(happened)-100} more</p>' if len(happened)>100 else '') if happened else '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>' if r.log else '')
-            + f'<details><summary>All settings</summary><pre>{html.escape(conf)}</pre></details>'
-            + (f'<h2>{html.escape(r.name)}: samples</h2>'+''.join(_samples(r.samples)) if r.samples else ''))
+    conf = ''.join(f'{k} = {v}\n' for k, v in _flat(r.config))
+    return (
+        f'<h2>{html.escape(r.name)}: the run</h2>{_table(rows, ["what", "value"])}'
+        + (
+            f'<h3>What happened</h3>{_table(happened[:100], ["step", "tokens", "what"])}'
+            + (f'<p>and {len(happened) - 100} more</p>' if len(happened) > 100 else '')
+            if happened
+            else '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>'
+            if r.log
+            else ''
+        )
+        + f'<details><summary>All settings</summary><pre>{html.escape(conf)}</pre></details>'
+        + (f'<h2>{html.escape(r.name)}: samples</h2>' + ''.join(_samples(r.samples)) if r.samples else '')
+    )
 
 # %% ../nbs/11_plots.ipynb #a7e7fa31
 def report(
-    runs:list, # folders of runs; several are drawn on top of each other
+    runs: list,  # folders of runs; several are drawn on top of each other
     out=None,  # the file to write; the first run's `report.html` if not given
-)->Path:       # where it is
-    "One HTML file that opens offline: loss, learning rate, updates, speed, yardsticks, samples. Raises `FileNotFoundError` for what is no run"
+) -> Path:  # where it is
+    """One HTML file that opens offline: loss, learning rate, updates, speed, yardsticks, samples.
+
+    Raises `FileNotFoundError` for what is no run
+    """
     rs = [RunFiles(o) for o in runs]
-    if not rs: raise ValueError('no run given: name at least one folder')
+    if not rs:
+        raise ValueError('no run given: name at least one folder')
     names = [r.name for r in rs]
-    logs = {r.name if names.count(r.name)==1 else str(r.folder): r.log for r in rs}
+    logs = {r.name if names.count(r.name) == 1 else str(r.folder): r.log for r in rs}
     done = [r for r in rs if 'bpb' in r.scores]
-    body = [f'<h1>{html.escape(" · ".join(logs))}</h1><p class="sub">GPT-2 reproduced, from raw text to scores</p>']
-    body += [f'<p class="verdict">{html.escape((r.name+": " if len(rs)>1 else "")+verdict(r.scores["bpb"], r.scores.get("yardsticks", {})))}</p>' for r in done]
+    body = [
+        f'<h1>{html.escape(" · ".join(logs))}</h1><p class="sub">GPT-2 reproduced, from raw text to '
+        f'scores</p>'
+    ]
+    body += [
+        f'<p class="verdict">{html.escape((r.name + ": " if len(rs) > 1 else "") + verdict(r.scores["bpb"], r.scores.get("yardsticks", {})))}</p>'
+        for r in done
+    ]
     body += [f'<p class="verdict">{html.escape(_progress(r))}</p>' for r in rs if r not in done]
-    rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n,r in zip(logs, rs)]
+    rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]
     heads = list(dict.fromkeys(k for r in rows for k in r))
     body.append(_table([[r.get(h, '') for h in heads] for r in rows], heads))
-    if len(rs)>1: body.append('<h2>What differs</h2>'+(_table(apart, ['setting', *logs]) if (apart := _apart(rs)) else '<p>The settings are the same.</p>'))
+    if len(rs) > 1:
+        body.append(
+            '<h2>What differs</h2>'
+            + (
+                _table(apart, ['setting', *logs])
+                if (apart := _apart(rs))
+                else '<p>The settings are the same.</p>'
+            )
+        )
     yard = done[0].scores.get('yardsticks', {}) if done else {}
-    figs = [('Loss', loss_figure(logs, yard)), ('Learning rate', lr_figure(logs)), ('RMS of the update, by parameter group', update_figure(logs)), ('Speed', speed_figure(logs))]
+    figs = [
+        ('Loss', loss_figure(logs, yard)),
+        ('Learning rate', lr_figure(logs)),
+        ('RMS of the update, by parameter group', update_figure(logs)),
+        ('Speed', speed_figure(logs)),
+    ]
     body.append(f'<h2>{figs[0][0]}</h2>{_fig(figs[0][1])}')
     if done:
         ns = list(dict.fromkeys(k for r in done for k in r.scores.get('yardsticks', {})))
-        body.append('<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. The n-gram models use the same tokenizer; xz is given the training text first, as a dictionary would be.</p>'
-            + _table([(r.name, float(r.scores['bpb']), *(float(r.scores.get('yardsticks', {}).get(n, np.nan)) for n in ns)) for r in done], ['run', 'model', *ns]))
-    body += [f'<h2>{t}</h2>{_fig(f)}' for t,f in figs[1:]] + [_peak_note(logs)]
+        body.append(
+            '<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. The '
+            'n-gram models use the same tokenizer; xz is given the training text first, as a dictionary '
+            'would be.</p>'
+            + _table(
+                [
+                    (
+                        r.name,
+                        float(r.scores['bpb']),
+                        *(float(r.scores.get('yardsticks', {}).get(n, np.nan)) for n in ns),
+                    )
+                    for r in done
+                ],
+                ['run', 'model', *ns],
+            )
+        )
+    body += [f'<h2>{t}</h2>{_fig(f)}' for t, f in figs[1:]] + [_peak_note(logs)]
     body += [_run_section(r) for r in rs]
-    out = Path(out) if out else rs[0].folder/'report.html'
-    return write_atomic(out, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(names[0])}</title><style>{_css}</style>'
-        f'<script>{get_plotlyjs()}</script></head><body>{"".join(body)}<script>{_js}</script></body></html>')
+    out = Path(out) if out else rs[0].folder / 'report.html'
+    return write_atomic(
+        out,
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{html.escape(names[0])}</title><style>{_css}</style>'
+        f'<script>{get_plotlyjs()}</script></head><body>{"".join(body)}<script>{_js}</script></body></html>',
+    )

@@ -10,10 +10,13 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'occurrences', 'repetition_
            'generate', 'stream', 'beam_search', 'token_view', 'surprise_figure', 'Shown', 'sample']
 
 # %% ../nbs/13_sample.ipynb #2d912cbe
-import hashlib,html,math,secrets
+import hashlib
+import html
+import math
+import secrets
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass,fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,222 +24,288 @@ import torch
 import torch.nn.functional as F
 from plotly.colors import sample_colorscale
 from torch import Tensor
-from .config import nearest,progress,warn
-from .backend import end_step,fixed_shapes,to_device
+from .config import nearest, progress, warn
+from .backend import end_step, fixed_shapes, to_device
 from .decode import Decoder
 from .model import GPT2
 from .tokenizer import StreamDecoder
 
 # %% ../nbs/13_sample.ipynb #ebe36492
 def temperature(
-    logits:Tensor, # (B,V)
-    t:float,       # above 0; 1 changes nothing
-)->Tensor: # (B,V)
+    logits: Tensor,  # (B,V)
+    t: float,  # above 0; 1 changes nothing
+) -> Tensor:  # (B,V)
     "Flatten (`t`>1) or sharpen (`t`<1) the distribution"
-    return logits/t
+    return logits / t
 
 # %% ../nbs/13_sample.ipynb #f83d51e4
 def top_k(
-    logits:Tensor, # (B,V)
-    k:int,         # tokens to keep; ties with the last one stay too
-)->Tensor: # (B,V), the others at −∞
+    logits: Tensor,  # (B,V)
+    k: int,  # tokens to keep; ties with the last one stay too
+) -> Tensor:  # (B,V), the others at −∞
     "Keep the `k` most likely tokens"
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
-    return logits.masked_fill(logits<kth, -torch.inf)
+    return logits.masked_fill(logits < kth, -torch.inf)
+
 
 def top_p(
-    logits:Tensor, # (B,V)
-    p:float,       # probability to cover, above 0 and at most 1
-)->Tensor: # (B,V), the others at −∞
+    logits: Tensor,  # (B,V)
+    p: float,  # probability to cover, above 0 and at most 1
+) -> Tensor:  # (B,V), the others at −∞
     "Keep the smallest set of tokens that together have probability `p`"
-    vals,idx = logits.sort(descending=True, stable=True)
+    vals, idx = logits.sort(descending=True, stable=True)
     q = vals.softmax(-1)
-    cut = q.cumsum(-1)-q >= p                       # what comes before this token suffices already
+    cut = q.cumsum(-1) - q >= p  # what comes before this token suffices already
     cut[:, 0] = False
     return logits.masked_fill(torch.zeros_like(cut).scatter(1, idx, cut), -torch.inf)
 
 # %% ../nbs/13_sample.ipynb #d5e1edd0
 def min_p(
-    logits:Tensor, # (B,V)
-    p:float,       # share of the most likely token's probability, from 0 to 1
-)->Tensor: # (B,V), the others at −∞
+    logits: Tensor,  # (B,V)
+    p: float,  # share of the most likely token's probability, from 0 to 1
+) -> Tensor:  # (B,V), the others at −∞
     "Keep the tokens at least `p` times as likely as the best"
-    if p==0: return logits
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True)+math.log(p), -torch.inf)
+    if p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -torch.inf)
 
 # %% ../nbs/13_sample.ipynb #ba395973
 def occurrences(
-    ids:Tensor,         # (B,S) tokens
-    length:Tensor,      # (B,) how many of them count
-    vocab_size:int,     # V
-    start:Tensor=None,  # (B,) count from here
-)->Tensor: # (B,V) how often each token occurs
+    ids: Tensor,  # (B,S) tokens
+    length: Tensor,  # (B,) how many of them count
+    vocab_size: int,  # V
+    start: Tensor = None,  # (B,) count from here
+) -> Tensor:  # (B,V) how often each token occurs
     "Count the tokens of each row between `start` and `length`"
     at = torch.arange(ids.shape[1], device=ids.device)
-    on = at<length[:, None] if start is None else (at<length[:, None])&(at>=start[:, None])
+    on = at < length[:, None] if start is None else (at < length[:, None]) & (at >= start[:, None])
     return torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, on.float())
 
+
 def repetition_penalty(
-    logits:Tensor, # (B,V)
-    counts:Tensor, # (B,V) how often each token occurs before
-    penalty:float, # above 1: less of what was there
-)->Tensor: # (B,V)
+    logits: Tensor,  # (B,V)
+    counts: Tensor,  # (B,V) how often each token occurs before
+    penalty: float,  # above 1: less of what was there
+) -> Tensor:  # (B,V)
     "Divide the positive and multiply the negative logits of tokens that occurred"
-    return torch.where(counts>0, torch.where(logits<0, logits*penalty, logits/penalty), logits)
+    return torch.where(counts > 0, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
 
 def count_penalty(
-    logits:Tensor,       # (B,V)
-    counts:Tensor,       # (B,V) how often each token occurs before
-    frequency:float=0.,  # nats for each occurrence
-    presence:float=0.,   # nats for having occurred
-)->Tensor: # (B,V)
+    logits: Tensor,  # (B,V)
+    counts: Tensor,  # (B,V) how often each token occurs before
+    frequency: float = 0.0,  # nats for each occurrence
+    presence: float = 0.0,  # nats for having occurred
+) -> Tensor:  # (B,V)
     "Frequency and presence penalties"
-    return logits - frequency*counts - presence*(counts>0)
+    return logits - frequency * counts - presence * (counts > 0)
 
 # %% ../nbs/13_sample.ipynb #49294fff
-def _ends_with(ids, length, tail): # (B,S), (B,), (B,M) or (M,) -> (B,) bool
+def _ends_with(ids, length, tail):  # (B,S), (B,), (B,M) or (M,) -> (B,) bool
     "Do the tokens so far end with `tail`?"
     M = tail.shape[-1]
-    at = (length[:, None]-M+torch.arange(M, device=ids.device))
-    return (ids.gather(1, at.clamp(min=0))==tail).all(-1) & (length>=M)
+    at = length[:, None] - M + torch.arange(M, device=ids.device)
+    return (ids.gather(1, at.clamp(min=0)) == tail).all(-1) & (length >= M)
+
 
 def no_repeat_ngram(
-    logits:Tensor, # (B,V)
-    ids:Tensor,    # (B,S) tokens so far
-    length:Tensor, # (B,) how many of them count
-    n:int,         # no sequence of so many tokens twice
-)->Tensor: # (B,V), forbidden tokens at −∞
+    logits: Tensor,  # (B,V)
+    ids: Tensor,  # (B,S) tokens so far
+    length: Tensor,  # (B,) how many of them count
+    n: int,  # no sequence of so many tokens twice
+) -> Tensor:  # (B,V), forbidden tokens at −∞
     "Forbid tokens that would complete an n-gram for the second time"
-    if ids.shape[1]<n: return logits
-    grams = ids.unfold(1, n, 1)                                            # (B,S-n+1,n)
-    at = (length[:, None]-(n-1)+torch.arange(n-1, device=ids.device)).clamp(min=0)
-    hit = (grams[..., :-1]==ids.gather(1, at)[:, None]).all(-1)            # began like the last n-1 tokens
-    hit &= torch.arange(grams.shape[1], device=ids.device)+n <= length[:, None]
-    return logits.masked_fill(torch.zeros_like(logits).scatter_add_(1, grams[..., -1], hit.to(logits.dtype))>0, -torch.inf)
+    if ids.shape[1] < n:
+        return logits
+    grams = ids.unfold(1, n, 1)  # (B,S-n+1,n)
+    at = (length[:, None] - (n - 1) + torch.arange(n - 1, device=ids.device)).clamp(min=0)
+    hit = (grams[..., :-1] == ids.gather(1, at)[:, None]).all(-1)  # began like the last n-1 tokens
+    hit &= torch.arange(grams.shape[1], device=ids.device) + n <= length[:, None]
+    return logits.masked_fill(
+        torch.zeros_like(logits).scatter_add_(1, grams[..., -1], hit.to(logits.dtype)) > 0, -torch.inf
+    )
+
 
 def ban(
-    logits:Tensor, # (B,V)
-    ids:Tensor,    # (B,S) tokens so far
-    length:Tensor, # (B,) how many of them count
-    banned:list,   # sequences of tokens
-)->Tensor: # (B,V), forbidden tokens at −∞
+    logits: Tensor,  # (B,V)
+    ids: Tensor,  # (B,S) tokens so far
+    length: Tensor,  # (B,) how many of them count
+    banned: list,  # sequences of tokens
+) -> Tensor:  # (B,V), forbidden tokens at −∞
     "Forbid sequences of tokens"
     logits = logits.clone()
-    for *head,last in banned:
+    for *head, last in banned:
         tail = torch.tensor(head, dtype=torch.long, device=ids.device)
-        logits[:, last] = logits[:, last].masked_fill(_ends_with(ids, length, tail) if head else torch.ones_like(length, dtype=torch.bool), -torch.inf)
+        logits[:, last] = logits[:, last].masked_fill(
+            _ends_with(ids, length, tail) if head else torch.ones_like(length, dtype=torch.bool), -torch.inf
+        )
     return logits
 
 # %% ../nbs/13_sample.ipynb #92c37c4f
 def logit_bias(
-    logits:Tensor, # (B,V)
-    bias:dict,     # token id -> nats to add
-)->Tensor: # (B,V)
+    logits: Tensor,  # (B,V)
+    bias: dict,  # token id -> nats to add
+) -> Tensor:  # (B,V)
     "Make chosen tokens more or less likely"
     add = logits.new_tensor(list(bias.values())).expand(len(logits), -1)
     return logits.index_add(1, torch.tensor(list(bias), device=logits.device), add)
 
+
 def word_ids(
-    tok,   # a tokenizer
-    words, # strings
-)->list: # sequences of token ids
+    tok,  # a tokenizer
+    words,  # strings
+) -> list:  # sequences of token ids
     "The sequences that write `words`, alone and after a space: what `banned` takes"
-    seqs = [tuple(tok.encode(s+w)) for w in words for s in ('', ' ')]
-    if not all(seqs): raise ValueError('an empty word cannot be banned: leave it out')
+    seqs = [tuple(tok.encode(s + w)) for w in words for s in ('', ' ')]
+    if not all(seqs):
+        raise ValueError('an empty word cannot be banned: leave it out')
     return [list(o) for o in dict.fromkeys(seqs)]
 
 # %% ../nbs/13_sample.ipynb #719e4617
 def draw(
-    probs:Tensor, # (B,V)
-    u:Tensor,     # (B,) at least 0 and below 1
-)->Tensor: # (B,) token of each row
+    probs: Tensor,  # (B,V)
+    u: Tensor,  # (B,) at least 0 and below 1
+) -> Tensor:  # (B,) token of each row
     "The token that `u` hits on the cumulated probabilities; never one of probability 0"
     c = probs.cumsum(-1)
-    return ((c > u[:, None]*c[:, -1:]) & (probs>0)).to(torch.uint8).argmax(-1)
+    return ((c > u[:, None] * c[:, -1:]) & (probs > 0)).to(torch.uint8).argmax(-1)
 
 # %% ../nbs/13_sample.ipynb #8781c43d
 def row_uniforms(
-    seed:int,   # any
-    ids:list,   # the prompt's tokens
-    nth:int,    # number of this sample among those of the same prompt
-    steps:int,  # how many numbers
-)->np.ndarray:  # (steps,) float32, at least 0 and below 1
+    seed: int,  # any
+    ids: list,  # the prompt's tokens
+    nth: int,  # number of this sample among those of the same prompt
+    steps: int,  # how many numbers
+) -> np.ndarray:  # (steps,) float32, at least 0 and below 1
     "Random numbers for one row: a function of its arguments and of nothing else"
-    key = hashlib.blake2b(repr((int(seed), int(nth))).encode()+np.asarray(ids, dtype='<i8').tobytes(), digest_size=16).digest()
+    key = hashlib.blake2b(
+        repr((int(seed), int(nth))).encode() + np.asarray(ids, dtype='<i8').tobytes(), digest_size=16
+    ).digest()
     rng = np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype='<u8')))
-    return np.minimum(rng.random(steps, dtype=np.float32), np.float32(1-2**-23))
+    return np.minimum(rng.random(steps, dtype=np.float32), np.float32(1 - 2**-23))
 
 # %% ../nbs/13_sample.ipynb #85273b2c
-def _number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-def _whole(v): return isinstance(v, int) and not isinstance(v, bool)
+def _number(v):
+    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+
+
+def _whole(v):
+    return isinstance(v, int) and not isinstance(v, bool)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     "How a token is chosen. Raises `ValueError` for impossible settings"
-    temperature: float = 1.            # 0: always the most likely token (greedy)
-    top_k: int|None = None             # keep so many tokens
-    top_p: float|None = None           # keep the most likely tokens that reach this probability
-    min_p: float|None = None           # keep tokens with this share of the best one's probability
-    repetition_penalty: float = 1.     # over prompt and continuation
-    frequency_penalty: float = 0.      # over the continuation, nats for each occurrence
-    presence_penalty: float = 0.       # over the continuation, nats for having occurred
-    no_repeat_ngram: int|None = None   # no sequence of so many tokens twice, prompt included
-    logit_bias: dict|None = None       # token id -> nats to add
-    banned: list|None = None           # sequences of token ids that must not appear
+
+    temperature: float = 1.0  # 0: always the most likely token (greedy)
+    top_k: int | None = None  # keep so many tokens
+    top_p: float | None = None  # keep the most likely tokens that reach this probability
+    min_p: float | None = None  # keep tokens with this share of the best one's probability
+    repetition_penalty: float = 1.0  # over prompt and continuation
+    frequency_penalty: float = 0.0  # over the continuation, nats for each occurrence
+    presence_penalty: float = 0.0  # over the continuation, nats for having occurred
+    no_repeat_ngram: int | None = None  # no sequence of so many tokens twice, prompt included
+    logit_bias: dict | None = None  # token id -> nats to add
+    banned: list | None = None  # sequences of token ids that must not appear
 
     def __post_init__(self):
         def need(name, ok, rule):
-            if not ok: raise ValueError(f'{name}={getattr(self, name)!r}: {rule}')
-        need('temperature', _number(self.temperature) and self.temperature>=0, 'give 0 (greedy) or more')
-        need('top_k', self.top_k is None or _whole(self.top_k) and self.top_k>=1, 'give a whole number of at least 1, or leave it out for all tokens')
-        need('top_p', self.top_p is None or _number(self.top_p) and 0<self.top_p<=1, 'give a probability above 0 and at most 1')
-        need('min_p', self.min_p is None or _number(self.min_p) and 0<=self.min_p<=1, 'give a share from 0 to 1')
-        need('repetition_penalty', _number(self.repetition_penalty) and self.repetition_penalty>0, 'give a number above 0, such as 1.2')
-        for n in ('frequency_penalty', 'presence_penalty'): need(n, _number(getattr(self, n)), 'give a number')
-        need('no_repeat_ngram', self.no_repeat_ngram is None or _whole(self.no_repeat_ngram) and self.no_repeat_ngram>=1, 'give a length of at least 1')
-        need('banned', not any(len(b)==0 for b in self.banned or []), 'an empty sequence cannot be banned')
-        need('logit_bias', all(_whole(k) and (_number(v) or v==-math.inf) for k,v in (self.logit_bias or {}).items()), 'give token ids and the nats to add, such as {11: -2.5}')
+            if not ok:
+                raise ValueError(f'{name}={getattr(self, name)!r}: {rule}')
+
+        need('temperature', _number(self.temperature) and self.temperature >= 0, 'give 0 (greedy) or more')
+        need(
+            'top_k',
+            self.top_k is None or _whole(self.top_k) and self.top_k >= 1,
+            'give a whole number of at least 1, or leave it out for all tokens',
+        )
+        need(
+            'top_p',
+            self.top_p is None or _number(self.top_p) and 0 < self.top_p <= 1,
+            'give a probability above 0 and at most 1',
+        )
+        need(
+            'min_p',
+            self.min_p is None or _number(self.min_p) and 0 <= self.min_p <= 1,
+            'give a share from 0 to 1',
+        )
+        need(
+            'repetition_penalty',
+            _number(self.repetition_penalty) and self.repetition_penalty > 0,
+            'give a number above 0, such as 1.2',
+        )
+        for n in ('frequency_penalty', 'presence_penalty'):
+            need(n, _number(getattr(self, n)), 'give a number')
+        need(
+            'no_repeat_ngram',
+            self.no_repeat_ngram is None or _whole(self.no_repeat_ngram) and self.no_repeat_ngram >= 1,
+            'give a length of at least 1',
+        )
+        need('banned', not any(len(b) == 0 for b in self.banned or []), 'an empty sequence cannot be banned')
+        need(
+            'logit_bias',
+            all(_whole(k) and (_number(v) or v == -math.inf) for k, v in (self.logit_bias or {}).items()),
+            'give token ids and the nats to add, such as {11: -2.5}',
+        )
 
     @property
-    def looks_back(self): return self.repetition_penalty!=1 or self.frequency_penalty or self.presence_penalty or self.no_repeat_ngram or self.banned
+    def looks_back(self):
+        return (
+            self.repetition_penalty != 1
+            or self.frequency_penalty
+            or self.presence_penalty
+            or self.no_repeat_ngram
+            or self.banned
+        )
 
     def _history(self, logits, ids, length, n_prompt):
         V = logits.shape[-1]
-        if self.repetition_penalty!=1: logits = repetition_penalty(logits, occurrences(ids, length, V), self.repetition_penalty)
+        if self.repetition_penalty != 1:
+            logits = repetition_penalty(logits, occurrences(ids, length, V), self.repetition_penalty)
         if self.frequency_penalty or self.presence_penalty:
-            logits = count_penalty(logits, occurrences(ids, length, V, n_prompt), self.frequency_penalty, self.presence_penalty)
-        if self.no_repeat_ngram: logits = no_repeat_ngram(logits, ids, length, self.no_repeat_ngram)
+            logits = count_penalty(
+                logits, occurrences(ids, length, V, n_prompt), self.frequency_penalty, self.presence_penalty
+            )
+        if self.no_repeat_ngram:
+            logits = no_repeat_ngram(logits, ids, length, self.no_repeat_ngram)
         return ban(logits, ids, length, self.banned) if self.banned else logits
 
-    def __call__(self,
-        logits:Tensor,         # (B,V)
-        ids:Tensor=None,       # (B,S) tokens so far, for the rules that look back
-        length:Tensor=None,    # (B,) how many of them count
-        n_prompt:Tensor=None,  # (B,) how many of those are the prompt's
-    )->Tensor: # (B,V)
+    def __call__(
+        self,
+        logits: Tensor,  # (B,V)
+        ids: Tensor = None,  # (B,S) tokens so far, for the rules that look back
+        length: Tensor = None,  # (B,) how many of them count
+        n_prompt: Tensor = None,  # (B,) how many of those are the prompt's
+    ) -> Tensor:  # (B,V)
         "All rules, one after the other"
-        if self.logit_bias: logits = logit_bias(logits, self.logit_bias)
-        if self.looks_back: logits = self._history(logits, ids, length, n_prompt)
-        if self.temperature not in (0, 1): logits = temperature(logits, self.temperature)
-        if self.top_k: logits = top_k(logits, self.top_k)
-        if self.top_p and self.top_p<1: logits = top_p(logits, self.top_p)
+        if self.logit_bias:
+            logits = logit_bias(logits, self.logit_bias)
+        if self.looks_back:
+            logits = self._history(logits, ids, length, n_prompt)
+        if self.temperature not in (0, 1):
+            logits = temperature(logits, self.temperature)
+        if self.top_k:
+            logits = top_k(logits, self.top_k)
+        if self.top_p and self.top_p < 1:
+            logits = top_p(logits, self.top_p)
         return min_p(logits, self.min_p) if self.min_p else logits
 
-    def choose(self,
-        logits:Tensor, # (B,V), after the rules
-        u:Tensor,      # (B,) random numbers
-    )->Tensor: # (B,)
+    def choose(
+        self,
+        logits: Tensor,  # (B,V), after the rules
+        u: Tensor,  # (B,) random numbers
+    ) -> Tensor:  # (B,)
         "The most likely token at temperature 0, a drawn one otherwise"
-        return logits.argmax(-1) if self.temperature==0 else draw(logits.float().softmax(-1), u)
+        return logits.argmax(-1) if self.temperature == 0 else draw(logits.float().softmax(-1), u)
 
 # %% ../nbs/13_sample.ipynb #ae230f7b
 def distinct(
-    seq,     # tokens, or a string
-    n:int=2, # length of the n-grams
-)->float: # from near 0 (a loop) to 1 (no n-gram twice)
+    seq,  # tokens, or a string
+    n: int = 2,  # length of the n-grams
+) -> float:  # from near 0 (a loop) to 1 (no n-gram twice)
     "Share of different n-grams among all n-grams"
-    grams = [tuple(seq[i:i+n]) for i in range(len(seq)-n+1)]
-    return len(set(grams))/len(grams) if grams else 1.
+    grams = [tuple(seq[i : i + n]) for i in range(len(seq) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
 
 # %% ../nbs/13_sample.ipynb #a51cbc8a
 @contextmanager
@@ -244,97 +313,135 @@ def _evaluating(model):
     "No dropout while inside"
     was = model.training
     model.eval()
-    try: yield
-    finally: model.train(was)
+    try:
+        yield
+    finally:
+        model.train(was)
 
-def _bucket(n): return max(16, 1<<(n-1).bit_length())      # few shapes for many lengths
 
-def _matrix(rows, width): # lists of ids -> (B,width), zeros on the right
+def _bucket(n):
+    return max(16, 1 << (n - 1).bit_length())  # few shapes for many lengths
+
+
+def _matrix(rows, width):  # lists of ids -> (B,width), zeros on the right
     x = torch.zeros(len(rows), width, dtype=torch.long)
-    for i,r in enumerate(rows): x[i, :len(r)] = torch.tensor(r)
+    for i, r in enumerate(rows):
+        x[i, : len(r)] = torch.tensor(r)
     return x
 
+
 class _Rows:
-    "Rows of tokens that grow together: a static cache, and each row's place in it. What is kept for the reader stays on the device"
+    """Rows of tokens that grow together: a static cache, and each row's place in it.
+
+    What is kept for the reader stays on the device
+    """
+
     def __init__(self, dec, rows, steps):
-        self.dec,self.device,self.T,self.B,self.fixed = dec,dec.device,dec.cfg.n_ctx,len(rows),fixed_shapes(dec.device)
-        self.total = [len(r) for r in rows]                      # tokens so far
-        self.pos = [min(n, self.T) for n in self.total]          # of them in the cache
-        S = max(self.total)+steps
-        if self.fixed: S = _bucket(S)
+        self.dec = dec
+        self.device = dec.device
+        self.T = dec.cfg.n_ctx
+        self.B = len(rows)
+        self.fixed = fixed_shapes(dec.device)
+        self.total = [len(r) for r in rows]  # tokens so far
+        self.pos = [min(n, self.T) for n in self.total]  # of them in the cache
+        S = max(self.total) + steps
+        if self.fixed:
+            S = _bucket(S)
         self.ids = to_device(_matrix(rows, S), self.device)
         self.logprobs = torch.zeros(self.B, S, device=self.device)
         self.length = to_device(torch.tensor(self.total), self.device)
         self.n_prompt = self.length.clone()
         self.cache = dec.cache(self.B, min(self.T, S))
-        self.at = to_device(torch.tensor(self.pos), self.device) # next free slot of each row
+        self.at = to_device(torch.tensor(self.pos), self.device)  # next free slot of each row
         self.hidden = self._read(list(range(self.B)), rows)
 
-    def _read(self, at, rows): # -> (b,C) hidden state of each row's last token
-        "Read `rows`' last tokens from position 0 into the cache's rows `at`; the same text only once, unless shapes are fixed"
-        texts = [tuple(r[-n:]) for r,n in zip(rows, (self.pos[i] for i in at))]
+    def _read(self, at, rows):  # -> (b,C) hidden state of each row's last token
+        """Read `rows`' last tokens from position 0 into the cache's rows `at`; the same text only
+        once, unless shapes are fixed"""
+        texts = [tuple(r[-n:]) for r, n in zip(rows, (self.pos[i] for i in at))]
         uniq = texts if self.fixed else list(dict.fromkeys(texts))
-        n,back = [len(t) for t in uniq],range(len(texts)) if self.fixed else [uniq.index(t) for t in texts]
+        n = [len(t) for t in uniq]
+        back = range(len(texts)) if self.fixed else [uniq.index(t) for t in texts]
         W = min(self.T, _bucket(max(n))) if self.fixed else max(n)
-        whole = len(uniq)==self.B and at==list(range(self.B))
+        whole = len(uniq) == self.B and at == list(range(self.B))
         cache = self.cache if whole else self.dec.cache(len(uniq), W)
-        h = self.dec.read(to_device(_matrix(uniq, W), self.device), to_device(torch.tensor(n), self.device), cache)
-        if whole: return h
-        back,to = (to_device(torch.tensor(list(o)), self.device) for o in (back, at))
-        for old,new in zip(self.cache, cache):
-            for o,x in zip(old, new): o[to, :, :W] = x[back]
+        h = self.dec.read(
+            to_device(_matrix(uniq, W), self.device), to_device(torch.tensor(n), self.device), cache
+        )
+        if whole:
+            return h
+        back, to = (to_device(torch.tensor(list(o)), self.device) for o in (back, at))
+        for old, new in zip(self.cache, cache):
+            for o, x in zip(old, new):
+                o[to, :, :W] = x[back]
         return h[back]
 
-    def logits(self): return self.dec.logits(self.hidden)        # (B,V)
+    def logits(self):
+        return self.dec.logits(self.hidden)  # (B,V)
 
-    def put(self, tok, logprob): # (B,), (B,)
+    def put(self, tok, logprob):  # (B,), (B,)
         "Append a token to each row, without reading it"
         self.ids.scatter_(1, self.length[:, None], tok[:, None])
         self.logprobs.scatter_(1, self.length[:, None], logprob[:, None])
-        self.length = self.length+1
-        self.total = [n+1 for n in self.total]
+        self.length = self.length + 1
+        self.total = [n + 1 for n in self.total]
 
-    def advance(self, tok): # (B,)
+    def advance(self, tok):  # (B,)
         "Read the token that was just appended"
-        full = [i for i in range(self.B) if self.pos[i]==self.T]
-        if len(full)<self.B: self.hidden = self.dec.step(tok, self.at.clamp(max=self.T-1), self.cache, min(self.T, max(self.pos)+1))
-        self.at = self.at+1
-        self.pos = [p+1 for p in self.pos]
-        if full: self._slide(full)
+        full = [i for i in range(self.B) if self.pos[i] == self.T]
+        if len(full) < self.B:
+            self.hidden = self.dec.step(
+                tok, self.at.clamp(max=self.T - 1), self.cache, min(self.T, max(self.pos) + 1)
+            )
+        self.at = self.at + 1
+        self.pos = [p + 1 for p in self.pos]
+        if full:
+            self._slide(full)
 
     def _slide(self, full):
-        keep = max(1, self.T//2)
-        for i in full: self.pos[i] = keep
-        if self.fixed: full = full+full[-1:]*(self.B-len(full))                      # the same row again does no harm and keeps the shape
-        h = self._read(full, [self.ids[i, self.total[i]-keep:self.total[i]].tolist() for i in full])
+        keep = max(1, self.T // 2)
+        for i in full:
+            self.pos[i] = keep
+        if self.fixed:
+            full = full + full[-1:] * (
+                self.B - len(full)
+            )  # the same row again does no harm and keeps the shape
+        h = self._read(full, [self.ids[i, self.total[i] - keep : self.total[i]].tolist() for i in full])
         to = to_device(torch.tensor(full), self.device)
-        self.hidden = h if len(set(full))==self.B else self.hidden.index_copy(0, to, h)
+        self.hidden = h if len(set(full)) == self.B else self.hidden.index_copy(0, to, h)
         self.at = self.at.index_fill(0, to, keep)
 
-    def reorder(self, rows): # (B,)
+    def reorder(self, rows):  # (B,)
         "Row i becomes what row `rows[i]` is; all are equally long"
         for kv in self.cache:
-            for o in kv: o[:, :, :max(self.pos)] = o[rows, :, :max(self.pos)]
-        self.ids,self.logprobs,self.hidden = self.ids[rows],self.logprobs[rows],self.hidden[rows]
+            for o in kv:
+                o[:, :, : max(self.pos)] = o[rows, :, : max(self.pos)]
+        self.ids = self.ids[rows]
+        self.logprobs = self.logprobs[rows]
+        self.hidden = self.hidden[rows]
 
 # %% ../nbs/13_sample.ipynb #637e6b05
 @torch.no_grad()
 def _grow(batch, uniforms, rules, eot, min_new=0):
     "Append a token to each row for every column of `uniforms` (B,steps), yielding after each"
-    u,steps = to_device(torch.from_numpy(np.ascontiguousarray(uniforms.T)), batch.device),uniforms.shape[1]
+    u = to_device(torch.from_numpy(np.ascontiguousarray(uniforms.T)), batch.device)
+    steps = uniforms.shape[1]
     end_step(batch.device)
     for t in range(steps):
-        logits,n = batch.logits().float(),batch.length-batch.n_prompt
+        logits = batch.logits().float()
+        n = batch.length - batch.n_prompt
         x = logits
         if min_new:
             x = logits.clone()
-            x[:, eot].masked_fill_(n<min_new, -torch.inf)
+            x[:, eot].masked_fill_(n < min_new, -torch.inf)
         may = rules(x, batch.ids, batch.length, batch.n_prompt)
         tok = rules.choose(may, u.gather(0, n[None])[0])
-        lp = -F.cross_entropy(logits, tok, reduction='none')                         # nan if a logit is nan or inf
-        if may is not x: lp = lp.masked_fill(may.amax(-1)==-torch.inf, -torch.inf)   # nothing is allowed
+        lp = -F.cross_entropy(logits, tok, reduction='none')  # nan if a logit is nan or inf
+        if may is not x:
+            lp = lp.masked_fill(may.amax(-1) == -torch.inf, -torch.inf)  # nothing is allowed
         batch.put(tok, lp)
-        if t+1<steps or batch.fixed: batch.advance(tok)
+        if t + 1 < steps or batch.fixed:
+            batch.advance(tok)
         end_step(batch.device)
         yield
 
@@ -342,291 +449,493 @@ def _grow(batch, uniforms, rules, eot, min_new=0):
 @dataclass(frozen=True)
 class Sample:
     "One continuation"
+
     prompt: str
-    text: str           # the continuation alone
-    ids: list           # its tokens, without `<|endoftext|>`
-    logprobs: list      # nats, of each token under the model itself (temperature 1, no rules)
-    ended: str          # by 'eot', 'stop' or 'length'
+    text: str  # the continuation alone
+    ids: list  # its tokens, without `<|endoftext|>`
+    logprobs: list  # nats, of each token under the model itself (temperature 1, no rules)
+    ended: str  # by 'eot', 'stop' or 'length'
+
 
 def _need(ok, msg):
-    if not ok: raise ValueError(msg)
+    if not ok:
+        raise ValueError(msg)
+
 
 def _check(model, tok, prompts, max_new_tokens, n, min_new_tokens=0, stop=(), rules=None):
     V = model.cfg.vocab_size
-    _need(tok.vocab_size==V, f'the tokenizer has {tok.vocab_size} tokens and the model {V}: use the tokenizer that the model was trained with')
-    _need(len(prompts)>0, 'no prompts: give at least one string')
-    for p in prompts: _need(isinstance(p, str), f'a prompt is {type(p).__name__}, not text: give strings')
-    _need(_whole(max_new_tokens) and max_new_tokens>=1, f'max_new_tokens={max_new_tokens!r}: give a whole number of at least 1')
-    _need(_whole(min_new_tokens) and 0<=min_new_tokens<=max_new_tokens, f'min_new_tokens={min_new_tokens!r}: give a whole number from 0 to max_new_tokens={max_new_tokens}')
-    _need(_whole(n) and n>=1, f'n={n!r}: give a whole number of at least 1')
+    _need(
+        tok.vocab_size == V,
+        f'the tokenizer has {tok.vocab_size} tokens and the model {V}: use the tokenizer that the model was '
+        f'trained with',
+    )
+    _need(len(prompts) > 0, 'no prompts: give at least one string')
+    for p in prompts:
+        _need(isinstance(p, str), f'a prompt is {type(p).__name__}, not text: give strings')
+    _need(
+        _whole(max_new_tokens) and max_new_tokens >= 1,
+        f'max_new_tokens={max_new_tokens!r}: give a whole number of at least 1',
+    )
+    _need(
+        _whole(min_new_tokens) and 0 <= min_new_tokens <= max_new_tokens,
+        f'min_new_tokens={min_new_tokens!r}: give a whole number from 0 to max_new_tokens={max_new_tokens}',
+    )
+    _need(_whole(n) and n >= 1, f'n={n!r}: give a whole number of at least 1')
     _need(all(stop), 'an empty stop string would end every text at once: leave it out')
-    for i in [*(rules.logit_bias or {}), *(i for b in rules.banned or [] for i in b)] if rules else (): _need(0<=i<V, f'token {i} is biased or banned, but the vocabulary has {V} tokens: give ids from 0 to {V-1}')
+    for i in [*(rules.logit_bias or {}), *(i for b in rules.banned or [] for i in b)] if rules else ():
+        _need(
+            0 <= i < V,
+            f'token {i} is biased or banned, but the vocabulary has {V} tokens: give ids from 0 to {V - 1}',
+        )
+
 
 def _cut(text, stop):
     "Text up to the first stop string, and whether there was one"
-    at = min((i for s in stop if (i := text.find(s))>=0), default=None)
+    at = min((i for s in stop if (i := text.find(s)) >= 0), default=None)
     return (text, False) if at is None else (text[:at], True)
+
 
 def _rules(kw):
     known = [f.name for f in fields(Sampling)]
-    for k in kw: _need(k in known, f'unknown setting {k!r}: {nearest(k, known)}')
+    for k in kw:
+        _need(k in known, f'unknown setting {k!r}: {nearest(k, known)}')
     return Sampling(**kw)
 
 # %% ../nbs/13_sample.ipynb #2a5fc290
-_broken = 'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier checkpoint'
+_broken = (
+    'the model gives logits that are not finite (nan or inf): its weights are broken; take an earlier '
+    'checkpoint'
+)
 _forbidden = 'the rules forbid every token: ban fewer, or raise no_repeat_ngram'
+
 
 class _Text:
     "One row's tokens as they become text"
-    def __init__(self, tok, stop): self.dec,self.stop,self.eot,self.text,self.ids,self.lps,self.ended = StreamDecoder(tok),stop,tok.eot,'',[],[],None
+
+    def __init__(self, tok, stop):
+        self.dec = StreamDecoder(tok)
+        self.stop = stop
+        self.eot = tok.eot
+        self.text = ''
+        self.ids = []
+        self.lps = []
+        self.ended = None
+
     def push(self, i, lp):
-        if i==self.eot: self.ended = 'eot'
+        if i == self.eot:
+            self.ended = 'eot'
         else:
             self.ids.append(i)
             self.lps.append(lp)
             self.text += self.dec.push(i)
             self._stop()
+
     def _stop(self):
-        self.text,hit = _cut(self.text, self.stop)
-        if hit: self.ended = 'stop'
+        self.text, hit = _cut(self.text, self.stop)
+        if hit:
+            self.ended = 'stop'
+
     def finish(self):
-        if self.ended!='stop':
+        if self.ended != 'stop':
             self.text += self.dec.flush()
             self._stop()
         return self
 
+
 def _rows_text(dec, tok, rows, uniforms, rules, stop, min_new):
     "Continue `rows` until all have ended, yielding the list of `_Text` after each reading of the device"
-    batch,texts,done,steps = _start(dec, rows, uniforms.shape[1]),[_Text(tok, stop) for _ in rows],0,uniforms.shape[1]
-    every = 16 if fixed_shapes(dec.device) else 1                # reading stops an accelerator
-    for t,_ in enumerate(_grow(batch, uniforms, rules, tok.eot, min_new), 1):
-        if t%every and t<steps: continue
-        ids,lps = batch.ids.cpu(),batch.logprobs.cpu()
-        for i,x in enumerate(texts):
-            if x.ended: continue
+    batch = _start(dec, rows, uniforms.shape[1])
+    texts = [_Text(tok, stop) for _ in rows]
+    done = 0
+    steps = uniforms.shape[1]
+    every = 16 if fixed_shapes(dec.device) else 1  # reading stops an accelerator
+    for t, _ in enumerate(_grow(batch, uniforms, rules, tok.eot, min_new), 1):
+        if t % every and t < steps:
+            continue
+        ids = batch.ids.cpu()
+        lps = batch.logprobs.cpu()
+        for i, x in enumerate(texts):
+            if x.ended:
+                continue
             a = len(rows[i])
-            for tok_id,lp in zip(ids[i, a+done:a+t].tolist(), lps[i, a+done:a+t].tolist()):
+            for tok_id, lp in zip(ids[i, a + done : a + t].tolist(), lps[i, a + done : a + t].tolist()):
                 if not x.ended:
                     _need(not math.isnan(lp), _broken)
-                    _need(lp>-math.inf, _forbidden)
+                    _need(lp > -math.inf, _forbidden)
                     x.push(tok_id, lp)
         done = t
         yield texts
-        if all(x.ended for x in texts): break
-    for x in texts: x.finish()
+        if all(x.ended for x in texts):
+            break
+    for x in texts:
+        x.finish()
     yield texts
 
+
 @torch.no_grad()
-def _start(dec, rows, steps): return _Rows(dec, rows, steps)
+def _start(dec, rows, steps):
+    return _Rows(dec, rows, steps)
+
 
 def _decoder(model, weights, n_tokens):
     if isinstance(model, Decoder):
-        _need(weights in (None, model.kind), f'weights={weights!r}, but the decoder has {model.kind}: make another with Decoder(model, {weights!r})')
+        _need(
+            weights in (None, model.kind),
+            f'weights={weights!r}, but the decoder has {model.kind}: make another with Decoder(model, '
+            f'{weights!r})',
+        )
         return model
     return Decoder(model, weights, n_tokens=n_tokens)
 
-def _several(o): return [o] if isinstance(o, str) else list(o)
+
+def _several(o):
+    return [o] if isinstance(o, str) else list(o)
+
+
 def _prompt_ids(tok, prompts, n_ctx):
     rows = [ids or [tok.eot] for ids in tok.encode_batch(prompts)]
-    if long := sum(len(r)>n_ctx for r in rows): warn(f'{long} prompt{"s are" if long>1 else " is"} longer than the context: only the last {n_ctx} tokens of it are read')
+    if long := sum(len(r) > n_ctx for r in rows):
+        warn(
+            f'{long} prompt{"s are" if long > 1 else " is"} longer than the context: only the last {n_ctx} '
+            f'tokens of it are read'
+        )
     return rows
 
+
 def samples(
-    model,                    # a `GPT2`, or a `Decoder` made of one
-    tok,                      # the tokenizer it was trained with
-    prompts,                  # a string or several; the empty one begins a document
-    max_new_tokens:int=100,
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompts,  # a string or several; the empty one begins a document
+    max_new_tokens: int = 100,
     *,
-    seed:int=None,            # the same seed gives the same texts; a fresh one if not given
-    n:int=1,                  # samples for each prompt
-    stop:list=(),             # strings that end a text (and are not part of it)
-    min_new_tokens:int=0,     # no `<|endoftext|>` before
-    batch_size:int=16,        # rows at a time
-    weights:str=None,         # float32, bfloat16 or int8; the model's own if not given
-    **rules,                  # the fields of `Sampling`
-)->list[Sample]:  # `n` for each prompt, in the prompts' order
-    "Continue `prompts`. Raises `ValueError` for impossible settings, for another model's tokenizer, and for logits that are not finite"
-    prompts,stop,rules = _several(prompts),_several(stop),_rules(rules)
+    seed: int = None,  # the same seed gives the same texts; a fresh one if not given
+    n: int = 1,  # samples for each prompt
+    stop: list = (),  # strings that end a text (and are not part of it)
+    min_new_tokens: int = 0,  # no `<|endoftext|>` before
+    batch_size: int = 16,  # rows at a time
+    weights: str = None,  # float32, bfloat16 or int8; the model's own if not given
+    **rules,  # the fields of `Sampling`
+) -> list[Sample]:  # `n` for each prompt, in the prompts' order
+    """Continue `prompts`.
+
+    Raises `ValueError` for impossible settings, for another model's tokenizer, and for logits that are
+    not finite
+    """
+    prompts = _several(prompts)
+    stop = _several(stop)
+    rules = _rules(rules)
     _check(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
     seed = secrets.randbits(32) if seed is None else seed
-    jobs,count = [],Counter()
-    for p,ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
+    jobs = []
+    count = Counter()
+    for p, ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
         for _ in range(n):
             jobs.append((p, ids, row_uniforms(seed, ids, count[tuple(ids)], max_new_tokens)))
             count[tuple(ids)] += 1
-    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][1]))          # alike lengths together
-    batches = [order[i:i+batch_size] for i in range(0, len(order), batch_size)]
-    dec,out,total = _decoder(model, weights, len(batches)*max_new_tokens),[None]*len(jobs),len(jobs)*max_new_tokens
-    bar = progress(desc='sampling', total=total, unit='token') if len(jobs)>1 and total>2000 else None
+    order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][1]))  # alike lengths together
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    dec = _decoder(model, weights, len(batches) * max_new_tokens)
+    out = [None] * len(jobs)
+    total = len(jobs) * max_new_tokens
+    bar = progress(desc='sampling', total=total, unit='token') if len(jobs) > 1 and total > 2000 else None
     for b in batches:
         k = 0
-        for texts in _rows_text(dec, tok, [jobs[i][1] for i in b], np.stack([jobs[i][2] for i in b]), rules, stop, min_new_tokens):
-            if bar: bar.update((new := sum(len(x.ids) for x in texts))-k)
+        for texts in _rows_text(
+            dec, tok, [jobs[i][1] for i in b], np.stack([jobs[i][2] for i in b]), rules, stop, min_new_tokens
+        ):
+            if bar:
+                bar.update((new := sum(len(x.ids) for x in texts)) - k)
             k = new if bar else 0
-        if bar: bar.update(len(b)*max_new_tokens-k)                          # what ended early is done too
-        for i,x in zip(b, texts): out[i] = Sample(jobs[i][0], x.text, x.ids, x.lps, x.ended or 'length')
-    if bar: bar.close()
+        if bar:
+            bar.update(len(b) * max_new_tokens - k)  # what ended early is done too
+        for i, x in zip(b, texts):
+            out[i] = Sample(jobs[i][0], x.text, x.ids, x.lps, x.ended or 'length')
+    if bar:
+        bar.close()
     return out
 
+
 def generate(
-    model,                    # a `GPT2`, or a `Decoder` made of one
-    tok,                      # the tokenizer it was trained with
-    prompts,                  # a string or several; the empty one begins a document
-    max_new_tokens:int=100,
-    **kw,                     # more for `samples`: seed, n, stop, and the fields of `Sampling`
-)->list[str]: # the continuations, `n` for each prompt
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompts,  # a string or several; the empty one begins a document
+    max_new_tokens: int = 100,
+    **kw,  # more for `samples`: seed, n, stop, and the fields of `Sampling`
+) -> list[str]:  # the continuations, `n` for each prompt
     "Continue `prompts`: `samples`' texts alone. Raises what `samples` raises"
     return [s.text for s in samples(model, tok, prompts, max_new_tokens, **kw)]
 
 # %% ../nbs/13_sample.ipynb #1ca840c0
 def stream(
-    model,                    # a `GPT2`, or a `Decoder` made of one
-    tok,                      # the tokenizer it was trained with
-    prompt:str='',
-    max_new_tokens:int=100,
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompt: str = '',
+    max_new_tokens: int = 100,
     *,
-    seed:int=None,            # the same seed gives the text that `generate` gives
-    stop:list=(),             # strings that end the text
-    min_new_tokens:int=0,     # no `<|endoftext|>` before
-    weights:str=None,         # float32, bfloat16 or int8; the model's own if not given
-    **rules,                  # the fields of `Sampling`
+    seed: int = None,  # the same seed gives the text that `generate` gives
+    stop: list = (),  # strings that end the text
+    min_new_tokens: int = 0,  # no `<|endoftext|>` before
+    weights: str = None,  # float32, bfloat16 or int8; the model's own if not given
+    **rules,  # the fields of `Sampling`
 ):  # yields strings
     "Yield the continuation of `prompt` piece by piece, in whole characters. Raises what `samples` raises"
-    rules,stop = _rules(rules),_several(stop)
+    rules = _rules(rules)
+    stop = _several(stop)
     _check(model, tok, [prompt], max_new_tokens, 1, min_new_tokens, stop, rules)
     seed = secrets.randbits(32) if seed is None else seed
-    [ids],dec = _prompt_ids(tok, [prompt], model.cfg.n_ctx),_decoder(model, weights, max_new_tokens)
-    hold,sent = max((len(s) for s in stop), default=1)-1,0
+    [ids], dec = _prompt_ids(tok, [prompt], model.cfg.n_ctx), _decoder(model, weights, max_new_tokens)
+    hold = max((len(s) for s in stop), default=1) - 1
+    sent = 0
+
     def pieces():
         nonlocal sent
-        for [x] in _rows_text(dec, tok, [ids], row_uniforms(seed, ids, 0, max_new_tokens)[None], rules, stop, min_new_tokens):
-            end = max(sent, len(x.text)-hold)
-            if end>sent: yield x.text[sent:end]
+        for [x] in _rows_text(
+            dec, tok, [ids], row_uniforms(seed, ids, 0, max_new_tokens)[None], rules, stop, min_new_tokens
+        ):
+            end = max(sent, len(x.text) - hold)
+            if end > sent:
+                yield x.text[sent:end]
             sent = end
-        if len(x.text)>sent: yield x.text[sent:]
+        if len(x.text) > sent:
+            yield x.text[sent:]
+
     return pieces()
 
 # %% ../nbs/13_sample.ipynb #2b4a0f2b
 @torch.no_grad()
-def _beams(dec, ids, steps, K, rules, eot, min_new, power): # -> [(score, ids, logprobs, ended)], best first
-    batch,score,done = _Rows(dec, [ids]*K, steps),torch.full((K,), -1e9, device=dec.device),[]
-    score[0],n0 = 0.,len(ids)                                                   # at first all beams are the same: one counts
-    for t in range(1, steps+1):
+def _beams(dec, ids, steps, K, rules, eot, min_new, power):  # -> [(score, ids, logprobs, ended)], best first
+    batch = _Rows(dec, [ids] * K, steps)
+    score = torch.full((K,), -1e9, device=dec.device)
+    done = []
+    score[0], n0 = 0.0, len(ids)  # at first all beams are the same: one counts
+    for t in range(1, steps + 1):
         lp = batch.logits().float().log_softmax(-1)
         _need(bool(lp.amax().isfinite()), _broken)
-        x = lp if t>min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
-        V,total = x.shape[1],(score[:, None]+rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
-        best = total.topk(min(2*K, len(total)))
-        vals,flat = best.values.tolist(),best.indices.tolist()
+        x = lp if t > min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
+        V = x.shape[1]
+        total = (score[:, None] + rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
+        best = total.topk(min(2 * K, len(total)))
+        vals = best.values.tolist()
+        flat = best.indices.tolist()
         going = []
-        for rank,(s,i) in enumerate(zip(vals, flat)):
-            row,tok = divmod(i, V)
-            if tok==eot or t==steps:
-                if rank<K and s>-1e8: done.append((s/t**power, row, tok))
-            elif len(going)<K: going.append((s, row, tok))
-        for j,d in enumerate(done):
-            if len(d)==3:
-                s,row,tok = d
-                new = [] if tok==eot else [(tok, lp[row, tok].item())]
-                done[j] = s,[*batch.ids[row, n0:n0+t-1].tolist(), *(o for o,_ in new)],[*batch.logprobs[row, n0:n0+t-1].tolist(), *(o for _,o in new)],'eot' if tok==eot else 'length'
+        for rank, (s, i) in enumerate(zip(vals, flat)):
+            row, tok = divmod(i, V)
+            if tok == eot or t == steps:
+                if rank < K and s > -1e8:
+                    done.append((s / t**power, row, tok))
+            elif len(going) < K:
+                going.append((s, row, tok))
+        for j, d in enumerate(done):
+            if len(d) == 3:
+                s, row, tok = d
+                new = [] if tok == eot else [(tok, lp[row, tok].item())]
+                done[j] = (
+                    s,
+                    [*batch.ids[row, n0 : n0 + t - 1].tolist(), *(o for o, _ in new)],
+                    [*batch.logprobs[row, n0 : n0 + t - 1].tolist(), *(o for _, o in new)],
+                    'eot' if tok == eot else 'length',
+                )
         done = sorted(done, key=lambda d: -d[0])[:K]
-        if t==steps or not going or (len(done)==K and going[0][0]/t**power<=done[-1][0]): break
-        _need(len(going)==K and going[0][0]>-1e8, _forbidden)
-        vals,rows,toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
+        if t == steps or not going or (len(done) == K and going[0][0] / t**power <= done[-1][0]):
+            break
+        _need(len(going) == K and going[0][0] > -1e8, _forbidden)
+        vals, rows, toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
         batch.reorder(rows)
         score = vals
         batch.put(toks, lp[rows, toks])
         batch.advance(toks)
     return done
 
+
 def beam_search(
-    model,                     # a `GPT2`, or a `Decoder` made of one
-    tok,                       # the tokenizer it was trained with
-    prompts,                   # a string or several
-    max_new_tokens:int=100,
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompts,  # a string or several
+    max_new_tokens: int = 100,
     *,
-    beams:int=4,               # beginnings that are kept
-    n:int=1,                   # best texts for each prompt, at most `beams`
-    length_penalty:float=1.,   # the power of the length by which a text's log-probability is divided; above 0 favours long texts
-    stop:list=(),              # strings at which a text is cut
-    min_new_tokens:int=0,      # no `<|endoftext|>` before
-    weights:str=None,          # float32, bfloat16 or int8; the model's own if not given
-    **rules,                   # the fields of `Sampling`
-)->list[Sample]: # `n` for each prompt, the best first
+    beams: int = 4,  # beginnings that are kept
+    n: int = 1,  # best texts for each prompt, at most `beams`
+    # the power of the length by which a text's log-probability is divided; above 0 favours long texts
+    length_penalty: float = 1.0,
+    stop: list = (),  # strings at which a text is cut
+    min_new_tokens: int = 0,  # no `<|endoftext|>` before
+    weights: str = None,  # float32, bfloat16 or int8; the model's own if not given
+    **rules,  # the fields of `Sampling`
+) -> list[Sample]:  # `n` for each prompt, the best first
     "The most probable continuations that beam search finds. Raises what `samples` raises"
-    prompts,stop,rules = _several(prompts),_several(stop),_rules(rules)
+    prompts = _several(prompts)
+    stop = _several(stop)
+    rules = _rules(rules)
     _check(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
-    _need(_whole(beams) and 1<=beams<=model.cfg.vocab_size//2, f'beams={beams!r}: give a whole number from 1 to half the vocabulary')
-    _need(n<=beams, f'n={n} texts of {beams} beams: give as many beams as texts, or more')
+    _need(
+        _whole(beams) and 1 <= beams <= model.cfg.vocab_size // 2,
+        f'beams={beams!r}: give a whole number from 1 to half the vocabulary',
+    )
+    _need(n <= beams, f'n={n} texts of {beams} beams: give as many beams as texts, or more')
     _need(_number(length_penalty), f'length_penalty={length_penalty!r}: give a number')
-    dec,out = _decoder(model, weights, len(prompts)*max_new_tokens),[]
-    for p,ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
-        for _,new,lps,ended in _beams(dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty)[:n]:
-            text,cut = _cut(tok.decode(new), stop)
+    dec = _decoder(model, weights, len(prompts) * max_new_tokens)
+    out = []
+    for p, ids in zip(prompts, _prompt_ids(tok, prompts, model.cfg.n_ctx)):
+        for _, new, lps, ended in _beams(
+            dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty
+        )[:n]:
+            text, cut = _cut(tok.decode(new), stop)
             out.append(Sample(p, text, new, lps, 'stop' if cut else ended))
     return out
 
 # %% ../nbs/13_sample.ipynb #71af3561
 @torch.no_grad()
 def token_view(
-    model,           # a `GPT2`, or a `Decoder` made of one
-    tok,             # the tokenizer it was trained with
-    prompt:str,      # what comes before
-    ids:list,        # the tokens to look at
-    best:int=5,      # alternatives to list
-)->list[dict]: # `text`, `bits`, `rank` (from 1) and `best`, pairs of text and probability, for each token
-    "What the model thought at each of `ids`. Of a text longer than the context only the last part is looked at"
-    dec,before = _decoder(model, None, 0),tok.encode(prompt) or [tok.eot]
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompt: str,  # what comes before
+    ids: list,  # the tokens to look at
+    best: int = 5,  # alternatives to list
+) -> list[dict]:  # `text`, `bits`, `rank` (from 1) and `best`, pairs of text and probability, for each token
+    """What the model thought at each of `ids`.
+
+    Of a text longer than the context only the last part is looked at
+    """
+    dec = _decoder(model, None, 0)
+    before = tok.encode(prompt) or [tok.eot]
     T = dec.cfg.n_ctx
-    ids = list(ids)[-(T-1):]
+    ids = list(ids)[-(T - 1) :]
     seq = [*before, *ids][-T:]
-    if not ids: return []
-    lp = dec.logits(dec.hidden(torch.tensor([seq], device=dec.device))[0, len(seq)-len(ids)-1:-1]).float().log_softmax(-1).cpu()     # (N,V)
+    if not ids:
+        return []
+    lp = (
+        dec.logits(dec.hidden(torch.tensor([seq], device=dec.device))[0, len(seq) - len(ids) - 1 : -1])
+        .float()
+        .log_softmax(-1)
+        .cpu()
+    )  # (N,V)
     at = lp.gather(1, torch.tensor(ids)[:, None])
-    top,rank = lp.topk(min(best, lp.shape[1])),(lp>at).sum(1)+1
-    return [dict(text=tok.decode([i]), bits=-p/math.log(2), rank=r, best=[(tok.decode([j]), math.exp(q)) for j,q in zip(js, qs)])
-            for i,p,r,js,qs in zip(ids, at[:, 0].tolist(), rank.tolist(), top.indices.tolist(), top.values.tolist())]
+    top = lp.topk(min(best, lp.shape[1]))
+    rank = (lp > at).sum(1) + 1
+    return [
+        dict(
+            text=tok.decode([i]),
+            bits=-p / math.log(2),
+            rank=r,
+            best=[(tok.decode([j]), math.exp(q)) for j, q in zip(js, qs)],
+        )
+        for i, p, r, js, qs in zip(
+            ids, at[:, 0].tolist(), rank.tolist(), top.indices.tolist(), top.values.tolist()
+        )
+    ]
+
 
 def surprise_figure(
-    view:list[dict], # from `token_view`
-    width:int=78,    # characters in a line
-)->go.Figure:
+    view: list[dict],  # from `token_view`
+    width: int = 78,  # characters in a line
+) -> go.Figure:
     "Tokens as coloured text: the redder, the less expected; alternatives on hover"
-    x,y,col,line,most = [],[],0,0,10.
+    x, y, col, line, most = [], [], 0, 0, 10.0
     for o in view:
-        if col and col+len(o['text'])>width: col,line = 0,line+1
-        x.append(col); y.append(-line)
+        if col and col + len(o['text']) > width:
+            col = 0
+            line = line + 1
+        x.append(col)
+        y.append(-line)
         col += max(1, len(o['text']))
-        if '\n' in o['text']: col,line = 0,line+1
+        if '\n' in o['text']:
+            col = 0
+            line = line + 1
     show = lambda s: html.escape(s).replace('\n', '⏎').replace(' ', '\xa0')
-    hover = [f"<b>{show(o['text'])}</b> {o['bits']:.1f} bits, number {o['rank']}<br>"+'<br>'.join(f'{p:6.1%} {show(t)}' for t,p in o['best']) for o in view]
-    colors = sample_colorscale('OrRd', [min(1., o['bits']/most) for o in view])
-    shapes = [dict(type='rect', x0=a, x1=a+max(1, len(o['text'])), y0=b-.45, y1=b+.45, fillcolor=c, line_width=0, layer='below') for a,b,o,c in zip(x, y, view, colors)]
-    text = dict(mode='text', textposition='middle right', textfont=dict(family='monospace', size=12, color=['white' if o['bits']>.6*most else 'black' for o in view]))
-    fig = go.Figure([go.Scatter(x=x, y=y, text=[show(o['text']) for o in view], hovertext=hover, hoverinfo='text', showlegend=False, **text),
-        go.Scatter(x=[None], y=[None], mode='markers', showlegend=False, marker=dict(colorscale='OrRd', cmin=0, cmax=most, color=[0], showscale=True, colorbar=dict(title='bits', thickness=10)))])
+    hover = [
+        f'<b>{show(o["text"])}</b> {o["bits"]:.1f} bits, number {o["rank"]}<br>'
+        + '<br>'.join(f'{p:6.1%} {show(t)}' for t, p in o['best'])
+        for o in view
+    ]
+    colors = sample_colorscale('OrRd', [min(1.0, o['bits'] / most) for o in view])
+    shapes = [
+        dict(
+            type='rect',
+            x0=a,
+            x1=a + max(1, len(o['text'])),
+            y0=b - 0.45,
+            y1=b + 0.45,
+            fillcolor=c,
+            line_width=0,
+            layer='below',
+        )
+        for a, b, o, c in zip(x, y, view, colors)
+    ]
+    text = dict(
+        mode='text',
+        textposition='middle right',
+        textfont=dict(
+            family='monospace', size=12, color=['white' if o['bits'] > 0.6 * most else 'black' for o in view]
+        ),
+    )
+    fig = go.Figure(
+        [
+            go.Scatter(
+                x=x,
+                y=y,
+                text=[show(o['text']) for o in view],
+                hovertext=hover,
+                hoverinfo='text',
+                showlegend=False,
+                **text,
+            ),
+            go.Scatter(
+                x=[None],
+                y=[None],
+                mode='markers',
+                showlegend=False,
+                marker=dict(
+                    colorscale='OrRd',
+                    cmin=0,
+                    cmax=most,
+                    color=[0],
+                    showscale=True,
+                    colorbar=dict(title='bits', thickness=10),
+                ),
+            ),
+        ]
+    )
     axis = dict(visible=False, fixedrange=True)
-    return fig.update_layout(shapes=shapes, xaxis=dict(range=[-.5, width+8], **axis), yaxis=dict(range=[-line-.8, .8], **axis), height=90+24*(line+1), margin=dict(l=10, r=10, t=10, b=10), plot_bgcolor='rgba(0,0,0,0)', paper_bgcolor='rgba(0,0,0,0)')
+    return fig.update_layout(
+        shapes=shapes,
+        xaxis=dict(range=[-0.5, width + 8], **axis),
+        yaxis=dict(range=[-line - 0.8, 0.8], **axis),
+        height=90 + 24 * (line + 1),
+        margin=dict(l=10, r=10, t=10, b=10),
+        plot_bgcolor='rgba(0,0,0,0)',
+        paper_bgcolor='rgba(0,0,0,0)',
+    )
+
 
 @dataclass(frozen=True)
 class Shown:
     "A sample as a notebook shows it: prompt, continuation, and the picture of its surprise"
-    sample:Sample
-    figure:go.Figure
-    def __str__(self): return self.sample.prompt+self.sample.text
+
+    sample: Sample
+    figure: go.Figure
+
+    def __str__(self):
+        return self.sample.prompt + self.sample.text
+
     def _repr_html_(self):
-        return f'<div style="white-space:pre-wrap"><span style="opacity:.6">{html.escape(self.sample.prompt)}</span><b>{html.escape(self.sample.text)}</b></div>'
+        return (
+            f'<div style="white-space:pre-wrap"><span '
+            f'style="opacity:.6">{html.escape(self.sample.prompt)}</span><b>{html.escape(self.sample.text)}</b></div>'
+        )
+
     def _ipython_display_(self):
-        from IPython.display import HTML,display
+        from IPython.display import HTML, display
+
         display(HTML(self._repr_html_()), self.figure)
 
+
 def sample(
-    model,             # a `GPT2`, or a `Decoder` made of one
-    tok,               # the tokenizer it was trained with
-    prompt:str='',
-    max_new_tokens:int=100,
-    **kw,              # more for `samples`
-)->Shown:
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # the tokenizer it was trained with
+    prompt: str = '',
+    max_new_tokens: int = 100,
+    **kw,  # more for `samples`
+) -> Shown:
     "One continuation, to be looked at. Raises what `samples` raises"
     dec = _decoder(model, kw.pop('weights', None), max_new_tokens)
     [s] = samples(dec, tok, prompt, max_new_tokens, **kw)

@@ -8,76 +8,110 @@ Docs: https://gpt2repro.github.io/gpt2repro/schedule.html.md"""
 __all__ = ['named', 'constant', 'warmup_cosine', 'inverse_sqrt', 'paper_relative', 'trapezoid', 'by_tokens']
 
 # %% ../nbs/08_schedule.ipynb #dd8265bf
-import functools,math
+import functools
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 # %% ../nbs/08_schedule.ipynb #1cfd5d38
-def named(maker:Callable)->Callable:
-    "The functions that `maker` returns are called what was written to get them, so that a log can say which schedule ran"
+def named(maker: Callable) -> Callable:
+    """The functions that `maker` returns are called what was written to get them, so that a log can say
+    which schedule ran"""
+
     @functools.wraps(maker)
     def make(*args, **kw):
         f = maker(*args, **kw)
-        f.__name__ = f"{maker.__name__}({', '.join([f'{o:g}' for o in args]+[f'{k}={o:g}' for k,o in kw.items()])})"
+        f.__name__ = (
+            f'{maker.__name__}({", ".join([f"{o:g}" for o in args] + [f"{k}={o:g}" for k, o in kw.items()])})'
+        )
         return f
+
     return make
 
+
 @named
-def constant(value:float)->Callable: # step -> rate
+def constant(value: float) -> Callable:  # step -> rate
     "The same rate for ever"
     return lambda t: torch.full_like(t, value, dtype=torch.float32)
 
-def _warm(t, warmup): return (t/max(1, warmup)).clamp(max=1.)
+
+def _warm(t, warmup):
+    return (t / max(1, warmup)).clamp(max=1.0)
+
 
 @named
 def warmup_cosine(
-    peak:float,    # the highest rate
-    warmup:float,  # steps (or tokens) until the peak, in a straight line
-    total:float,   # steps (or tokens) of the whole run
-    final:float=0.,# share of the peak that is left at the end
-)->Callable:       # step -> rate
-    "Linear warm-up, then half a cosine down to `final`·peak, as GPT-2's and most later models'. Raises `ValueError` when warm-up is longer than the run"
-    if warmup>total: raise ValueError(f'warmup={warmup} is longer than the run of {total}: shorten it')
+    peak: float,  # the highest rate
+    warmup: float,  # steps (or tokens) until the peak, in a straight line
+    total: float,  # steps (or tokens) of the whole run
+    final: float = 0.0,  # share of the peak that is left at the end
+) -> Callable:  # step -> rate
+    """Linear warm-up, then half a cosine down to `final`·peak, as GPT-2's and most later models'.
+
+    Raises `ValueError` when warm-up is longer than the run
+    """
+    if warmup > total:
+        raise ValueError(f'warmup={warmup} is longer than the run of {total}: shorten it')
+
     def lr(t):
-        done = ((t-warmup)/max(1, total-warmup)).clamp(0., 1.)
-        return peak*_warm(t, warmup)*(final+(1-final)*.5*(1+torch.cos(math.pi*done)))
+        done = ((t - warmup) / max(1, total - warmup)).clamp(0.0, 1.0)
+        return peak * _warm(t, warmup) * (final + (1 - final) * 0.5 * (1 + torch.cos(math.pi * done)))
+
     return lr
+
 
 @named
 def inverse_sqrt(
-    peak:float,     # the highest rate
-    warmup:float=1, # steps until the peak, in a straight line; the rate falls from there on as 1/√t
-)->Callable:        # step -> rate
+    peak: float,  # the highest rate
+    warmup: float = 1,  # steps until the peak, in a straight line; the rate falls from there on as 1/√t
+) -> Callable:  # step -> rate
     "Linear warm-up, then peak·√(warmup/t) (Vaswani et al. 2017, section 5.3)"
-    return lambda t: peak*torch.minimum(t/max(1, warmup), (max(1, warmup)/t).sqrt())
+    return lambda t: peak * torch.minimum(t / max(1, warmup), (max(1, warmup) / t).sqrt())
+
 
 @named
 def paper_relative(
-    cap:float=1e-2,   # ρ is never higher
-    warmup:float=0.,  # if given, the cap grows by so much each step (`warmup_init` of fairseq and transformers: 1e-6)
-    scale:float=1.,   # what the result is multiplied with (tensor2tensor without parameter scaling: 0.05)
-)->Callable:          # step -> relative rate
+    cap: float = 1e-2,  # ρ is never higher
+    # if given, the cap grows by so much each step (`warmup_init` of fairseq and transformers: 1e-6)
+    warmup: float = 0.0,
+    scale: float = 1.0,  # what the result is multiplied with (tensor2tensor without parameter scaling: 0.05)
+) -> Callable:  # step -> relative rate
     "Adafactor's own: min(cap, 1/√t) (Shazeer and Stern 2018, section 8)"
-    return lambda t: scale*torch.minimum(warmup*t if warmup else torch.full_like(t, cap, dtype=torch.float32), t.float().rsqrt())
+    return lambda t: (
+        scale
+        * torch.minimum(
+            warmup * t if warmup else torch.full_like(t, cap, dtype=torch.float32), t.float().rsqrt()
+        )
+    )
+
 
 @named
 def trapezoid(
-    peak:float,   # the highest rate
-    warmup:float, # steps up
-    total:float,  # steps in all
-    down:float=.2,# share of the run in which the rate falls to 0
-)->Callable:      # step -> rate
-    "Up, level, and down in straight lines (Zhai et al. 2022; Hägele et al. 2024): a run can be made longer without a new plan"
-    if warmup>total*(1-down): raise ValueError(f'warmup={warmup} and a fall over {down:.0%} do not fit into {total}: shorten one of them')
-    return lambda t: peak*torch.minimum(_warm(t, warmup), ((total-t)/max(1, total*down)).clamp(0., 1.))
+    peak: float,  # the highest rate
+    warmup: float,  # steps up
+    total: float,  # steps in all
+    down: float = 0.2,  # share of the run in which the rate falls to 0
+) -> Callable:  # step -> rate
+    """Up, level, and down in straight lines (Zhai et al. 2022; Hägele et al. 2024): a run can be made
+    longer without a new plan"""
+    if warmup > total * (1 - down):
+        raise ValueError(
+            f'warmup={warmup} and a fall over {down:.0%} do not fit into {total}: shorten one of them'
+        )
+    return lambda t: (
+        peak * torch.minimum(_warm(t, warmup), ((total - t) / max(1, total * down)).clamp(0.0, 1.0))
+    )
+
 
 def by_tokens(
-    schedule:Callable,     # tokens -> rate: one of the above, its lengths given in tokens
-    tokens_per_step:float, # tokens of a batch, over all devices
-)->Callable:               # step -> rate
+    schedule: Callable,  # tokens -> rate: one of the above, its lengths given in tokens
+    tokens_per_step: float,  # tokens of a batch, over all devices
+) -> Callable:  # step -> rate
     "A schedule by tokens as a function of the step: it stays what it is when the batch changes"
-    def lr(t): return schedule(t*tokens_per_step)
-    lr.__name__ = f"{getattr(schedule, '__name__', 'a schedule')} by tokens, {tokens_per_step:g} a step"
+
+    def lr(t):
+        return schedule(t * tokens_per_step)
+
+    lr.__name__ = f'{getattr(schedule, "__name__", "a schedule")} by tokens, {tokens_per_step:g} a step'
     return lr

@@ -9,178 +9,267 @@ __all__ = ['manifest_version', 'ShardFile', 'Manifest', 'load_manifest', 'token_
            'write_shards', 'verify_shards', 'Tokens', 'open_tokens', 'prepare', 'verify']
 
 # %% ../nbs/04_shards.ipynb #01e138b7
-import errno,hashlib,json,mmap,os,queue,shutil,signal,struct,subprocess,sys
-from collections import Counter,deque
+import errno
+import hashlib
+import json
+import mmap
+import os
+import queue
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager,suppress
-from dataclasses import asdict,dataclass,field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Iterable,Iterator
+from typing import Iterable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .config import file_sha256,nearest,progress,warn,write_atomic
-from .corpus import Holdout,clean,docs_versions,documents,drop_near_copies,overlap_marker,warn_tally
-from .tokenizer import SentencePiece,Tokenizer,load_tokenizer
+from .config import file_sha256, progress, write_atomic
+from gpt2repro.corpus import (
+    Holdout,
+    clean,
+    docs_versions,
+    documents,
+    drop_near_copies,
+    overlap_marker,
+    warn_tally,
+)
+from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
 
 # %% ../nbs/04_shards.ipynb #4edc6767
 manifest_version = 1
 
+
 @dataclass(frozen=True, kw_only=True)
 class ShardFile:
     "One file of a set of shards"
+
     name: str
     n_docs: int
-    n_tokens: int                   # separators too
-    n_bytes: int                    # UTF-8 bytes of its documents
+    n_tokens: int  # separators too
+    n_bytes: int  # UTF-8 bytes of its documents
     sha256: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     "What a folder of shards holds. The paper trail from text to tokens"
-    dtype: str                      # `uint16` or `uint32`, little-endian
-    tokenizer: dict                 # kind, fingerprint, vocab_size, eot
+
+    dtype: str  # `uint16` or `uint32`, little-endian
+    tokenizer: dict  # kind, fingerprint, vocab_size, eot
     n_docs: int
     n_tokens: int
     n_bytes: int
     files: tuple
-    docs_sha256: str                # of all documents, in order
-    facts: dict = field(default_factory=dict)   # where the text came from and how it was treated
+    docs_sha256: str  # of all documents, in order
+    facts: dict = field(default_factory=dict)  # where the text came from and how it was treated
     version: int = manifest_version
+
 
 def _to_json(m):
     "The manifest with a checksum of its own, so that a flipped bit in it shows too"
     d = asdict(m)
-    return json.dumps(dict(d, sha256=_checksum(d)), indent=1, ensure_ascii=False)+'\n'
+    return json.dumps(dict(d, sha256=_checksum(d)), indent=1, ensure_ascii=False) + '\n'
 
-def _checksum(d): return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+
+def _checksum(d):
+    return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+
 
 def load_manifest(
-    folder, # of shards
-)->Manifest:
-    "The manifest of a folder of shards. Raises `FileNotFoundError` or `ValueError` for a folder that has none, is unfinished, or is of another version"
-    f = Path(folder)/'manifest.json'
+    folder,  # of shards
+) -> Manifest:
+    """The manifest of a folder of shards.
+
+    Raises `FileNotFoundError` or `ValueError` for a folder that has none, is unfinished, or is of another
+    version
+    """
+    f = Path(folder) / 'manifest.json'
     if not f.exists():
-        if (Path(folder)/'progress.json').exists(): raise FileNotFoundError(f'{folder}: these shards are unfinished: run the same command again, it goes on')
-        raise FileNotFoundError(f'{folder}: no shards there (no manifest.json): make them with `gpt2repro prepare`')
+        if (Path(folder) / 'progress.json').exists():
+            raise FileNotFoundError(
+                f'{folder}: these shards are unfinished: run the same command again, it goes on'
+            )
+        raise FileNotFoundError(
+            f'{folder}: no shards there (no manifest.json): make them with `gpt2repro prepare`'
+        )
     try:
         d = json.loads(f.read_text(encoding='utf-8'))
-        if d.pop('sha256', '')!=_checksum(d): raise ValueError('damaged or edited: its checksum is another')
-        if d.get('version')!=manifest_version: raise ValueError(f"version {d.get('version')!r}, this program reads {manifest_version}")
+        if d.pop('sha256', '') != _checksum(d):
+            raise ValueError('damaged or edited: its checksum is another')
+        if d.get('version') != manifest_version:
+            raise ValueError(f'version {d.get("version")!r}, this program reads {manifest_version}')
         return Manifest(**{**d, 'files': tuple(ShardFile(**o) for o in d['files'])})
-    except (ValueError, TypeError, KeyError, AttributeError) as e: raise ValueError(f'{f}: not a manifest of shards ({e}): make the shards again') from None
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ValueError(f'{f}: not a manifest of shards ({e}): make the shards again') from None
 
 # %% ../nbs/04_shards.ipynb #cfb618a3
-def token_dtype(vocab_size:int)->str:
+def token_dtype(vocab_size: int) -> str:
     "The smallest type that holds the ids"
-    return 'uint16' if vocab_size<=65_535 else 'uint32'
+    return 'uint16' if vocab_size <= 65_535 else 'uint32'
+
 
 def encode_group(
-    tok:Tokenizer,
-    docs:list[str],
-)->np.ndarray: # ids, `eot` after each document
+    tok: Tokenizer,
+    docs: list[str],
+) -> np.ndarray:  # ids, `eot` after each document
     "The ids of some documents, as they stand in a shard"
     eot = np.array([tok.eot], np.uint32)
     ids = chain.from_iterable((tok.encode_np(d), eot) for d in docs)
-    return np.concatenate(list(ids)).astype('<'+np.dtype(token_dtype(tok.vocab_size)).str[1:])
+    return np.concatenate(list(ids)).astype('<' + np.dtype(token_dtype(tok.vocab_size)).str[1:])
+
 
 def _read_exactly(f, n):
     data = f.read(n)
-    if len(data)<n: raise EOFError
+    if len(data) < n:
+        raise EOFError
     return data
+
 
 def _send(f, status, data):
     f.write(struct.pack('<BQ', status, len(data)))
     f.write(data)
     f.flush()
 
-def _receive(f):
-    status,n = struct.unpack('<BQ', _read_exactly(f, 9))
-    return status,_read_exactly(f, n)
 
-def _pack(docs): return struct.pack(f'<{len(docs)+1}Q', len(docs), *map(len, docs)) + b''.join(docs)
+def _receive(f):
+    status, n = struct.unpack('<BQ', _read_exactly(f, 9))
+    return status, _read_exactly(f, n)
+
+
+def _pack(docs):
+    return struct.pack(f'<{len(docs) + 1}Q', len(docs), *map(len, docs)) + b''.join(docs)
+
 
 def _unpack(data):
-    n, = struct.unpack_from('<Q', data)
+    (n,) = struct.unpack_from('<Q', data)
     sizes = struct.unpack_from(f'<{n}Q', data, 8)
-    ends = np.cumsum((8*(n+1), *sizes)).tolist()
-    return [data[a:b] for a,b in zip(ends, ends[1:])]
+    ends = np.cumsum((8 * (n + 1), *sizes)).tolist()
+    return [data[a:b] for a, b in zip(ends, ends[1:])]
 
 # %% ../nbs/04_shards.ipynb #18e79e9c
 def _work(folder):
     "A worker's life: groups of documents in, ids out, until the pipe closes"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                 # Ctrl-C is the parent's business
-    source,sink = sys.stdin.buffer,os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)                                                # whatever else prints goes to standard error
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)  # whatever else prints goes to standard error
     tok = load_tokenizer(folder)
     try:
         while True:
-            _,data = _receive(source)
-            try: _send(sink, 0, encode_group(tok, [d.decode() for d in _unpack(data)]).tobytes())
-            except ValueError as e: _send(sink, 1, str(e).encode())
-    except (EOFError, BrokenPipeError): os._exit(0)              # the parent is done, or gone
+            _, data = _receive(source)
+            try:
+                _send(sink, 0, encode_group(tok, [d.decode() for d in _unpack(data)]).tobytes())
+            except ValueError as e:
+                _send(sink, 1, str(e).encode())
+    except (EOFError, BrokenPipeError):
+        os._exit(0)  # the parent is done, or gone
+
 
 class _Workers:
     "`workers` processes; `encode` gives a group to one that is free"
+
     def __init__(self, folder, workers):
         code = f'from gpt2repro.shards import _work; _work({str(folder)!r})'
-        env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS='1')
-        self.procs = [subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) for _ in range(workers)]
+        env = dict(
+            os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS='1'
+        )
+        self.procs = [
+            subprocess.Popen(
+                [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+            )
+            for _ in range(workers)
+        ]
         self.free = queue.SimpleQueue()
-        for p in self.procs: self.free.put(p)
+        for p in self.procs:
+            self.free.put(p)
 
     def encode(self, data):
         p = self.free.get()
         try:
             _send(p.stdin, 0, data)
-            status,out = _receive(p.stdout)
+            status, out = _receive(p.stdout)
         except (EOFError, BrokenPipeError):
             code = p.wait()
-            raise RuntimeError(f'a tokenizer process ended ({"killed by signal "+str(-code) if code<0 else "status "+str(code)}): '
-                               'is there enough memory? Run the same command again, it goes on') from None
-        finally: self.free.put(p)
-        if status: raise ValueError(out.decode())
+            raise RuntimeError(
+                f'a tokenizer process ended '
+                f'({"killed by signal " + str(-code) if code < 0 else "status " + str(code)}): '
+                'is there enough memory? Run the same command again, it goes on'
+            ) from None
+        finally:
+            self.free.put(p)
+        if status:
+            raise ValueError(out.decode())
         return out
 
     def close(self):
-        for p in self.procs: p.kill()
+        for p in self.procs:
+            p.kill()
         for p in self.procs:
             p.wait()
             p.stdout.close()
-            with suppress(BrokenPipeError): p.stdin.close()      # a group that was on its way
+            with suppress(BrokenPipeError):
+                p.stdin.close()  # a group that was on its way
 
 # %% ../nbs/04_shards.ipynb #9619fc5a
 @contextmanager
 def folder_lock(
-    folder, # made if it does not exist
+    folder,  # made if it does not exist
 ):
-    "Hold `folder` for this process. Raises `RuntimeError` if another process has it; a lock dies with its process"
-    from filelock import FileLock,Timeout
+    """Hold `folder` for this process.
+
+    Raises `RuntimeError` if another process has it; a lock dies with its process
+    """
+    from filelock import FileLock, Timeout
+
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(Path(folder)/'.lock'), timeout=0)
-    try: lock.acquire()
-    except Timeout: raise RuntimeError(f'{folder}: another process is writing here: wait until it is done, or choose another folder') from None
-    try: yield
-    finally: lock.release()
+    lock = FileLock(str(Path(folder) / '.lock'), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f'{folder}: another process is writing here: wait until it is done, or choose another folder'
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 def _groups(docs, size):
     "Lists of encoded documents of at least `size` bytes each"
-    group,n = [],0
-    for i,d in enumerate(docs):
-        try: b = d.encode()
+    group, n = [], 0
+    for i, d in enumerate(docs):
+        try:
+            b = d.encode()
         except UnicodeEncodeError as e:
-            raise ValueError(f'document {i}: a lone surrogate U+{ord(d[e.start]):04X} at character {e.start}: repair the text (errors=\'replace\' does)') from None
+            raise ValueError(
+                f'document {i}: a lone surrogate U+{ord(d[e.start]):04X} at character {e.start}: repair the '
+                f"text (errors='replace' does)"
+            ) from None
         group.append(b)
         n += len(b)
-        if n>=size:
+        if n >= size:
             yield group
-            group,n = [],0
-    if group: yield group
+            group, n = [], 0
+    if group:
+        yield group
+
 
 class _Digest:
     "A running hash of documents, with their number and bytes"
-    def __init__(self): self.h,self.n_docs,self.n_bytes = hashlib.sha256(),0,0
+
+    def __init__(self):
+        self.h = hashlib.sha256()
+        self.n_docs = 0
+        self.n_bytes = 0
+
     def add(self, group):
         for b in group:
             self.h.update(struct.pack('<Q', len(b)))
@@ -190,72 +279,127 @@ class _Digest:
 
 # %% ../nbs/04_shards.ipynb #0b1262c2
 def _tidy(folder):
-    "Remove what a killed process leaves: half a shard, files on their way to their name, the workers' copy of the tokenizer"
-    for f in chain(folder.glob('*.part'), folder.glob('.manifest.json.*'), folder.glob('.progress.json.*')): f.unlink()
-    shutil.rmtree(folder/'.tokenizer', ignore_errors=True)
+    """Remove what a killed process leaves: half a shard, files on their way to their name, the workers'
+    copy of the tokenizer"""
+    for f in chain(folder.glob('*.part'), folder.glob('.manifest.json.*'), folder.glob('.progress.json.*')):
+        f.unlink()
+    shutil.rmtree(folder / '.tokenizer', ignore_errors=True)
+
 
 class _Writer:
     "The shards of one folder as they grow; what is finished is on record"
+
     def __init__(self, folder, tok, facts, shard_tokens, group_bytes):
-        self.folder,self.facts,self.shard_tokens = Path(folder),facts,shard_tokens
+        self.folder = Path(folder)
+        self.facts = facts
+        self.shard_tokens = shard_tokens
         self.dtype = token_dtype(tok.vocab_size)
-        self.plan = dict(version=manifest_version, dtype=self.dtype, shard_tokens=shard_tokens, group_bytes=group_bytes,
-                         tokenizer=dict(kind=tok.kind, fingerprint=tok.fingerprint, vocab_size=tok.vocab_size, eot=tok.eot))
-        self.files,self.docs,self.part = [],_Digest(),None
+        self.plan = dict(
+            version=manifest_version,
+            dtype=self.dtype,
+            shard_tokens=shard_tokens,
+            group_bytes=group_bytes,
+            tokenizer=dict(
+                kind=tok.kind, fingerprint=tok.fingerprint, vocab_size=tok.vocab_size, eot=tok.eot
+            ),
+        )
+        self.files = []
+        self.docs = _Digest()
+        self.part = None
         self.done = self._resume()
 
     def _resume(self):
         "The record of an earlier run, if it is whole and of the same plan"
         _tidy(self.folder)
-        f = self.folder/'progress.json'
-        if not f.exists(): return dict(files=[], n_docs=0, docs_sha256='')
+        f = self.folder / 'progress.json'
+        if not f.exists():
+            return dict(files=[], n_docs=0, docs_sha256='')
         done = json.loads(f.read_text(encoding='utf-8'))
-        if done['plan']!=self.plan: raise ValueError(f'{self.folder}: unfinished shards of another tokenizer or plan are there: delete the folder, or choose another')
+        if done['plan'] != self.plan:
+            raise ValueError(
+                f'{self.folder}: unfinished shards of another tokenizer or plan are there: delete the '
+                f'folder, or choose another'
+            )
         for o in done['files']:
-            p = self.folder/o['name']
-            if not p.exists() or p.stat().st_size!=o['n_tokens']*np.dtype(self.dtype).itemsize: raise ValueError(f'{p}: missing or of the wrong size, though on record: delete the folder {self.folder}')
+            p = self.folder / o['name']
+            if not p.exists() or p.stat().st_size != o['n_tokens'] * np.dtype(self.dtype).itemsize:
+                raise ValueError(
+                    f'{p}: missing or of the wrong size, though on record: delete the folder {self.folder}'
+                )
         return done
 
     def skip(self, group):
         "True while `group` belongs to what an earlier run has finished"
-        if self.docs.n_docs>=self.done['n_docs']: return False
+        if self.docs.n_docs >= self.done['n_docs']:
+            return False
         self.docs.add(group)
-        if self.docs.n_docs>=self.done['n_docs']:
-            if self.docs.n_docs>self.done['n_docs'] or self.docs.h.hexdigest()!=self.done['docs_sha256']:
-                raise ValueError(f'{self.folder}: the documents are not those of the interrupted run: delete the folder, or choose another')
+        if self.docs.n_docs >= self.done['n_docs']:
+            if self.docs.n_docs > self.done['n_docs'] or self.docs.h.hexdigest() != self.done['docs_sha256']:
+                raise ValueError(
+                    f'{self.folder}: the documents are not those of the interrupted run: delete the folder, '
+                    f'or choose another'
+                )
             self.files = [ShardFile(**o) for o in self.done['files']]
         return True
 
     def write(self, group, ids):
-        if not self.part: self._open()
+        if not self.part:
+            self._open()
         rest = memoryview(ids)
-        while rest: rest = rest[self.part.write(rest):]           # unbuffered: a full disk shows here
+        while rest:
+            rest = rest[self.part.write(rest) :]  # unbuffered: a full disk shows here
         self.hash.update(ids)
         self.docs.add(group)
-        self.n_tokens += len(ids)//np.dtype(self.dtype).itemsize
-        if self.n_tokens>=self.shard_tokens: self._close()
+        self.n_tokens += len(ids) // np.dtype(self.dtype).itemsize
+        if self.n_tokens >= self.shard_tokens:
+            self._close()
 
     def _open(self):
         self.name = f'tokens-{len(self.files):05d}.bin'
-        self.part,self.hash,self.n_tokens = open(self.folder/(self.name+'.part'), 'wb', buffering=0),hashlib.sha256(),0
-        self.before = self.docs.n_docs,self.docs.n_bytes
+        self.part = open(self.folder / (self.name + '.part'), 'wb', buffering=0)
+        self.hash = hashlib.sha256()
+        self.n_tokens = 0
+        self.before = self.docs.n_docs, self.docs.n_bytes
 
     def _close(self):
-        part,self.part = self.part,None
+        part, self.part = self.part, None
         with part:
             os.fsync(part.fileno())
-        os.replace(part.name, self.folder/self.name)
-        self.files.append(ShardFile(name=self.name, n_docs=self.docs.n_docs-self.before[0], n_bytes=self.docs.n_bytes-self.before[1], n_tokens=self.n_tokens, sha256=self.hash.hexdigest()))
-        record = dict(plan=self.plan, files=[asdict(o) for o in self.files], n_docs=self.docs.n_docs, docs_sha256=self.docs.h.hexdigest())
-        write_atomic(self.folder/'progress.json', json.dumps(record))
+        os.replace(part.name, self.folder / self.name)
+        self.files.append(
+            ShardFile(
+                name=self.name,
+                n_docs=self.docs.n_docs - self.before[0],
+                n_bytes=self.docs.n_bytes - self.before[1],
+                n_tokens=self.n_tokens,
+                sha256=self.hash.hexdigest(),
+            )
+        )
+        record = dict(
+            plan=self.plan,
+            files=[asdict(o) for o in self.files],
+            n_docs=self.docs.n_docs,
+            docs_sha256=self.docs.h.hexdigest(),
+        )
+        write_atomic(self.folder / 'progress.json', json.dumps(record))
 
     def finish(self):
-        if self.part: self._close()
-        if not self.files: raise ValueError(f'{self.folder}: there is no document to write: is the source empty?')
-        m = Manifest(dtype=self.dtype, tokenizer=self.plan['tokenizer'], n_docs=self.docs.n_docs, n_bytes=self.docs.n_bytes, n_tokens=sum(o.n_tokens for o in self.files),
-                     files=tuple(self.files), docs_sha256=self.docs.h.hexdigest(), facts=self.facts)
-        write_atomic(self.folder/'manifest.json', _to_json(m))
-        (self.folder/'progress.json').unlink()
+        if self.part:
+            self._close()
+        if not self.files:
+            raise ValueError(f'{self.folder}: there is no document to write: is the source empty?')
+        m = Manifest(
+            dtype=self.dtype,
+            tokenizer=self.plan['tokenizer'],
+            n_docs=self.docs.n_docs,
+            n_bytes=self.docs.n_bytes,
+            n_tokens=sum(o.n_tokens for o in self.files),
+            files=tuple(self.files),
+            docs_sha256=self.docs.h.hexdigest(),
+            facts=self.facts,
+        )
+        write_atomic(self.folder / 'manifest.json', _to_json(m))
+        (self.folder / 'progress.json').unlink()
         return m
 
     def abandon(self):
@@ -269,259 +413,402 @@ def _check_same(folder, docs, tok, group_bytes):
     "The manifest that is there already, if it is of these documents and this tokenizer"
     m = load_manifest(folder)
     other = f'{folder}: shards of %s are there already: delete the folder, or choose another'
-    if m.tokenizer['fingerprint']!=tok.fingerprint: raise ValueError(other % 'another tokenizer')
+    if m.tokenizer['fingerprint'] != tok.fingerprint:
+        raise ValueError(other % 'another tokenizer')
     h = _Digest()
-    for g in _groups(docs, group_bytes): h.add(g)
-    if h.h.hexdigest()!=m.docs_sha256: raise ValueError(other % 'other documents')
+    for g in _groups(docs, group_bytes):
+        h.add(g)
+    if h.h.hexdigest() != m.docs_sha256:
+        raise ValueError(other % 'other documents')
     _tidy(folder)
-    (folder/'progress.json').unlink(missing_ok=True)               # killed between the last two acts of `finish`
+    (folder / 'progress.json').unlink(missing_ok=True)  # killed between the last two acts of `finish`
     return m
+
 
 def _encoded(groups, tok, folder, workers):
     "(group, its ids as bytes), in order; `workers` groups at a time"
-    if workers<1: yield from ((g, encode_group(tok, [b.decode() for b in g]).tobytes()) for g in groups); return
-    tok.save(folder/'.tokenizer')
-    pool,threads,waiting = _Workers(folder/'.tokenizer', workers),ThreadPoolExecutor(workers),deque()
+    if workers < 1:
+        yield from ((g, encode_group(tok, [b.decode() for b in g]).tobytes()) for g in groups)
+        return
+    tok.save(folder / '.tokenizer')
+    pool = _Workers(folder / '.tokenizer', workers)
+    threads = ThreadPoolExecutor(workers)
+    waiting = deque()
     try:
         for g in groups:
             waiting.append((g, threads.submit(pool.encode, _pack(g))))
-            if len(waiting)>workers:
-                g,ids = waiting.popleft()
-                yield g,ids.result()
-        for g,ids in waiting: yield g,ids.result()
+            if len(waiting) > workers:
+                g, ids = waiting.popleft()
+                yield g, ids.result()
+        for g, ids in waiting:
+            yield g, ids.result()
     finally:
         pool.close()
         threads.shutdown(cancel_futures=True)
-        shutil.rmtree(folder/'.tokenizer')
+        shutil.rmtree(folder / '.tokenizer')
+
 
 def write_shards(
-    docs:Iterable[str],             # always the same, in the same order
-    tok:Tokenizer,
-    folder,                         # gets manifest.json and the .bin files
-    workers:int=2,                  # tokenizer processes; 0: none, in this process
-    shard_tokens:int=100_000_000,   # a shard is closed when it has as many
-    facts:dict=None,                # for the manifest: source, treatment, versions
-    desc:str='tokens',              # name of the progress bar
-    group_bytes:int=1<<20,          # text that a worker gets at once
-)->Manifest:
-    "Tokenize documents into shards. Goes on where an interrupted run stopped. Raises `ValueError`, `OSError` or `RuntimeError` and leaves no manifest if it can't finish"
+    docs: Iterable[str],  # always the same, in the same order
+    tok: Tokenizer,
+    folder,  # gets manifest.json and the .bin files
+    workers: int = 2,  # tokenizer processes; 0: none, in this process
+    shard_tokens: int = 100_000_000,  # a shard is closed when it has as many
+    facts: dict = None,  # for the manifest: source, treatment, versions
+    desc: str = 'tokens',  # name of the progress bar
+    group_bytes: int = 1 << 20,  # text that a worker gets at once
+) -> Manifest:
+    """Tokenize documents into shards.
+
+    Goes on where an interrupted run stopped. Raises `ValueError`, `OSError` or `RuntimeError` and leaves
+    no manifest if it can't finish
+    """
     folder = Path(folder)
     with folder_lock(folder):
-        if (folder/'manifest.json').exists(): return _check_same(folder, docs, tok, group_bytes)
+        if (folder / 'manifest.json').exists():
+            return _check_same(folder, docs, tok, group_bytes)
         w = _Writer(folder, tok, facts or {}, shard_tokens, group_bytes)
         try:
             with progress(desc=desc, unit='tok') as bar:
                 fresh = (g for g in _groups(docs, group_bytes) if not w.skip(g))
-                for g,ids in _encoded(fresh, tok, folder, workers):
+                for g, ids in _encoded(fresh, tok, folder, workers):
                     w.write(g, ids)
-                    bar.update(len(ids)//np.dtype(w.dtype).itemsize)
-            if w.docs.n_docs<w.done['n_docs']: raise ValueError(f"{folder}: there are fewer documents than in the interrupted run: delete the folder, or choose another")
+                    bar.update(len(ids) // np.dtype(w.dtype).itemsize)
+            if w.docs.n_docs < w.done['n_docs']:
+                raise ValueError(
+                    f'{folder}: there are fewer documents than in the interrupted run: delete the folder, '
+                    f'or choose another'
+                )
             return w.finish()
         except OSError as e:
-            if e.errno!=errno.ENOSPC: raise
-            raise OSError(f'{folder}: the disk is full after {w.docs.n_docs:,} documents: free some space and run the same command again, it goes on') from None
-        finally: w.abandon()
+            if e.errno != errno.ENOSPC:
+                raise
+            raise OSError(
+                f'{folder}: the disk is full after {w.docs.n_docs:,} documents: free some space and run the '
+                f'same command again, it goes on'
+            ) from None
+        finally:
+            w.abandon()
 
 # %% ../nbs/04_shards.ipynb #cd28cd3d
 def _count(path, dtype, eot):
     "(separators, largest id) of a shard, read in blocks"
     n = top = 0
     ids = np.memmap(path, dtype=dtype, mode='r')
-    for i in range(0, len(ids), 1<<24):
-        block = ids[i:i+(1<<24)]
-        n,top = n+int((block==eot).sum()),max(top, int(block.max()))
-    return n,top
+    for i in range(0, len(ids), 1 << 24):
+        block = ids[i : i + (1 << 24)]
+        n = n + int((block == eot).sum())
+        top = max(top, int(block.max()))
+    return n, top
+
 
 def verify_shards(
     folder,
-    tok:Tokenizer=None, # the tokenizer that they should be of, if that is to be checked
-)->Manifest: # of shards that are sound
-    "Read every byte of every shard and compare with the manifest. Raises `ValueError` that names the first file that is wrong"
-    folder,m = Path(folder),load_manifest(folder)
-    if tok and tok.fingerprint!=m.tokenizer['fingerprint']:
-        raise ValueError(f"{folder}: made with another tokenizer ({m.tokenizer['kind']}, {m.tokenizer['vocab_size']} tokens, fingerprint {m.tokenizer['fingerprint'][:12]}…), "
-                         f'not with this one ({tok.kind}, {tok.vocab_size} tokens, {tok.fingerprint[:12]}…): use the tokenizer that belongs to the shards')
-    dtype = '<'+np.dtype(m.dtype).str[1:]
+    tok: Tokenizer = None,  # the tokenizer that they should be of, if that is to be checked
+) -> Manifest:  # of shards that are sound
+    """Read every byte of every shard and compare with the manifest.
+
+    Raises `ValueError` that names the first file that is wrong
+    """
+    folder, m = Path(folder), load_manifest(folder)
+    if tok and tok.fingerprint != m.tokenizer['fingerprint']:
+        raise ValueError(
+            f'{folder}: made with another tokenizer ({m.tokenizer["kind"]}, {m.tokenizer["vocab_size"]} '
+            f'tokens, fingerprint {m.tokenizer["fingerprint"][:12]}…), '
+            f'not with this one ({tok.kind}, {tok.vocab_size} tokens, {tok.fingerprint[:12]}…): use the '
+            f'tokenizer that belongs to the shards'
+        )
+    dtype = '<' + np.dtype(m.dtype).str[1:]
     again = 'restore the file, or make the shards again'
     for f in progress(m.files, desc='verify', unit='file'):
-        p = folder/f.name
-        if not p.exists(): raise ValueError(f'{p}: missing: {again}')
-        if (size := p.stat().st_size)!=(want := f.n_tokens*np.dtype(dtype).itemsize): raise ValueError(f'{p}: {size} bytes, {want} are on record: {again}')
-        if (h := file_sha256(p))!=f.sha256: raise ValueError(f'{p}: damaged (sha256 {h[:12]}…, {f.sha256[:12]}… is on record): {again}')
-        n,top = _count(p, dtype, m.tokenizer['eot'])
-        if n!=f.n_docs or top>=m.tokenizer['vocab_size']: raise ValueError(f"{p}: {n} documents, largest id {top}; the manifest says {f.n_docs}, {m.tokenizer['vocab_size']-1}: make the shards again")
+        p = folder / f.name
+        if not p.exists():
+            raise ValueError(f'{p}: missing: {again}')
+        if (size := p.stat().st_size) != (want := f.n_tokens * np.dtype(dtype).itemsize):
+            raise ValueError(f'{p}: {size} bytes, {want} are on record: {again}')
+        if (h := file_sha256(p)) != f.sha256:
+            raise ValueError(f'{p}: damaged (sha256 {h[:12]}…, {f.sha256[:12]}… is on record): {again}')
+        n, top = _count(p, dtype, m.tokenizer['eot'])
+        if n != f.n_docs or top >= m.tokenizer['vocab_size']:
+            raise ValueError(
+                f'{p}: {n} documents, largest id {top}; the manifest says {f.n_docs}, '
+                f'{m.tokenizer["vocab_size"] - 1}: make the shards again'
+            )
     for k in ('n_docs', 'n_tokens', 'n_bytes'):
-        if (s := sum(getattr(f, k) for f in m.files))!=getattr(m, k): raise ValueError(f'{folder}: the files have {s} {k}, the manifest says {getattr(m, k)}: make the shards again')
-    if extra := {f.name for f in folder.glob('*.bin*')} - {f.name for f in m.files}: raise ValueError(f"{folder}: {', '.join(sorted(extra))} is not in the manifest: remove it")
+        if (s := sum(getattr(f, k) for f in m.files)) != getattr(m, k):
+            raise ValueError(
+                f'{folder}: the files have {s} {k}, the manifest says {getattr(m, k)}: make the shards again'
+            )
+    if extra := {f.name for f in folder.glob('*.bin*')} - {f.name for f in m.files}:
+        raise ValueError(f'{folder}: {", ".join(sorted(extra))} is not in the manifest: remove it')
     return m
 
 # %% ../nbs/04_shards.ipynb #91bef1ed
-_llmc = {20240520: '<u2', 20240801: '<u4'}                 # magic number -> type of the ids
+_llmc = {20240520: '<u2', 20240801: '<u4'}  # magic number -> type of the ids
+
 
 class Tokens:
     "Files of ids as one row; only what is sliced is read"
-    def __init__(self,
-        files:list,    # (path, dtype, bytes of header, number of ids)
-        eot:int=50256, # the separator; GPT-2's unless the manifest says otherwise
-    ):
-        self.files,self.eot = files,eot
-        self.starts = np.cumsum([0]+[n for *_,n in files])
-        self._maps = [None]*len(files)
 
-    def __len__(self): return int(self.starts[-1])
+    def __init__(
+        self,
+        files: list,  # (path, dtype, bytes of header, number of ids)
+        eot: int = 50256,  # the separator; GPT-2's unless the manifest says otherwise
+    ):
+        self.files, self.eot = files, eot
+        self.starts = np.cumsum([0] + [n for *_, n in files])
+        self._maps = [None] * len(files)
+
+    def __len__(self):
+        return int(self.starts[-1])
 
     def _map(self, i):
         "The bytes of file `i`, and its ids"
-        path,dtype,header,n = self.files[i]
+        path, dtype, header, n = self.files[i]
         if self._maps[i] is None:
-            with open(path, 'rb') as f: m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[i] = m,np.frombuffer(m, dtype, n, header)
+            with open(path, 'rb') as f:
+                m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[i] = m, np.frombuffer(m, dtype, n, header)
         return self._maps[i]
 
     def _fetch(self, i, starts, n):
-        "Ask the system for these pieces of file `i` all at once. It would fetch them one after the other, and megabytes around each"
-        if not hasattr(mmap, 'MADV_WILLNEED'): return                    # Windows
-        m,ids = self._map(i)
-        for s in (self.files[i][2]+starts*ids.itemsize).tolist():
-            a = s//mmap.PAGESIZE*mmap.PAGESIZE
-            m.madvise(mmap.MADV_WILLNEED, a, s+n*ids.itemsize-a)
+        """Ask the system for these pieces of file `i` all at once.
 
-    def read(self,
-        start:int,
-        out:np.ndarray, # (n,) gets the ids from `start` on
+        It would fetch them one after the other, and megabytes around each
+        """
+        if not hasattr(mmap, 'MADV_WILLNEED'):
+            return  # Windows
+        m, ids = self._map(i)
+        for s in (self.files[i][2] + starts * ids.itemsize).tolist():
+            a = s // mmap.PAGESIZE * mmap.PAGESIZE
+            m.madvise(mmap.MADV_WILLNEED, a, s + n * ids.itemsize - a)
+
+    def read(
+        self,
+        start: int,
+        out: np.ndarray,  # (n,) gets the ids from `start` on
     ):
         "Fill `out`"
-        i,done = int(np.searchsorted(self.starts, start, 'right'))-1,0
-        while done<len(out):
-            (_,m),at = self._map(i),start+done-self.starts[i]
-            k = min(len(out)-done, len(m)-at)
-            out[done:done+k] = m[at:at+k]
-            i,done = i+1,done+k
+        i = int(np.searchsorted(self.starts, start, 'right')) - 1
+        done = 0
+        while done < len(out):
+            (_, m) = self._map(i)
+            at = start + done - self.starts[i]
+            k = min(len(out) - done, len(m) - at)
+            out[done : done + k] = m[at : at + k]
+            i = i + 1
+            done = done + k
 
-    def rows(self,
-        starts:np.ndarray, # (B,)
-        out:np.ndarray,    # (B,T) each row gets the ids from its start on
+    def rows(
+        self,
+        starts: np.ndarray,  # (B,)
+        out: np.ndarray,  # (B,T) each row gets the ids from its start on
     ):
         "Fill `out`, many rows at once where they lie within one file"
-        n,file = out.shape[1],np.searchsorted(self.starts, starts, 'right')-1
-        inside = starts+n<=self.starts[file+1]
+        n = out.shape[1]
+        file = np.searchsorted(self.starts, starts, 'right') - 1
+        inside = starts + n <= self.starts[file + 1]
         for i in set(file[inside].tolist()):
-            at = np.flatnonzero(inside&(file==i))
-            first = starts[at]-self.starts[i]
+            at = np.flatnonzero(inside & (file == i))
+            first = starts[at] - self.starts[i]
             self._fetch(i, first, n)
             out[at] = sliding_window_view(self._map(i)[1], n)[first]
-        for r in np.flatnonzero(~inside): self.read(int(starts[r]), out[r])
+        for r in np.flatnonzero(~inside):
+            self.read(int(starts[r]), out[r])
 
-    def where(self,
-        id:int,
-        block:int=1<<24, # ids looked at together
-    )->np.ndarray: # (n,) int64
+    def where(
+        self,
+        id: int,
+        block: int = 1 << 24,  # ids looked at together
+    ) -> np.ndarray:  # (n,) int64
         "The places of `id`"
         found = [np.zeros(0, np.int64)]
-        for i,start in enumerate(self.starts[:-1]):
+        for i, start in enumerate(self.starts[:-1]):
             ids = self._map(i)[1]
-            found += [np.flatnonzero(ids[a:a+block]==id)+start+a for a in range(0, len(ids), block)]
+            found += [np.flatnonzero(ids[a : a + block] == id) + start + a for a in range(0, len(ids), block)]
         return np.concatenate(found)
 
     def __getitem__(self, s):
-        a,b,_ = s.indices(len(self))
-        out = np.empty(max(0, b-a), np.int64)
+        a, b, _ = s.indices(len(self))
+        out = np.empty(max(0, b - a), np.int64)
         self.read(a, out)
         return out
+
 
 def _foreign(path):
     "One entry of `Tokens` for nanoGPT's or llm.c's file"
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path}: no such file')
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such file')
     size = path.stat().st_size
-    head = np.fromfile(path, '<i4', min(256, size//4))
-    if len(head)==256 and int(head[0]) in _llmc:
-        dtype,n = _llmc[int(head[0])],int(head[2])
-        if size!=1024+n*np.dtype(dtype).itemsize: raise ValueError(f'{path}: the header of llm.c promises {n} tokens, the file has {(size-1024)//np.dtype(dtype).itemsize}: fetch it again')
-        return path,dtype,1024,n
-    if size%2 or not size: raise ValueError(f'{path}: {size} bytes are no row of uint16: is it a .bin file of nanoGPT or llm.c?')
-    return path,'<u2',0,size//2
+    head = np.fromfile(path, '<i4', min(256, size // 4))
+    if len(head) == 256 and int(head[0]) in _llmc:
+        dtype = _llmc[int(head[0])]
+        n = int(head[2])
+        if size != 1024 + n * np.dtype(dtype).itemsize:
+            raise ValueError(
+                f'{path}: the header of llm.c promises {n} tokens, the file has '
+                f'{(size - 1024) // np.dtype(dtype).itemsize}: fetch it again'
+            )
+        return path, dtype, 1024, n
+    if size % 2 or not size:
+        raise ValueError(f'{path}: {size} bytes are no row of uint16: is it a .bin file of nanoGPT or llm.c?')
+    return path, '<u2', 0, size // 2
+
 
 def open_tokens(
-    source, # a folder of shards, or a `.bin` file (or a list of them) of nanoGPT or llm.c
-)->Tokens:
-    "The ids of `source` as one row. Raises `ValueError` or `FileNotFoundError` if a file is missing or has another size than the manifest says"
-    if isinstance(source, (list, tuple)): return Tokens([_foreign(p) for p in source])
-    if Path(source).suffix=='.bin': return Tokens([_foreign(source)])
-    m,dtype = load_manifest(source),None
-    dtype = '<'+np.dtype(m.dtype).str[1:]
+    source,  # a folder of shards, or a `.bin` file (or a list of them) of nanoGPT or llm.c
+) -> Tokens:
+    """The ids of `source` as one row.
+
+    Raises `ValueError` or `FileNotFoundError` if a file is missing or has another size than the manifest
+    says
+    """
+    if isinstance(source, (list, tuple)):
+        return Tokens([_foreign(p) for p in source])
+    if Path(source).suffix == '.bin':
+        return Tokens([_foreign(source)])
+    m = load_manifest(source)
+    dtype = None
+    dtype = '<' + np.dtype(m.dtype).str[1:]
     for f in m.files:
-        p = Path(source)/f.name
-        if not p.exists() or p.stat().st_size!=f.n_tokens*np.dtype(dtype).itemsize: raise ValueError(f'{p}: missing or of the wrong size: restore the file, or make the shards again')
-    return Tokens([(Path(source)/f.name, dtype, 0, f.n_tokens) for f in m.files], m.tokenizer['eot'])
+        p = Path(source) / f.name
+        if not p.exists() or p.stat().st_size != f.n_tokens * np.dtype(dtype).itemsize:
+            raise ValueError(f'{p}: missing or of the wrong size: restore the file, or make the shards again')
+    return Tokens([(Path(source) / f.name, dtype, 0, f.n_tokens) for f in m.files], m.tokenizer['eot'])
 
 # %% ../nbs/04_shards.ipynb #87f97df5
 def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes):
     "Load what is there, else train or copy, and save"
-    if (folder/'done').exists(): return load_tokenizer(folder)
-    if tokenizer in ('bpe', 'unigram'): tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
-    else: tok = load_tokenizer(tokenizer)
+    if (folder / 'done').exists():
+        return load_tokenizer(folder)
+    if tokenizer in ('bpe', 'unigram'):
+        tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
+    else:
+        tok = load_tokenizer(tokenizer)
     tok.save(folder)
-    write_atomic(folder/'done', '')
+    write_atomic(folder / 'done', '')
     return tok
 
+
 def _same_settings(out, settings):
-    f = out/'prepare.json'
-    if f.exists() and (old := json.loads(f.read_text(encoding='utf-8')))!=settings:
-        diff = next(k for k in settings if old.get(k)!=settings[k])
-        raise ValueError(f'{out}: prepared with {diff}={old.get(diff)!r}, not {settings[diff]!r}: choose another folder, or delete this one')
+    f = out / 'prepare.json'
+    if f.exists() and (old := json.loads(f.read_text(encoding='utf-8'))) != settings:
+        diff = next(k for k in settings if old.get(k) != settings[k])
+        raise ValueError(
+            f'{out}: prepared with {diff}={old.get(diff)!r}, not {settings[diff]!r}: choose another folder, '
+            f'or delete this one'
+        )
     write_atomic(f, json.dumps(settings, indent=1))
 
+
 def prepare(
-    sources,                    # one or more of what `documents` takes
-    out,                        # gets tokenizer/, shards/train/ and shards/valid/
-    tokenizer:str='bpe',        # train SentencePiece (`bpe`, `unigram`), or a folder with a tokenizer's files
-    vocab_size:int=4096,        # of a tokenizer that is trained
-    workers:int=2,              # tokenizer processes
-    valid_fraction:float=.05,   # share of the documents to hold out, by their hash
-    valid_bytes:int=16<<20,     # but no more text than this
-    overlap:float=.3,           # drop held-out documents that share this much of their 8-grams with training
-    near_copies:float=1.,       # drop training documents that share this much of their 8-grams with earlier ones; 1: none
-    field:str='text',           # where JSON, CSV, parquet and data sets hold the text
-    separator:str='',           # what divides text files into documents; '': nothing
-    errors:str='strict',        # `strict`, `replace` or `skip` what can't be read
-    fix_text:bool=False,        # mend characters with ftfy
-    min_chars:int=0,            # drop shorter documents
-    dedup:bool=False,           # drop exact repetitions
-    sample_bytes:int=16<<20,    # train the tokenizer on a sample of at most this much
-    shard_tokens:int=100_000_000,
-)->dict: # `train` and `valid`: manifests; `tokenizer`
+    sources,  # one or more of what `documents` takes
+    out,  # gets tokenizer/, shards/train/ and shards/valid/
+    tokenizer: str = 'bpe',  # train SentencePiece (`bpe`, `unigram`), or a folder with a tokenizer's files
+    vocab_size: int = 4096,  # of a tokenizer that is trained
+    workers: int = 2,  # tokenizer processes
+    valid_fraction: float = 0.05,  # share of the documents to hold out, by their hash
+    valid_bytes: int = 16 << 20,  # but no more text than this
+    overlap: float = 0.3,  # drop held-out documents that share this much of their 8-grams with training
+    # drop training documents that share this much of their 8-grams with earlier ones; 1: none
+    near_copies: float = 1.0,
+    field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
+    separator: str = '',  # what divides text files into documents; '': nothing
+    errors: str = 'strict',  # `strict`, `replace` or `skip` what can't be read
+    fix_text: bool = False,  # mend characters with ftfy
+    min_chars: int = 0,  # drop shorter documents
+    dedup: bool = False,  # drop exact repetitions
+    sample_bytes: int = 16 << 20,  # train the tokenizer on a sample of at most this much
+    shard_tokens: int = 100_000_000,
+) -> dict:  # `train` and `valid`: manifests; `tokenizer`
     "Sources to tokenizer and shards. Raises `ValueError`, `OSError` or `RuntimeError`, in one line"
-    sources,out = [sources] if isinstance(sources, (str, Path)) else list(sources),Path(out)
+    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    out = Path(out)
     options = dict(field=field, separator=separator or None, errors=errors)
     treatment = dict(fix_text=fix_text, min_chars=min_chars, dedup=dedup)
     holdout = Holdout(valid_fraction, valid_bytes)
-    if not 0<near_copies<=1: raise ValueError(f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none')
-    def new(docs, tally): return drop_near_copies(docs, near_copies, tally=tally) if near_copies<1 else docs
-    opened = [documents(s, **options) for s in sources]                       # a source that isn't there fails before anything is written
-    settings = dict(sources=[str(s) for s in sources], tokenizer=str(tokenizer), vocab_size=vocab_size, valid_fraction=valid_fraction, valid_bytes=valid_bytes, overlap=overlap, near_copies=near_copies,
-                    **options, **treatment, sample_bytes=sample_bytes, shard_tokens=shard_tokens)
-    kept = {i: list(o) for i,o in enumerate(opened) if str(sources[i])=='python-docs'}
-    def docs(tally): return clean(chain.from_iterable(kept[i] if i in kept else documents(s, **options, tally=tally) for i,s in enumerate(sources)), **treatment, tally=tally)
+    if not 0 < near_copies <= 1:
+        raise ValueError(
+            f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none'
+        )
+
+    def new(docs, tally):
+        return drop_near_copies(docs, near_copies, tally=tally) if near_copies < 1 else docs
+
+    opened = [
+        documents(s, **options) for s in sources
+    ]  # a source that isn't there fails before anything is written
+    settings = dict(
+        sources=[str(s) for s in sources],
+        tokenizer=str(tokenizer),
+        vocab_size=vocab_size,
+        valid_fraction=valid_fraction,
+        valid_bytes=valid_bytes,
+        overlap=overlap,
+        near_copies=near_copies,
+        **options,
+        **treatment,
+        sample_bytes=sample_bytes,
+        shard_tokens=shard_tokens,
+    )
+    kept = {i: list(o) for i, o in enumerate(opened) if str(sources[i]) == 'python-docs'}
+
+    def docs(tally):
+        return clean(
+            chain.from_iterable(
+                kept[i] if i in kept else documents(s, **options, tally=tally) for i, s in enumerate(sources)
+            ),
+            **treatment,
+            tally=tally,
+        )
+
     with folder_lock(out):
         _same_settings(out, settings)
         tally = Counter()
         reading = progress(new(holdout.collect(docs(tally)), tally), desc='documents', unit='doc')
-        tok = _get_tokenizer(tokenizer, out/'tokenizer', reading, vocab_size, sample_bytes)
-        for _ in reading: pass                                                # if the tokenizer did not need them
+        tok = _get_tokenizer(tokenizer, out / 'tokenizer', reading, vocab_size, sample_bytes)
+        for _ in reading:
+            pass  # if the tokenizer did not need them
         warn_tally(tally, 'sources')
-        if not (valid := holdout.valid): raise ValueError(f'{out}: no document is held out with valid_fraction={valid_fraction} and valid_bytes={valid_bytes}: raise them, or divide the text with a separator')
+        if not (valid := holdout.valid):
+            raise ValueError(
+                f'{out}: no document is held out with valid_fraction={valid_fraction} and '
+                f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
+            )
         marks = overlap_marker(valid)
-        facts = dict(settings, documents=dict(tally), held_out=len(valid), versions=docs_versions() if kept else {})
-        train = write_shards(marks.watch(new(holdout.training(docs(Counter())), None)), tok, out/'shards'/'train', workers, shard_tokens, facts, 'train')
-        few = [d for d,s in zip(valid, marks.shares()) if s<overlap]
-        if not few: raise ValueError(f'{out}: all {len(valid)} held-out documents are near-copies of training text: raise valid_fraction, or overlap above {overlap}')
-        facts = dict(facts, near_copies_dropped=len(valid)-len(few))
-        return dict(tokenizer=tok, train=train, valid=write_shards(few, tok, out/'shards'/'valid', workers, shard_tokens, facts, 'valid'))
+        facts = dict(
+            settings, documents=dict(tally), held_out=len(valid), versions=docs_versions() if kept else {}
+        )
+        train = write_shards(
+            marks.watch(new(holdout.training(docs(Counter())), None)),
+            tok,
+            out / 'shards' / 'train',
+            workers,
+            shard_tokens,
+            facts,
+            'train',
+        )
+        few = [d for d, s in zip(valid, marks.shares()) if s < overlap]
+        if not few:
+            raise ValueError(
+                f'{out}: all {len(valid)} held-out documents are near-copies of training text: raise '
+                f'valid_fraction, or overlap above {overlap}'
+            )
+        facts = dict(facts, near_copies_dropped=len(valid) - len(few))
+        return dict(
+            tokenizer=tok,
+            train=train,
+            valid=write_shards(few, tok, out / 'shards' / 'valid', workers, shard_tokens, facts, 'valid'),
+        )
+
 
 def verify(
-    out, # a folder that `prepare` made
-)->dict: # `train` and `valid`: manifests
-    "Check the tokenizer and every byte of both sets of shards. Raises `ValueError` or `FileNotFoundError` that names what is wrong"
-    tok = load_tokenizer(Path(out)/'tokenizer')
-    return {k: verify_shards(Path(out)/'shards'/k, tok) for k in ('train', 'valid')}
+    out,  # a folder that `prepare` made
+) -> dict:  # `train` and `valid`: manifests
+    """Check the tokenizer and every byte of both sets of shards.
+
+    Raises `ValueError` or `FileNotFoundError` that names what is wrong
+    """
+    tok = load_tokenizer(Path(out) / 'tokenizer')
+    return {k: verify_shards(Path(out) / 'shards' / k, tok) for k in ('train', 'valid')}

@@ -10,217 +10,449 @@ __all__ = ['paper_sizes', 'figures', 'figures2019', 'suites', 'tokens2019', 'web
            'Sheet', 'nearest_size', 'run_facts', 'sheet']
 
 # %% ../nbs/14b_table.ipynb #ea8e6d12
-import json,math
-from dataclasses import asdict,dataclass
+import json
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from .config import GPT2Config,nearest,sizes,write_atomic
-from .evaluate import Result,Results,Table,_finite,tasks
-from .plots import RunFiles,palette
+from .config import GPT2Config, nearest, sizes, write_atomic
+from .evaluate import Results, Table, _finite, tasks
+from .plots import RunFiles, palette
 from .shards import load_manifest
 from .tasks.core import paired
 
 # %% ../nbs/14b_table.ipynb #3cc898d0
 paper_sizes = ('117M', '345M', '762M', '1542M')
-figures = {k: dict(zip(paper_sizes, v)) for k,v in {
-    'lambada.ppl': (35.13, 15.60, 10.87, 8.63), 'lambada.acc': (45.99, 55.48, 60.12, 63.24), 'cbt-cn.acc': (87.65, 92.35, 93.45, 93.30), 'cbt-ne.acc': (83.4, 87.1, 88.0, 89.05),
-    'wikitext2.ppl': (29.41, 22.76, 19.93, 18.34), 'ptb.ppl': (65.85, 47.33, 40.31, 35.76), 'enwik8.bpb': (1.16, 1.01, .97, .93), 'text8.bpc': (1.17, 1.06, 1.02, .98),
-    'wikitext103.ppl': (37.50, 26.37, 22.05, 17.48), '1bw.ppl': (75.20, 55.72, 44.575, 42.16)}.items()}
-figures |= {k: {'1542M': v} for k,v in {'winograd.acc': 70.70, 'coqa.f1': 55., 'cnn-dm.rouge_avg': 21.40, 'wmt14-en-fr.bleu': 5., 'wmt14-fr-en.bleu': 11.5, 'nq.em': 4.1, 'nq.em_top1': 63.1}.items()}
+figures = {
+    k: dict(zip(paper_sizes, v))
+    for k, v in {
+        'lambada.ppl': (35.13, 15.60, 10.87, 8.63),
+        'lambada.acc': (45.99, 55.48, 60.12, 63.24),
+        'cbt-cn.acc': (87.65, 92.35, 93.45, 93.30),
+        'cbt-ne.acc': (83.4, 87.1, 88.0, 89.05),
+        'wikitext2.ppl': (29.41, 22.76, 19.93, 18.34),
+        'ptb.ppl': (65.85, 47.33, 40.31, 35.76),
+        'enwik8.bpb': (1.16, 1.01, 0.97, 0.93),
+        'text8.bpc': (1.17, 1.06, 1.02, 0.98),
+        'wikitext103.ppl': (37.50, 26.37, 22.05, 17.48),
+        '1bw.ppl': (75.20, 55.72, 44.575, 42.16),
+    }.items()
+}
+figures |= {
+    k: {'1542M': v}
+    for k, v in {
+        'winograd.acc': 70.70,
+        'coqa.f1': 55.0,
+        'cnn-dm.rouge_avg': 21.40,
+        'wmt14-en-fr.bleu': 5.0,
+        'wmt14-fr-en.bleu': 11.5,
+        'nq.em': 4.1,
+        'nq.em_top1': 63.1,
+    }.items()
+}
 figures2019 = {'wikitext2.ppl': 43.79, 'lambada.ppl': 109.47, 'ptb.ppl': 202.29}
-suites = dict(paper=tuple(dict.fromkeys(k.split('.')[0] for k in figures)), table3=tuple(dict.fromkeys(k.split('.')[0] for k,v in figures.items() if len(v)==4)))
+suites = dict(
+    paper=tuple(dict.fromkeys(k.split('.')[0] for k in figures)),
+    table3=tuple(dict.fromkeys(k.split('.')[0] for k, v in figures.items() if len(v) == 4)),
+)
 
-def suite(name:str)->tuple[str,...]: # names of tasks
+
+def suite(name: str) -> tuple[str, ...]:  # names of tasks
     "The tasks of a suite. Raises `ValueError` with the nearest names"
-    if name not in suites: raise ValueError(f'unknown suite {name!r}: {nearest(name, suites)}')
+    if name not in suites:
+        raise ValueError(f'unknown suite {name!r}: {nearest(name, suites)}')
     return suites[name]
 
 # %% ../nbs/14b_table.ipynb #d12d6408
 def reaches(
-    r,            # `Result`
-    figure:float, # of a size
-)->bool:
+    r,  # `Result`
+    figure: float,  # of a size
+) -> bool:
     "Does the score match the figure or is it better?"
-    if math.isfinite(r.low) and r.low<=figure<=r.high: return True
-    return r.value>=figure if r.higher_is_better else r.value<=figure
+    if math.isfinite(r.low) and r.low <= figure <= r.high:
+        return True
+    return r.value >= figure if r.higher_is_better else r.value <= figure
+
 
 def matched(
-    r,                      # `Result`
-    figs:dict[str,float],   # size -> figure
-)->str:
+    r,  # `Result`
+    figs: dict[str, float],  # size -> figure
+) -> str:
     "In words: which sizes of GPT-2 this score matches"
-    inside = [s for s,v in figs.items() if math.isfinite(r.low) and r.low<=v<=r.high]
-    if inside: return f"matches {' and '.join(inside)}"
+    inside = [s for s, v in figs.items() if math.isfinite(r.low) and r.low <= v <= r.high]
+    if inside:
+        return f'matches {" and ".join(inside)}'
     beaten = [s for s in figs if reaches(r, figs[s])]
-    if len(beaten)==len(figs): return f'better than {list(figs)[-1]}'
-    if not beaten: return f'short of {list(figs)[0]}'
+    if len(beaten) == len(figs):
+        return f'better than {list(figs)[-1]}'
+    if not beaten:
+        return f'short of {list(figs)[0]}'
     return f'between {beaten[-1]} and {next(s for s in figs if s not in beaten)}'
 
+
 def verdict(
-    results:Results,
-)->str:
+    results: Results,
+) -> str:
     "Which GPT-2 it is, in words, by the scores under protocol *paper*"
-    rows = [(k, r, f) for k,f in figures.items() if (r := results.get(k, 'paper'))]
-    if not rows: return 'No score under protocol paper on a task of the paper: no verdict.'
-    four = [(r, f) for _,r,f in rows if len(f)==4] or [(r, f) for _,r,f in rows]
-    n,count = len(four),{s: sum(reaches(r, f[s]) for r,f in four) for s in paper_sizes if s in four[0][1]}
-    best = [s for s in count if count[s]>n/2]
-    lines = [f'{k}: {r.value:.4g}, {matched(r, f)}.' for k,r,f in rows]
-    each = ', '.join(f'{s} on {c}' for s,c in count.items())
+    rows = [(k, r, f) for k, f in figures.items() if (r := results.get(k, 'paper'))]
+    if not rows:
+        return 'No score under protocol paper on a task of the paper: no verdict.'
+    four = [(r, f) for _, r, f in rows if len(f) == 4] or [(r, f) for _, r, f in rows]
+    n = len(four)
+    count = {s: sum(reaches(r, f[s]) for r, f in four) for s in paper_sizes if s in four[0][1]}
+    best = [s for s in count if count[s] > n / 2]
+    lines = [f'{k}: {r.value:.4g}, {matched(r, f)}.' for k, r, f in rows]
+    each = ', '.join(f'{s} on {c}' for s, c in count.items())
     head = f'It is as good as GPT-2 {best[-1]}' if best else f'It falls short of GPT-2 {next(iter(count))}'
-    return '\n'.join([*lines, f"{head} by this measure: of {n} score{'s'*(n>1)} it matches or beats {each}."])
+    return '\n'.join(
+        [*lines, f'{head} by this measure: of {n} score{"s" * (n > 1)} it matches or beats {each}.']
+    )
 
 # %% ../nbs/14b_table.ipynb #abc9be20
 class PaperTable(Table):
     "A model's scores under both protocols, with the paper's four sizes and the 2019 reproduction beside"
+
     def __init__(self, results, name='model'):
         super().__init__(k for k in figures if results.get(k))
-        self.results,self.name = results,name
+        self.results, self.name = results, name
+
     def _cells(self):
         def ours(k, p):
-            if not (r := self.results.get(k, p)): return '–'
-            return f'{r.value:.4g}'+(f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else '')
-        head = ['score', f'{self.name}, paper', f'{self.name}, modern', *(f'GPT-2 {s}' for s in paper_sizes), '2019, 1.5B']
-        return [head]+[[k, ours(k, 'paper'), ours(k, 'modern'), *(f'{figures[k][s]:g}' if s in figures[k] else '–' for s in paper_sizes), f'{figures2019[k]:g}' if k in figures2019 else '–'] for k in self]
+            if not (r := self.results.get(k, p)):
+                return '–'
+            return f'{r.value:.4g}' + (f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else '')
+
+        head = [
+            'score',
+            f'{self.name}, paper',
+            f'{self.name}, modern',
+            *(f'GPT-2 {s}' for s in paper_sizes),
+            '2019, 1.5B',
+        ]
+        return [head] + [
+            [
+                k,
+                ours(k, 'paper'),
+                ours(k, 'modern'),
+                *(f'{figures[k][s]:g}' if s in figures[k] else '–' for s in paper_sizes),
+                f'{figures2019[k]:g}' if k in figures2019 else '–',
+            ]
+            for k in self
+        ]
+
     def to_dict(self):
-        return dict(model=self.name, **self.results.to_dict(), paper={k: figures[k] for k in self}, reproduction2019={k: v for k,v in figures2019.items() if k in self}, verdict=verdict(self.results))
+        return dict(
+            model=self.name,
+            **self.results.to_dict(),
+            paper={k: figures[k] for k in self},
+            reproduction2019={k: v for k, v in figures2019.items() if k in self},
+            verdict=verdict(self.results),
+        )
 
 # %% ../nbs/14b_table.ipynb #3c31264a
 def paper_figure(
-    results:Results,
-    n_params:int,      # of the model
-    name:str='model',
-)->go.Figure:
-    "Scores against parameters, the model's point on the paper's curves. Raises `ValueError` if no score is in the paper"
+    results: Results,
+    n_params: int,  # of the model
+    name: str = 'model',
+) -> go.Figure:
+    """Scores against parameters, the model's point on the paper's curves.
+
+    Raises `ValueError` if no score is in the paper
+    """
     keys = [k for k in figures if results.get(k, 'paper')]
-    if not keys: raise ValueError('no score under protocol paper on a task of the paper: nothing to draw')
+    if not keys:
+        raise ValueError('no score under protocol paper on a task of the paper: nothing to draw')
     cols = min(3, len(keys))
-    fig = make_subplots(-(-len(keys)//cols), cols, subplot_titles=keys, vertical_spacing=.35/max(1, -(-len(keys)//cols)))
+    fig = make_subplots(
+        -(-len(keys) // cols),
+        cols,
+        subplot_titles=keys,
+        vertical_spacing=0.35 / max(1, -(-len(keys) // cols)),
+    )
     N = {s: sizes[s].n_params for s in paper_sizes}
-    for i,k in enumerate(keys):
-        at,r = dict(row=i//cols+1, col=i%cols+1, showlegend=i==0),results.get(k, 'paper')
-        err = dict(symmetric=False, array=[r.high-r.value], arrayminus=[r.value-r.low]) if math.isfinite(r.low) else None
-        fig.add_trace(go.Scatter(x=[N[s] for s in figures[k]], y=list(figures[k].values()), text=list(figures[k]), name='GPT-2', mode='lines+markers', line=dict(color='#999999')), at['row'], at['col'])
+    for i, k in enumerate(keys):
+        at = dict(row=i // cols + 1, col=i % cols + 1, showlegend=i == 0)
+        r = results.get(k, 'paper')
+        err = (
+            dict(symmetric=False, array=[r.high - r.value], arrayminus=[r.value - r.low])
+            if math.isfinite(r.low)
+            else None
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=[N[s] for s in figures[k]],
+                y=list(figures[k].values()),
+                text=list(figures[k]),
+                name='GPT-2',
+                mode='lines+markers',
+                line=dict(color='#999999'),
+            ),
+            at['row'],
+            at['col'],
+        )
         fig.data[-1].showlegend = at['showlegend']
-        fig.add_trace(go.Scatter(x=[n_params], y=[r.value], error_y=err, name=name, mode='markers', marker=dict(color=palette[0], size=9)), at['row'], at['col'])
+        fig.add_trace(
+            go.Scatter(
+                x=[n_params],
+                y=[r.value],
+                error_y=err,
+                name=name,
+                mode='markers',
+                marker=dict(color=palette[0], size=9),
+            ),
+            at['row'],
+            at['col'],
+        )
         fig.data[-1].showlegend = at['showlegend']
-        if k in figures2019: fig.add_trace(go.Scatter(x=[N['1542M']], y=[figures2019[k]], name='2019', mode='markers', marker=dict(color=palette[1], symbol='x', size=8), showlegend=k==next(o for o in keys if o in figures2019)), at['row'], at['col'])
-    fig.update_xaxes(type='log', gridcolor='rgba(128,128,128,.2)', tickvals=list(N.values()), ticktext=list(N))
+        if k in figures2019:
+            fig.add_trace(
+                go.Scatter(
+                    x=[N['1542M']],
+                    y=[figures2019[k]],
+                    name='2019',
+                    mode='markers',
+                    marker=dict(color=palette[1], symbol='x', size=8),
+                    showlegend=k == next(o for o in keys if o in figures2019),
+                ),
+                at['row'],
+                at['col'],
+            )
+    fig.update_xaxes(
+        type='log', gridcolor='rgba(128,128,128,.2)', tickvals=list(N.values()), ticktext=list(N)
+    )
     fig.update_yaxes(gridcolor='rgba(128,128,128,.2)')
-    fig.update_layout(height=60+230*(-(-len(keys)//cols)), margin=dict(l=40, r=20, t=60, b=40), plot_bgcolor='rgba(0,0,0,0)', paper_bgcolor='rgba(0,0,0,0)', font=dict(family='system-ui, sans-serif', color='#808080'), legend=dict(orientation='h', y=1.15))
+    fig.update_layout(
+        height=60 + 230 * (-(-len(keys) // cols)),
+        margin=dict(l=40, r=20, t=60, b=40),
+        plot_bgcolor='rgba(0,0,0,0)',
+        paper_bgcolor='rgba(0,0,0,0)',
+        font=dict(family='system-ui, sans-serif', color='#808080'),
+        legend=dict(orientation='h', y=1.15),
+    )
     return fig
 
 # %% ../nbs/14b_table.ipynb #41bbfc5b
 def write_table(
-    folder,            # where the files go
-    results:Results,
-    n_params:int,      # of the model
-    name:str='model',
-)->list[Path]:         # results.json, figure.html
+    folder,  # where the files go
+    results: Results,
+    n_params: int,  # of the model
+    name: str = 'model',
+) -> list[Path]:  # results.json, figure.html
     "The table with all that belongs to it as JSON, and the figure as a page that opens offline"
-    folder,table = Path(folder),PaperTable(results, name)
+    folder = Path(folder)
+    table = PaperTable(results, name)
     folder.mkdir(parents=True, exist_ok=True)
-    out = [write_atomic(folder/'results.json', json.dumps(table.to_dict(), indent=1)+'\n')]
-    if any(results.get(k, 'paper') for k in figures): out.append(write_atomic(folder/'figure.html', paper_figure(results, n_params, name).to_html(include_plotlyjs=True)))
+    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict(), indent=1) + '\n')]
+    if any(results.get(k, 'paper') for k in figures):
+        out.append(
+            write_atomic(
+                folder / 'figure.html', paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
+            )
+        )
     return out
 
 # %% ../nbs/14b_table.ipynb #83c8e8c4
 @dataclass(frozen=True)
 class Difference:
     "What B scores more than A"
+
     task: str
     metric: str
     protocol: str
     a: float
     b: float
     diff: float
-    low: float       # 95 % interval of the difference, from examples in pairs
+    low: float  # 95 % interval of the difference, from examples in pairs
     high: float
-    better: str      # A, B, or neither if the interval has both signs
+    better: str  # A, B, or neither if the interval has both signs
+
 
 class Differences(Table):
     "Differences of two models; prints as a table"
+
     def _cells(self):
         head = ['task', 'score', 'protocol', 'A', 'B', 'B - A', '95 % interval', 'better']
-        return [head]+[[d.task, d.metric, d.protocol, f'{d.a:.4g}', f'{d.b:.4g}', f'{d.diff:+.4g}', f'{d.low:+.4g} – {d.high:+.4g}' if math.isfinite(d.low) else '–', d.better] for d in self]
-    def to_dict(self): return dict(differences=[{k: _finite(v) for k,v in asdict(d).items()} for d in self])
+        return [head] + [
+            [
+                d.task,
+                d.metric,
+                d.protocol,
+                f'{d.a:.4g}',
+                f'{d.b:.4g}',
+                f'{d.diff:+.4g}',
+                f'{d.low:+.4g} – {d.high:+.4g}' if math.isfinite(d.low) else '–',
+                d.better,
+            ]
+            for d in self
+        ]
+
+    def to_dict(self):
+        return dict(differences=[{k: _finite(v) for k, v in asdict(d).items()} for d in self])
+
 
 def compare(
-    a:Results,
-    b:Results,  # of another model, on the same tasks and protocols
-    seed:int=0,
-)->Differences:
+    a: Results,
+    b: Results,  # of another model, on the same tasks and protocols
+    seed: int = 0,
+) -> Differences:
     "Paired differences. Raises `ValueError` if nothing was scored for both, or not on the same examples"
     out = Differences()
     for x in a:
-        if not (y := b.get(f'{x.task}.{x.metric}', x.protocol)): continue
-        try: diff,lo,hi = paired(x.metric_of, x.rows, y.rows, seed=seed)
-        except ValueError as e: raise ValueError(f'{x.task}, {x.protocol}: {e}') from None
-        sure = math.isfinite(lo) and lo*hi>0
-        out.append(Difference(x.task, x.metric, x.protocol, x.value, y.value, diff, lo, hi, ('B' if (diff>0)==x.higher_is_better else 'A') if sure else 'neither'))
-    if not out: raise ValueError('the two models have no score in common: evaluate both on the same tasks under the same protocol')
+        if not (y := b.get(f'{x.task}.{x.metric}', x.protocol)):
+            continue
+        try:
+            diff, lo, hi = paired(x.metric_of, x.rows, y.rows, seed=seed)
+        except ValueError as e:
+            raise ValueError(f'{x.task}, {x.protocol}: {e}') from None
+        sure = math.isfinite(lo) and lo * hi > 0
+        out.append(
+            Difference(
+                x.task,
+                x.metric,
+                x.protocol,
+                x.value,
+                y.value,
+                diff,
+                lo,
+                hi,
+                ('B' if (diff > 0) == x.higher_is_better else 'A') if sure else 'neither',
+            )
+        )
+    if not out:
+        raise ValueError(
+            'the two models have no score in common: evaluate both on the same tasks under the same protocol'
+        )
     return out
 
 # %% ../nbs/14b_table.ipynb #40eb171b
-tokens2019 = {'117M': 500_000*32*1024, '345M': 604_800*256*1024, '762M': 300_000*512*1024, '1542M': 300_000*512*1024}
+tokens2019 = {
+    '117M': 500_000 * 32 * 1024,
+    '345M': 604_800 * 256 * 1024,
+    '762M': 300_000 * 512 * 1024,
+    '1542M': 300_000 * 512 * 1024,
+}
 webtext_bytes = 40e9
 _web = ('openwebtext', 'webtext', 'fineweb', 'c4', 'pile', 'commoncrawl', 'dolma', 'redpajama', 'slimpajama')
+
 
 @dataclass(frozen=True)
 class Point:
     "One of the four"
+
     name: str
-    met: bool|None     # none: not known
+    met: bool | None  # none: not known
     ours: str
     wanted: str
 
+
 class Sheet(Table):
     "Size, data, compute, quality; prints as a table"
-    def __init__(self, points, size): super().__init__(points); self.size = size
-    def _cells(self): return [['', 'met', 'here', f'GPT-2 {self.size}']]+[[p.name, {True: 'yes', False: 'no', None: 'not known'}[p.met], p.ours, p.wanted] for p in self]
-    def to_dict(self): return dict(size=self.size, points=[asdict(p) for p in self], met=sum(bool(p.met) for p in self))
 
-def nearest_size(cfg:GPT2Config)->str:
+    def __init__(self, points, size):
+        super().__init__(points)
+        self.size = size
+
+    def _cells(self):
+        return [['', 'met', 'here', f'GPT-2 {self.size}']] + [
+            [p.name, {True: 'yes', False: 'no', None: 'not known'}[p.met], p.ours, p.wanted] for p in self
+        ]
+
+    def to_dict(self):
+        return dict(size=self.size, points=[asdict(p) for p in self], met=sum(bool(p.met) for p in self))
+
+
+def nearest_size(cfg: GPT2Config) -> str:
     "The paper's size with the parameter count most like the model's"
-    return min(paper_sizes, key=lambda s: abs(math.log(cfg.n_params/sizes[s].n_params)))
+    return min(paper_sizes, key=lambda s: abs(math.log(cfg.n_params / sizes[s].n_params)))
+
 
 def run_facts(
-    folder, # a run
-)->dict:    # what is known of source, documents, bytes, tokens in the data and tokens seen
+    folder,  # a run
+) -> dict:  # what is known of source, documents, bytes, tokens in the data and tokens seen
     "What a run's own files say of its data and training"
     run = RunFiles(folder)
     source = run.config.get('data', {}).get('source', '')
     last = max((r for r in run.log if 'tokens' in r), key=lambda r: r['tokens'], default={})
     out = dict(source=source, seen=last.get('tokens'))
-    shards = next((p for p in (run.folder/'shards/train', Path(source)/'shards/train') if (p/'manifest.json').is_file()), None)
+    shards = next(
+        (
+            p
+            for p in (run.folder / 'shards/train', Path(source) / 'shards/train')
+            if (p / 'manifest.json').is_file()
+        ),
+        None,
+    )
     if shards:
         m = load_manifest(shards)
-        out |= dict(documents=m.n_docs, bytes=m.n_bytes, tokens=m.n_tokens, source=str(m.facts.get('sources') or m.facts.get('source') or source))
+        out |= dict(
+            documents=m.n_docs,
+            bytes=m.n_bytes,
+            tokens=m.n_tokens,
+            source=str(m.facts.get('sources') or m.facts.get('source') or source),
+        )
     return out
 
+
 def sheet(
-    cfg:GPT2Config,      # the model's
-    results:Results=(),  # scores
-    facts:dict=None,     # as from `run_facts`
-    size:str='',         # of GPT-2 to compare with; the nearest if not given
-)->Sheet:
+    cfg: GPT2Config,  # the model's
+    results: Results = (),  # scores
+    facts: dict = None,  # as from `run_facts`
+    size: str = '',  # of GPT-2 to compare with; the nearest if not given
+) -> Sheet:
     "Same size, similar data, similar compute, similar quality: each met or not, with figures"
-    size,facts = size or nearest_size(cfg),facts or {}
-    if size not in paper_sizes: raise ValueError(f'unknown size {size!r}: {nearest(size, paper_sizes)}')
+    size = size or nearest_size(cfg)
+    facts = facts or {}
+    if size not in paper_sizes:
+        raise ValueError(f'unknown size {size!r}: {nearest(size, paper_sizes)}')
     want = sizes[size]
-    shape = lambda c: f'{c.n_params:,} parameters: {c.n_layer} layers, {c.n_embd} channels, {c.n_head} heads, context {c.n_ctx}, vocabulary {c.vocab_size:,}'
-    same = all(getattr(cfg, k)==getattr(want, k) for k in ('n_layer', 'n_embd', 'n_head', 'n_ctx'))
+    shape = lambda c: (
+        f'{c.n_params:,} parameters: {c.n_layer} layers, {c.n_embd} channels, {c.n_head} heads, context '
+        f'{c.n_ctx}, vocabulary {c.vocab_size:,}'
+    )
+    same = all(getattr(cfg, k) == getattr(want, k) for k in ('n_layer', 'n_embd', 'n_head', 'n_ctx'))
     web = any(w in facts.get('source', '').lower() for w in _web)
     data = facts.get('bytes')
-    points = [Point('size', same, shape(cfg), shape(want)),
-              Point('data', None if data is None else web and data>=webtext_bytes/2, 'no data beside this model' if data is None else f"{facts['source']}: {facts['documents']:,} documents, {data/1e9:.3g} GB, {facts['tokens']:,} tokens", 'WebText: 8 million pages linked from Reddit, 40 GB')]
-    seen,ref = facts.get('seen'),want.flops_per_token()*tokens2019[size]
-    points.append(Point('compute', None if seen is None else cfg.flops_per_token()*seen>=ref/2, 'no training log beside this model' if seen is None else f'{seen:,} tokens, {cfg.flops_per_token()*seen:.3g} FLOPs',
-                        f'not published; 2019 spent {tokens2019[size]/1e9:.3g} billion tokens, {ref:.3g} FLOPs at this size'))
-    rows = [(k, r, figures[k][size]) for k in figures if size in figures[k] and results and (r := results.get(k, 'paper'))]
-    hit = [reaches(r, f) for _,r,f in rows]
+    points = [
+        Point('size', same, shape(cfg), shape(want)),
+        Point(
+            'data',
+            None if data is None else web and data >= webtext_bytes / 2,
+            'no data beside this model'
+            if data is None
+            else f'{facts["source"]}: {facts["documents"]:,} documents, {data / 1e9:.3g} GB, '
+            f'{facts["tokens"]:,} tokens',
+            'WebText: 8 million pages linked from Reddit, 40 GB',
+        ),
+    ]
+    seen = facts.get('seen')
+    ref = want.flops_per_token() * tokens2019[size]
+    points.append(
+        Point(
+            'compute',
+            None if seen is None else cfg.flops_per_token() * seen >= ref / 2,
+            'no training log beside this model'
+            if seen is None
+            else f'{seen:,} tokens, {cfg.flops_per_token() * seen:.3g} FLOPs',
+            f'not published; 2019 spent {tokens2019[size] / 1e9:.3g} billion tokens, {ref:.3g} FLOPs at '
+            f'this size',
+        )
+    )
+    rows = [
+        (k, r, figures[k][size])
+        for k in figures
+        if size in figures[k] and results and (r := results.get(k, 'paper'))
+    ]
+    hit = [reaches(r, f) for _, r, f in rows]
     span = lambda r: f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else ''
-    points.append(Point('quality', sum(hit)>len(hit)/2 if hit else None, '; '.join(f'{k} {r.value:.4g}{span(r)}' for k,r,_ in rows) or 'nothing scored under protocol paper', '; '.join(f'{k} {f:g}' for k,_,f in rows) or 'table 3'))
+    points.append(
+        Point(
+            'quality',
+            sum(hit) > len(hit) / 2 if hit else None,
+            '; '.join(f'{k} {r.value:.4g}{span(r)}' for k, r, _ in rows)
+            or 'nothing scored under protocol paper',
+            '; '.join(f'{k} {f:g}' for k, _, f in rows) or 'table 3',
+        )
+    )
     return Sheet(points, size)

@@ -9,350 +9,567 @@ __all__ = ['eot_text', 'gpt2_pattern', 'model_types', 'Tokenizer', 'StreamDecode
            'sample_documents', 'SentencePiece', 'load_tokenizer', 'save_hf']
 
 # %% ../nbs/03_tokenizer.ipynb #00924539
-import codecs,hashlib,heapq,io,json,os,re,struct
+import codecs
+import hashlib
+import heapq
+import io
+import json
+import re
+import struct
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Iterable
 
 import numpy as np
-from .config import nearest,warn,write_atomic
+from .config import nearest, warn, write_atomic
 
 # %% ../nbs/03_tokenizer.ipynb #77436241
 eot_text = '<|endoftext|>'
 
+
 class Tokenizer:
-    "What `GPT2BPE` and `SentencePiece` share. A subclass has `token_bytes`, `eot`, `encode_np`, `files` and `hf_json`"
+    """What `GPT2BPE` and `SentencePiece` share.
+
+    A subclass has `token_bytes`, `eot`, `encode_np`, `files` and `hf_json`
+    """
+
     kind = ''
 
     @property
-    def vocab_size(self): return len(self.token_bytes)
+    def vocab_size(self):
+        return len(self.token_bytes)
 
-    def encode(self,
-        text:str, # any valid Unicode; specials in it are text
-    )->list[int]:
+    def encode(
+        self,
+        text: str,  # any valid Unicode; specials in it are text
+    ) -> list[int]:
         "The ids of `text`. Raises `ValueError` for a lone surrogate"
         return self.encode_np(text).tolist()
 
-    def encode_batch(self, texts:list[str])->list[list[int]]:
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         "`encode` of each"
         return [self.encode(t) for t in texts]
 
-    def decode(self, ids)->str: # ids: any sequence of integers below `vocab_size`
+    def decode(self, ids) -> str:  # ids: any sequence of integers below `vocab_size`
         "The text of `ids`; `eot` reads `<|endoftext|>`. Raises `ValueError` for an id that is none"
         ids = np.asarray(ids, dtype=np.int64).tolist()
-        try: data = b''.join([self.token_bytes[i] for i in ids])
-        except IndexError: raise ValueError(f'id {max(ids)} is not in the vocabulary of {self.vocab_size} tokens: were the ids made with another tokenizer?') from None
-        if ids and min(ids)<0: raise ValueError(f'id {min(ids)} is negative: ids begin at 0')
+        try:
+            data = b''.join([self.token_bytes[i] for i in ids])
+        except IndexError:
+            raise ValueError(
+                f'id {max(ids)} is not in the vocabulary of {self.vocab_size} tokens: were the ids made '
+                f'with another tokenizer?'
+            ) from None
+        if ids and min(ids) < 0:
+            raise ValueError(f'id {min(ids)} is negative: ids begin at 0')
         return self.unescape(data.decode('utf-8', 'replace'))
 
-    def unescape(self, s): return s
-    held = ''                                             # a character that the stream decoder must not give away alone
+    def unescape(self, s):
+        return s
+
+    held = ''  # a character that the stream decoder must not give away alone
 
     @cached_property
     def fingerprint(self):
         "sha256 over the tokenizer's own files: equal if and only if text gets the same ids"
         h = hashlib.sha256(self.kind.encode())
-        for name,data in sorted(self.files().items()): h.update(f'\n{name} {len(data)}\n'.encode() + data)
+        for name, data in sorted(self.files().items()):
+            h.update(f'\n{name} {len(data)}\n'.encode() + data)
         return h.hexdigest()
 
-    def save(self, folder)->Path: # the folder
+    def save(self, folder) -> Path:  # the folder
         "Write the files that `load_tokenizer` reads"
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name,data in self.files().items(): write_atomic(folder/name, data)
+        for name, data in self.files().items():
+            write_atomic(folder / name, data)
         return folder
 
+
 def _surrogate(text, e):
-    return ValueError(f"a lone surrogate U+{ord(text[e.start]):04X} at character {e.start} can't be encoded: it is half of a character; repair the text (documents(…, errors='replace') does)")
+    return ValueError(
+        f"a lone surrogate U+{ord(text[e.start]):04X} at character {e.start} can't be encoded: it is half "
+        f"of a character; repair the text (documents(…, errors='replace') does)"
+    )
 
 # %% ../nbs/03_tokenizer.ipynb #74518df7
 class StreamDecoder:
-    "Text from ids that come one at a time: never half a character, and all parts joined are `tok.decode(ids)`"
-    def __init__(self, tok:Tokenizer):
-        self.tok,self._utf8,self._rest = tok,codecs.getincrementaldecoder('utf-8')('replace'),''
+    """Text from ids that come one at a time: never half a character, and all parts joined are
+    `tok.decode(ids)`"""
 
-    def push(self,
-        id:int, # the next id
-    )->str: # the characters that it completes, perhaps none
+    def __init__(self, tok: Tokenizer):
+        self.tok = tok
+        self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
+        self._rest = ''
+
+    def push(
+        self,
+        id: int,  # the next id
+    ) -> str:  # the characters that it completes, perhaps none
         "Take one id. Raises `ValueError` for one that is not in the vocabulary"
-        if not 0<=id<self.tok.vocab_size: raise ValueError(f'id {id} is not in the vocabulary of {self.tok.vocab_size} tokens')
+        if not 0 <= id < self.tok.vocab_size:
+            raise ValueError(f'id {id} is not in the vocabulary of {self.tok.vocab_size} tokens')
         return self._out(self._utf8.decode(self.tok.token_bytes[id]))
 
-    def flush(self)->str: # what is left: U+FFFD for half a character
+    def flush(self) -> str:  # what is left: U+FFFD for half a character
         "The end of the text"
         return self._out(self._utf8.decode(b'', final=True), final=True)
 
     def _out(self, s, final=False):
-        s,self._rest = self._rest+s,''
-        if self.tok.held and s.endswith(self.tok.held) and not final: s,self._rest = s[:-1],s[-1]
+        s = self._rest + s
+        self._rest = ''
+        if self.tok.held and s.endswith(self.tok.held) and not final:
+            s, self._rest = s[:-1], s[-1]
         return self.tok.unescape(s)
 
 # %% ../nbs/03_tokenizer.ipynb #b0ff9d83
-def byte_alphabet()->dict[str,int]: # 256 characters -> the bytes they stand for
+def byte_alphabet() -> dict[str, int]:  # 256 characters -> the bytes they stand for
     "OpenAI's printable characters for bytes, in the order of their ids"
     keep = [b for r in ((33, 127), (161, 173), (174, 256)) for b in range(*r)]
     rest = [b for b in range(256) if b not in keep]
-    return {**{chr(b): b for b in keep}, **{chr(256+i): b for i,b in enumerate(rest)}}
+    return {**{chr(b): b for b in keep}, **{chr(256 + i): b for i, b in enumerate(rest)}}
 
 # %% ../nbs/03_tokenizer.ipynb #af3e16df
 gpt2_pattern = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-_long_white = re.compile(r'[^\S\x1c-\x1f]{10000,}')          # white space as Unicode has it
+_long_white = re.compile(r'[^\S\x1c-\x1f]{10000,}')  # white space as Unicode has it
+
 
 def _cut_white(text):
-    "`text` in parts that the pattern divides in the same way: around long runs of white space, whose last character belongs to what follows"
+    """`text` in parts that the pattern divides in the same way: around long runs of white space, whose
+    last character belongs to what follows"""
     start = 0
     for m in _long_white.finditer(text):
-        yield from filter(None, (text[start:m.start()], text[m.start():m.end()-(m.end()<len(text))]))
-        start = m.end()-(m.end()<len(text))
-    if start<len(text): yield text[start:]
+        yield from filter(None, (text[start : m.start()], text[m.start() : m.end() - (m.end() < len(text))]))
+        start = m.end() - (m.end() < len(text))
+    if start < len(text):
+        yield text[start:]
+
 
 class GPT2BPE(Tokenizer):
-    "GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) from its published vocabulary. Raises `ValueError` if encoder and merges don't belong together"
+    """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) from its published vocabulary.
+
+    Raises `ValueError` if encoder and merges don't belong together
+    """
+
     kind = 'gpt2-bpe'
 
-    def __init__(self,
-        encoder:dict[str,int], # piece -> id, with `<|endoftext|>`
-        merges:list[tuple],    # pairs of pieces, best first
+    def __init__(
+        self,
+        encoder: dict[str, int],  # piece -> id, with `<|endoftext|>`
+        merges: list[tuple],  # pairs of pieces, best first
     ):
         import tiktoken
-        self.encoder,self.merges = encoder,[tuple(m) for m in merges]
+
+        self.encoder = encoder
+        self.merges = [tuple(m) for m in merges]
         code = byte_alphabet()
-        ranks = {p: i for i,p in enumerate([*code, *(a+b for a,b in self.merges)])}
-        if eot_text not in encoder: raise ValueError(f'the encoder has no {eot_text}: is it the encoder.json (vocab.json) of GPT-2?')
-        if {p: i for p,i in encoder.items() if p!=eot_text}!=ranks or encoder[eot_text]!=len(ranks):
-            raise ValueError(f'encoder ({len(encoder)} pieces) and merges ({len(merges)}) are not of one vocabulary: give both files of the same release')
+        ranks = {p: i for i, p in enumerate([*code, *(a + b for a, b in self.merges)])}
+        if eot_text not in encoder:
+            raise ValueError(f'the encoder has no {eot_text}: is it the encoder.json (vocab.json) of GPT-2?')
+        if {p: i for p, i in encoder.items() if p != eot_text} != ranks or encoder[eot_text] != len(ranks):
+            raise ValueError(
+                f'encoder ({len(encoder)} pieces) and merges ({len(merges)}) are not of one vocabulary: '
+                f'give both files of the same release'
+            )
         self.eot = encoder[eot_text]
         self.token_bytes = [bytes(code[c] for c in p) for p in ranks] + [eot_text.encode()]
-        self._core = tiktoken.Encoding('gpt2', pat_str=gpt2_pattern, mergeable_ranks={b: i for i,b in enumerate(self.token_bytes[:-1])}, special_tokens={eot_text: self.eot})._core_bpe
+        self._core = tiktoken.Encoding(
+            'gpt2',
+            pat_str=gpt2_pattern,
+            mergeable_ranks={b: i for i, b in enumerate(self.token_bytes[:-1])},
+            special_tokens={eot_text: self.eot},
+        )._core_bpe
 
-    def encode_np(self, text)->np.ndarray: # (n,) uint32
+    def encode_np(self, text) -> np.ndarray:  # (n,) uint32
         "`encode` without the list"
-        try: return np.frombuffer(self._core.encode_to_tiktoken_buffer(text, set()), np.uint32)
-        except UnicodeEncodeError as e: raise _surrogate(text, e) from None
-        except ValueError:                                # the regular expression's stack is full
-            if len(parts := list(_cut_white(text)))<2: raise
+        try:
+            return np.frombuffer(self._core.encode_to_tiktoken_buffer(text, set()), np.uint32)
+        except UnicodeEncodeError as e:
+            raise _surrogate(text, e) from None
+        except ValueError:  # the regular expression's stack is full
+            if len(parts := list(_cut_white(text))) < 2:
+                raise
             return np.concatenate([self.encode_np(p) for p in parts])
 
     def files(self):
-        return {'vocab.json': json.dumps(self.encoder, ensure_ascii=False).encode(), 'merges.txt': '\n'.join(['#version: 0.2', *(f'{a} {b}' for a,b in self.merges), '']).encode()}
+        return {
+            'vocab.json': json.dumps(self.encoder, ensure_ascii=False).encode(),
+            'merges.txt': '\n'.join(['#version: 0.2', *(f'{a} {b}' for a, b in self.merges), '']).encode(),
+        }
 
     @classmethod
-    def from_files(cls,
-        encoder_json, # `encoder.json` of OpenAI or `vocab.json` of Hugging Face
-        vocab_bpe,    # `vocab.bpe` or `merges.txt`
+    def from_files(
+        cls,
+        encoder_json,  # `encoder.json` of OpenAI or `vocab.json` of Hugging Face
+        vocab_bpe,  # `vocab.bpe` or `merges.txt`
     ):
         "From the two published files"
         lines = Path(vocab_bpe).read_text(encoding='utf-8').split('\n')
         merges = [tuple(l.split()) for l in lines[1:] if l]
-        try: return cls(json.loads(Path(encoder_json).read_text(encoding='utf-8')), merges)
-        except json.JSONDecodeError as e: raise ValueError(f'{encoder_json}: not JSON ({e}): fetch the file again') from None
+        try:
+            return cls(json.loads(Path(encoder_json).read_text(encoding='utf-8')), merges)
+        except json.JSONDecodeError as e:
+            raise ValueError(f'{encoder_json}: not JSON ({e}): fetch the file again') from None
 
     @classmethod
     def from_folder(cls, folder):
         "From a folder that holds the two files under OpenAI's or Hugging Face's names"
         for names in (('encoder.json', 'vocab.bpe'), ('vocab.json', 'merges.txt')):
-            if all((Path(folder)/n).exists() for n in names): return cls.from_files(*(Path(folder)/n for n in names))
-        raise FileNotFoundError(f'{folder}: neither encoder.json and vocab.bpe nor vocab.json and merges.txt are there')
+            if all((Path(folder) / n).exists() for n in names):
+                return cls.from_files(*(Path(folder) / n for n in names))
+        raise FileNotFoundError(
+            f'{folder}: neither encoder.json and vocab.bpe nor vocab.json and merges.txt are there'
+        )
 
     @classmethod
     def from_hub(cls, repo='openai-community/gpt2'):
         "From the Hugging Face hub (1.5 MB, kept in its cache)"
         from huggingface_hub import hf_hub_download
+
         return cls.from_files(hf_hub_download(repo, 'vocab.json'), hf_hub_download(repo, 'merges.txt'))
 
 # %% ../nbs/03_tokenizer.ipynb #46b969b6
-_esc,_mark = '\U0010fffd','\u2581'
-_escapes = ((_esc, _esc+'b'), (_mark, _esc+'a'))           # in this order; undone in the other
+_esc, _mark = '\U0010fffd', '\u2581'
+_escapes = ((_esc, _esc + 'b'), (_mark, _esc + 'a'))  # in this order; undone in the other
+
 
 def _escape(s):
-    for a,b in _escapes:
-        if a in s: s = s.replace(a, b)
+    for a, b in _escapes:
+        if a in s:
+            s = s.replace(a, b)
     return s
+
 
 def _chunks(s, n=1024):
     "`s` cut in front of spaces, where words begin, into parts of `n` characters or a little more"
     start = 0
-    while (cut := s.find(' ', start+n))>0:
-        while s[cut-1]==' ' and cut>0: cut = s.find(' ', cut+1)
-        if cut<0: break
+    while (cut := s.find(' ', start + n)) > 0:
+        while s[cut - 1] == ' ' and cut > 0:
+            cut = s.find(' ', cut + 1)
+        if cut < 0:
+            break
         yield s[start:cut]
         start = cut
     yield s[start:]
 
+
 def _unescape(s):
     if _esc in s:
-        for a,b in reversed(_escapes): s = s.replace(b, a)
+        for a, b in reversed(_escapes):
+            s = s.replace(b, a)
     return s
 
 # %% ../nbs/03_tokenizer.ipynb #2f1ffd5a
 def sample_documents(
-    docs:Iterable[str],
-    max_bytes:int, # size of the sample, UTF-8
-)->tuple[list[str],int]: # the sample in the order of `docs`, and the bytes seen altogether
+    docs: Iterable[str],
+    max_bytes: int,  # size of the sample, UTF-8
+) -> tuple[list[str], int]:  # the sample in the order of `docs`, and the bytes seen altogether
     "The documents with the smallest hashes, as many as fit. Memory: the sample"
-    heap,size,total = [],0,0
-    for i,d in enumerate(docs):
+    heap, size, total = [], 0, 0
+    for i, d in enumerate(docs):
         b = d.encode('utf-8', 'surrogatepass')
         h = int.from_bytes(hashlib.blake2b(b, digest_size=8, person=b'sample').digest(), 'big')
         heapq.heappush(heap, (-h, -i, d, len(b)))
-        size,total = size+len(b),total+len(b)
-        while size>max_bytes and len(heap)>1: size -= heapq.heappop(heap)[3]
-    return [d for _,_,d,_ in sorted(heap, key=lambda o: -o[1])], total
+        size = size + len(b)
+        total = total + len(b)
+        while size > max_bytes and len(heap) > 1:
+            size -= heapq.heappop(heap)[3]
+    return [d for _, _, d, _ in sorted(heap, key=lambda o: -o[1])], total
 
 # %% ../nbs/03_tokenizer.ipynb #ddd56ede
 model_types = ('bpe', 'unigram')
-_unseen = re.compile('[\0\u2585]+')                         # the trainer would drop the whole document because of these
-_required = ''.join(sorted(set(eot_text+'<unk>0123456789ABCDEFx')))   # so that the names of special pieces can be spelt
+_unseen = re.compile('[\0\u2585]+')  # the trainer would drop the whole document because of these
+_required = ''.join(
+    sorted(set(eot_text + '<unk>0123456789ABCDEFx'))
+)  # so that the names of special pieces can be spelt
+
 
 def _train_sp(texts, vocab_size, model_type):
     import sentencepiece as spm
+
     out = io.BytesIO()
-    feed = chain((_escape(p) for t in texts for p in _unseen.split(t) if p), [_required])      # SentencePiece 0.2.2, Colab's, aborts where a required character does not occur
+    feed = chain(
+        (_escape(p) for t in texts for p in _unseen.split(t) if p), [_required]
+    )  # SentencePiece 0.2.2, Colab's, aborts where a required character does not occur
     try:
-        spm.SentencePieceTrainer.train(sentence_iterator=feed, model_writer=out, vocab_size=vocab_size, model_type=model_type,
-            normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, byte_fallback=True,
-            max_sentence_length=1<<30, allow_whitespace_only_pieces=True, required_chars=_required,
-            unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=[eot_text], num_threads=4, minloglevel=2)
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=feed,
+            model_writer=out,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            normalization_rule_name='identity',
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            max_sentence_length=1 << 30,
+            allow_whitespace_only_pieces=True,
+            required_chars=_required,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            control_symbols=[eot_text],
+            num_threads=4,
+            minloglevel=2,
+        )
     except RuntimeError as e:
-        if m := re.search(r'<= (\d+)', str(e)): hint = f'give {m[1]} or less, or more text'
-        else: hint = 'give more text, or another size: ' + ' '.join(str(e).split())[:200]
-        raise ValueError(f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}') from None
+        if m := re.search(r'<= (\d+)', str(e)):
+            hint = f'give {m[1]} or less, or more text'
+        else:
+            hint = 'give more text, or another size: ' + ' '.join(str(e).split())[:200]
+        raise ValueError(
+            f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}'
+        ) from None
     return out.getvalue()
 
 # %% ../nbs/03_tokenizer.ipynb #9b4ef1c4
 def _varint(b, i):
     n = shift = 0
     while True:
-        n |= (b[i]&127)<<shift
-        i,shift = i+1,shift+7
-        if b[i-1]<128: return n,i
+        n |= (b[i] & 127) << shift
+        i = i + 1
+        shift = shift + 7
+        if b[i - 1] < 128:
+            return n, i
+
 
 def _fields(b):
     "(number, value, where its bytes begin) of each field of a protocol buffer message"
     i = 0
-    while i<len(b):
-        key,i = _varint(b, i)
-        kind = key&7
-        if kind==0: v,i = _varint(b, i)
+    while i < len(b):
+        key, i = _varint(b, i)
+        kind = key & 7
+        if kind == 0:
+            v, i = _varint(b, i)
         else:
-            if kind==2: n,i = _varint(b, i)
-            else: n = {1: 8, 5: 4}[kind]
-            v,i = b[i:i+n],i+n
-        yield key>>3, v, i-n if kind else None
+            if kind == 2:
+                n, i = _varint(b, i)
+            else:
+                n = {1: 8, 5: 4}[kind]
+            v = b[i : i + n]
+            i = i + n
+        yield key >> 3, v, i - n if kind else None
+
 
 def _pieces(model):
     "(piece, score, type) of each token: type 1 normal, 2 unknown, 3 control, 6 byte"
-    for k,v,_ in _fields(model):
-        if k==1:
-            p = {n: o for n,o,_ in _fields(v)}
+    for k, v, _ in _fields(model):
+        if k == 1:
+            p = {n: o for n, o, _ in _fields(v)}
             yield p[1].decode(), struct.unpack('<f', p.get(2, bytes(4)))[0], p.get(3, 1)
+
 
 def _exact(model):
     "The model with scores that are multiples of 1/512"
     out = bytearray(model)
-    for k,piece,at in _fields(model):
-        for n,v,i in _fields(piece) if k==1 else ():
-            if n==2: struct.pack_into('<f', out, at+i, round(struct.unpack('<f', v)[0]*512)/512)
+    for k, piece, at in _fields(model):
+        for n, v, i in _fields(piece) if k == 1 else ():
+            if n == 2:
+                struct.pack_into('<f', out, at + i, round(struct.unpack('<f', v)[0] * 512) / 512)
     return bytes(out)
 
 # %% ../nbs/03_tokenizer.ipynb #e50a601a
 class SentencePiece(Tokenizer):
-    "A SentencePiece vocabulary, lossless. Made with `SentencePiece.train`. Raises `ValueError` for a model that was not"
+    """A SentencePiece vocabulary, lossless.
+
+    Made with `SentencePiece.train`. Raises `ValueError` for a model that was not
+    """
+
     kind = 'sentencepiece'
     held = _esc
 
-    def __init__(self,
-        model:bytes, # a serialized model
+    def __init__(
+        self,
+        model: bytes,  # a serialized model
     ):
         import sentencepiece as spm
-        try: self.model,self._sp,self.pieces = model,spm.SentencePieceProcessor(model_proto=model),list(_pieces(model))
+
+        try:
+            self.model = model
+            self._sp = spm.SentencePieceProcessor(model_proto=model)
+            self.pieces = list(_pieces(model))
         except (RuntimeError, ValueError, LookupError, struct.error) as e:
-            raise ValueError(f"not a SentencePiece model, or a damaged one ({' '.join(str(e).split())[:100]}): train one with SentencePiece.train") from None
-        eot = [i for i,(p,_,t) in enumerate(self.pieces) if p==eot_text and t==3]
-        if not eot: raise ValueError(f'the SentencePiece model has no control symbol {eot_text}: train one with SentencePiece.train')
+            raise ValueError(
+                f'not a SentencePiece model, or a damaged one ({" ".join(str(e).split())[:100]}): train one '
+                f'with SentencePiece.train'
+            ) from None
+        eot = [i for i, (p, _, t) in enumerate(self.pieces) if p == eot_text and t == 3]
+        if not eot:
+            raise ValueError(
+                f'the SentencePiece model has no control symbol {eot_text}: train one with '
+                f'SentencePiece.train'
+            )
         self.eot = eot[0]
-        self._cuts = not any(re.search(f'[^{_mark}]{_mark}', p) for p,_,t in self.pieces if t==1)      # words do not interact
-        self.token_bytes = [bytes([int(p[3:5], 16)]) if t==6 else p.replace(_mark, ' ').encode() for p,_,t in self.pieces]
+        self._cuts = not any(
+            re.search(f'[^{_mark}]{_mark}', p) for p, _, t in self.pieces if t == 1
+        )  # words do not interact
+        self.token_bytes = [
+            bytes([int(p[3:5], 16)]) if t == 6 else p.replace(_mark, ' ').encode() for p, _, t in self.pieces
+        ]
 
     @classmethod
-    def train(cls,
-        docs:Iterable[str],          # read once
-        vocab_size:int=4096,         # with 256 bytes, `<unk>` and `<|endoftext|>`
-        model_type:str='bpe',        # `bpe` or `unigram`
-        sample_bytes:int=16<<20,     # train on a sample of at most this much, by hash
+    def train(
+        cls,
+        docs: Iterable[str],  # read once
+        vocab_size: int = 4096,  # with 256 bytes, `<unk>` and `<|endoftext|>`
+        model_type: str = 'bpe',  # `bpe` or `unigram`
+        sample_bytes: int = 16 << 20,  # train on a sample of at most this much, by hash
     ):
         "Learn a vocabulary from documents. Raises `ValueError` for one that the text does not support"
-        if model_type not in model_types: raise ValueError(f'model_type={model_type!r}: {nearest(model_type, model_types)}')
-        texts,total = sample_documents(docs, sample_bytes)
-        if not total: raise ValueError('no text to train a tokenizer on: the source has no documents')
+        if model_type not in model_types:
+            raise ValueError(f'model_type={model_type!r}: {nearest(model_type, model_types)}')
+        texts, total = sample_documents(docs, sample_bytes)
+        if not total:
+            raise ValueError('no text to train a tokenizer on: the source has no documents')
         used = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
-        if used<total: warn(f'the tokenizer is trained on a sample of {used/1e6:.0f} MB of {total/1e6:.0f} MB')
+        if used < total:
+            warn(f'the tokenizer is trained on a sample of {used / 1e6:.0f} MB of {total / 1e6:.0f} MB')
         return cls(_exact(_train_sp(texts, vocab_size, model_type)))
 
-    def encode_np(self, text)->np.ndarray: # (n,) uint32
+    def encode_np(self, text) -> np.ndarray:  # (n,) uint32
         "`encode` as an array"
         return np.array(self._ids(text), np.uint32)
 
-    def encode(self, text:str)->list[int]:
+    def encode(self, text: str) -> list[int]:
         "The ids of `text`. Raises `ValueError` for a lone surrogate"
         return self._ids(text)
 
     def _ids(self, text):
-        try: text.encode()
-        except UnicodeEncodeError as e: raise _surrogate(text, e) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise _surrogate(text, e) from None
         text = _escape(text)
-        if len(text)<2048 or not self._cuts: return self._sp.encode(text)
+        if len(text) < 2048 or not self._cuts:
+            return self._sp.encode(text)
         return list(chain.from_iterable(map(self._sp.encode, _chunks(text))))
 
-    def unescape(self, s): return _unescape(s)
-    def files(self): return {'tokenizer.model': self.model}
+    def unescape(self, s):
+        return _unescape(s)
+
+    def files(self):
+        return {'tokenizer.model': self.model}
 
 # %% ../nbs/03_tokenizer.ipynb #185ab6bb
 def load_tokenizer(
-    folder, # with `tokenizer.model`, `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`
-)->Tokenizer:
+    folder,  # with `tokenizer.model`, `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`
+) -> Tokenizer:
     "The tokenizer in a folder. Raises `FileNotFoundError` if there is none"
-    f = Path(folder)/'tokenizer.model'
-    if f.exists(): return SentencePiece(f.read_bytes())
-    if not Path(folder).is_dir(): raise FileNotFoundError(f'{folder}: no such folder: give the folder that holds the tokenizer')
-    try: return GPT2BPE.from_folder(folder)
-    except FileNotFoundError: raise FileNotFoundError(f'{folder}: no tokenizer there (tokenizer.model, or vocab.json and merges.txt, or encoder.json and vocab.bpe)') from None
+    f = Path(folder) / 'tokenizer.model'
+    if f.exists():
+        return SentencePiece(f.read_bytes())
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder: give the folder that holds the tokenizer')
+    try:
+        return GPT2BPE.from_folder(folder)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f'{folder}: no tokenizer there (tokenizer.model, or vocab.json and merges.txt, or encoder.json '
+            f'and vocab.bpe)'
+        ) from None
 
 # %% ../nbs/03_tokenizer.ipynb #8eb8dc0d
 def _hf_gpt2(tok):
     level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=True)
-    return dict(normalizer=None, pre_tokenizer=level, post_processor=None, decoder=level,
-        model=dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix='', end_of_word_suffix='', fuse_unk=False, byte_fallback=False, ignore_merges=False,
-                   vocab=tok.encoder, merges=[list(m) for m in tok.merges]))
+    return dict(
+        normalizer=None,
+        pre_tokenizer=level,
+        post_processor=None,
+        decoder=level,
+        model=dict(
+            type='BPE',
+            dropout=None,
+            unk_token=None,
+            continuing_subword_prefix='',
+            end_of_word_suffix='',
+            fuse_unk=False,
+            byte_fallback=False,
+            ignore_merges=False,
+            vocab=tok.encoder,
+            merges=[list(m) for m in tok.merges],
+        ),
+    )
 
-def _replace(a, b): return dict(type='Replace', pattern=dict(String=a), content=b)
+
+def _replace(a, b):
+    return dict(type='Replace', pattern=dict(String=a), content=b)
+
 
 def _hf_sp_model(tok):
-    vocab = {p: i for i,(p,_,_) in enumerate(tok.pieces)}
-    if any(s%1 for _,s,t in tok.pieces if t==1):       # unigram: log-probabilities
-        return dict(type='Unigram', unk_id=0, vocab=[[p, s if t==1 else -1000.] for p,s,t in tok.pieces], byte_fallback=True)
-    normal = {p: s for p,s,t in tok.pieces if t==1}
-    merges = [(-s, p[:i], p[i:]) for p,s in normal.items() for i in range(1, len(p)) if p[:i] in normal and p[i:] in normal]
-    return dict(type='BPE', dropout=None, unk_token='<unk>', continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False, byte_fallback=True, ignore_merges=False,
-                vocab=vocab, merges=[[a, b] for _,a,b in sorted(merges, key=lambda o: o[0])])
+    vocab = {p: i for i, (p, _, _) in enumerate(tok.pieces)}
+    if any(s % 1 for _, s, t in tok.pieces if t == 1):  # unigram: log-probabilities
+        return dict(
+            type='Unigram',
+            unk_id=0,
+            vocab=[[p, s if t == 1 else -1000.0] for p, s, t in tok.pieces],
+            byte_fallback=True,
+        )
+    normal = {p: s for p, s, t in tok.pieces if t == 1}
+    merges = [
+        (-s, p[:i], p[i:])
+        for p, s in normal.items()
+        for i in range(1, len(p))
+        if p[:i] in normal and p[i:] in normal
+    ]
+    return dict(
+        type='BPE',
+        dropout=None,
+        unk_token='<unk>',
+        continuing_subword_prefix=None,
+        end_of_word_suffix=None,
+        fuse_unk=False,
+        byte_fallback=True,
+        ignore_merges=False,
+        vocab=vocab,
+        merges=[[a, b] for _, a, b in sorted(merges, key=lambda o: o[0])],
+    )
+
 
 def _hf_sp(tok):
-    return dict(normalizer=dict(type='Sequence', normalizers=[_replace(*e) for e in _escapes]+[_replace(' ', _mark)]), pre_tokenizer=None, post_processor=None,
-        decoder=dict(type='Sequence', decoders=[_replace(_mark, ' '), dict(type='ByteFallback'), dict(type='Fuse')]+[_replace(b, a) for a,b in reversed(_escapes)]),
-        model=_hf_sp_model(tok))
+    return dict(
+        normalizer=dict(
+            type='Sequence', normalizers=[_replace(*e) for e in _escapes] + [_replace(' ', _mark)]
+        ),
+        pre_tokenizer=None,
+        post_processor=None,
+        decoder=dict(
+            type='Sequence',
+            decoders=[_replace(_mark, ' '), dict(type='ByteFallback'), dict(type='Fuse')]
+            + [_replace(b, a) for a, b in reversed(_escapes)],
+        ),
+        model=_hf_sp_model(tok),
+    )
+
 
 def save_hf(
-    tok:Tokenizer,
+    tok: Tokenizer,
     folder,
-)->Path: # the folder
-    "Write files from which `transformers.AutoTokenizer` and `load_tokenizer` give the same ids; `<|endoftext|>` in a text stays text there too"
+) -> Path:  # the folder
+    """Write files from which `transformers.AutoTokenizer` and `load_tokenizer` give the same ids;
+    `<|endoftext|>` in a text stays text there too"""
     folder = tok.save(folder)
-    special = [dict(id=i, content=p, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for p,i in [(eot_text, tok.eot)]]
-    body = dict(version='1.0', truncation=None, padding=None, added_tokens=special, **(_hf_gpt2 if tok.kind=='gpt2-bpe' else _hf_sp)(tok))
-    write_atomic(folder/'tokenizer.json', json.dumps(body, ensure_ascii=False))
-    cfg = dict(tokenizer_class='GPT2Tokenizer' if tok.kind=='gpt2-bpe' else 'PreTrainedTokenizerFast', bos_token=eot_text, eos_token=eot_text, unk_token=eot_text if tok.kind=='gpt2-bpe' else '<unk>',
-               add_prefix_space=False, clean_up_tokenization_spaces=False, split_special_tokens=True)
-    write_atomic(folder/'tokenizer_config.json', json.dumps(cfg, indent=1))
+    special = [
+        dict(id=i, content=p, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+        for p, i in [(eot_text, tok.eot)]
+    ]
+    body = dict(
+        version='1.0',
+        truncation=None,
+        padding=None,
+        added_tokens=special,
+        **(_hf_gpt2 if tok.kind == 'gpt2-bpe' else _hf_sp)(tok),
+    )
+    write_atomic(folder / 'tokenizer.json', json.dumps(body, ensure_ascii=False))
+    cfg = dict(
+        tokenizer_class='GPT2Tokenizer' if tok.kind == 'gpt2-bpe' else 'PreTrainedTokenizerFast',
+        bos_token=eot_text,
+        eos_token=eot_text,
+        unk_token=eot_text if tok.kind == 'gpt2-bpe' else '<unk>',
+        add_prefix_space=False,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+    write_atomic(folder / 'tokenizer_config.json', json.dumps(cfg, indent=1))
     return folder

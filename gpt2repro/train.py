@@ -10,211 +10,350 @@ __all__ = ['make_model', 'lr_schedule', 'make_optimizer', 'accumulate', 'sequenc
            'read_run', 'open_run', 'data_folder', 'valid_batches', 'train_batches', 'Diverged', 'train']
 
 # %% ../nbs/15_train.ipynb #b72124e0
-import json,math,os,signal,threading,time
-from contextlib import contextmanager,nullcontext
+import json
+import math
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from .adafactor import Adafactor,param_groups
-from .backend import loss_chunk,OneProgram,adamw_options,autocast,compile_model,describe,device_count,end_step,free_memory,get_device,join_processes,keep_memory,matmul_peak,peak_memory,prefers_blocks,processes,seed_all,shard_model,shard_state,to_device
-from .batches import Batches,key
-from .checkpoint import Saver,checkpoints,from_pretrained,latest_checkpoint,load_checkpoint,save_checkpoint,retry
-from .config import GPT2Config,OptimConfig,RunConfig,from_dict,progress,to_dict,warn,write_atomic
-from .loss import bits_per_byte,lm_loss
-from .model import GPT2,TableDropout,init_connor_july,init_connor_june
-from .parallel import divide,latest_pieces,load_pieces,mean_over_processes,save_pieces,whole
-from .plots import LiveChart,in_notebook
+from .adafactor import Adafactor, param_groups
+from gpt2repro.backend import (
+    loss_chunk,
+    OneProgram,
+    adamw_options,
+    autocast,
+    compile_model,
+    describe,
+    device_count,
+    end_step,
+    free_memory,
+    get_device,
+    join_processes,
+    keep_memory,
+    matmul_peak,
+    peak_memory,
+    prefers_blocks,
+    processes,
+    seed_all,
+    shard_model,
+    shard_state,
+    to_device,
+)
+from .batches import Batches, key
+from gpt2repro.checkpoint import (
+    Saver,
+    checkpoints,
+    from_pretrained,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    retry,
+)
+from gpt2repro.config import (
+    GPT2Config,
+    OptimConfig,
+    RunConfig,
+    from_dict,
+    progress,
+    to_dict,
+    warn,
+    write_atomic,
+)
+from .loss import bits_per_byte, lm_loss
+from .model import GPT2, TableDropout, init_connor_july, init_connor_june
+from .parallel import divide, latest_pieces, load_pieces, mean_over_processes, save_pieces, whole
+from .plots import LiveChart, in_notebook
 from .sample import generate
-from .schedule import by_tokens,constant,inverse_sqrt,paper_relative,trapezoid,warmup_cosine
-from .shards import folder_lock,load_manifest
+from .schedule import by_tokens, constant, inverse_sqrt, paper_relative, trapezoid, warmup_cosine
+from .shards import folder_lock, load_manifest
 from .tokenizer import load_tokenizer
 
 # %% ../nbs/15_train.ipynb #b78b7e74
 def make_model(
-    cfg:RunConfig,
-    device:torch.device,
-    pretrained:bool=True, # fetch the weights of `cfg.start_from`; not needed when a checkpoint follows
-)->GPT2:
-    "A run's model before its first step: pretrained or freshly initialised. Raises `ValueError` if the weights have another size than the settings"
+    cfg: RunConfig,
+    device: torch.device,
+    pretrained: bool = True,  # fetch the weights of `cfg.start_from`; not needed when a checkpoint follows
+) -> GPT2:
+    """A run's model before its first step: pretrained or freshly initialised.
+
+    Raises `ValueError` if the weights have another size than the settings
+    """
     model = GPT2(cfg.model, remat=cfg.remat)
     if cfg.start_from and pretrained:
         src = from_pretrained(cfg.start_from)
-        if src.cfg.n_params!=cfg.model.n_params: raise ValueError(f'start_from={cfg.start_from} has {src.cfg.n_params:,} parameters, the settings describe {cfg.model.n_params:,}: use its own size')
+        if src.cfg.n_params != cfg.model.n_params:
+            raise ValueError(
+                f'start_from={cfg.start_from} has {src.cfg.n_params:,} parameters, the settings describe '
+                f'{cfg.model.n_params:,}: use its own size'
+            )
         model.load_state_dict(src.state_dict())
-    elif cfg.init=='connor_june': init_connor_june(model, cfg.init_scale or None)
-    elif cfg.init=='connor_july': init_connor_july(model)
-    if cfg.table_pdrop: model.tables = TableDropout(cfg.table_pdrop)
+    elif cfg.init == 'connor_june':
+        init_connor_june(model, cfg.init_scale or None)
+    elif cfg.init == 'connor_july':
+        init_connor_july(model)
+    if cfg.table_pdrop:
+        model.tables = TableDropout(cfg.table_pdrop)
     return model.to(device)
 
+
 def lr_schedule(
-    o:OptimConfig, # the run's settings
-    max_steps:int, # length of the run
-    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
-):# function of the step, a tensor counted from 1
+    o: OptimConfig,  # the run's settings
+    max_steps: int,  # length of the run
+    batch_tokens: int = 1,  # tokens in a step, for a warm-up in tokens
+):  # function of the step, a tensor counted from 1
     "The run's learning rate as a function of the step"
     n = o.schedule_steps or max_steps
-    if o.warmup_tokens: return by_tokens(_schedule(o, o.warmup_tokens, n*batch_tokens), batch_tokens)
+    if o.warmup_tokens:
+        return by_tokens(_schedule(o, o.warmup_tokens, n * batch_tokens), batch_tokens)
     return _schedule(o, o.warmup_steps, n)
 
+
 def _schedule(o, warmup, total):
-    if o.schedule=='paper': return paper_relative(o.lr)
-    if o.schedule=='constant': return constant(o.lr)
-    if o.schedule=='inverse_sqrt': return inverse_sqrt(o.lr, max(1, warmup))
-    if o.schedule=='trapezoid': return trapezoid(o.lr, warmup, total)
+    if o.schedule == 'paper':
+        return paper_relative(o.lr)
+    if o.schedule == 'constant':
+        return constant(o.lr)
+    if o.schedule == 'inverse_sqrt':
+        return inverse_sqrt(o.lr, max(1, warmup))
+    if o.schedule == 'trapezoid':
+        return trapezoid(o.lr, warmup, total)
     return warmup_cosine(o.lr, warmup, total, final=o.final)
 
+
 def make_optimizer(
-    model:GPT2,
-    o:OptimConfig, # the run's settings
-    max_steps:int, # length of the run, for its schedule
-    batch_tokens:int=1, # tokens in a step, for a warm-up in tokens
-)->torch.optim.Optimizer:
-    "Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named parameter groups"
+    model: GPT2,
+    o: OptimConfig,  # the run's settings
+    max_steps: int,  # length of the run, for its schedule
+    batch_tokens: int = 1,  # tokens in a step, for a warm-up in tokens
+) -> torch.optim.Optimizer:
+    """Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named
+    parameter groups"""
     groups = param_groups(model, o.weight_decay)
-    if o.decay=='all': groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
-    if o.name=='adafactor': return Adafactor.preset(o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None)
+    if o.decay == 'all':
+        groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
+    if o.name == 'adafactor':
+        return Adafactor.preset(
+            o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None
+        )
     dev = groups[0]['params'][0].device
-    opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or .9, o.beta2), eps=o.eps, **adamw_options(dev))
+    opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or 0.9, o.beta2), eps=o.eps, **adamw_options(dev))
     for g in opt.param_groups:
         g['lr'] = torch.tensor(o.lr).to(dev)
-        for p in g['params']:           # made before the first step, so that a checkpoint finds its place; capturable: sent there, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
-            moments = [torch.zeros(p.shape, dtype=p.dtype).to(dev) if g['capturable'] else torch.zeros_like(p, requires_grad=False) for _ in range(2)]
-            opt.state[p] = dict(step=torch.zeros(1).to(dev) if g['capturable'] else torch.zeros((), device=dev), exp_avg=moments[0], exp_avg_sq=moments[1])
+        for p in g[
+            'params'
+        ]:  # made before the first step, so that a checkpoint finds its place; capturable: sent there, (1,) and not a scalar: a program made with the number 0 is another one than with a tensor
+            moments = [
+                torch.zeros(p.shape, dtype=p.dtype).to(dev)
+                if g['capturable']
+                else torch.zeros_like(p, requires_grad=False)
+                for _ in range(2)
+            ]
+            opt.state[p] = dict(
+                step=torch.zeros(1).to(dev) if g['capturable'] else torch.zeros((), device=dev),
+                exp_avg=moments[0],
+                exp_avg_sq=moments[1],
+            )
     return opt
 
 # %% ../nbs/15_train.ipynb #1d7d0398
 def accumulate(
-    loss_fn,        # (x, y) -> mean loss
-    x:torch.Tensor, # (B,T) token ids
-    y:torch.Tensor, # (B,T) the tokens that follow
-    n_micro:int,    # parts to cut the batch into
-    dtype:str='float32', # of the matrix products
-    stop=bool,      # asked before each part whether to give up
-)->torch.Tensor|None: # the mean loss, on the device; None: given up
+    loss_fn,  # (x, y) -> mean loss
+    x: torch.Tensor,  # (B,T) token ids
+    y: torch.Tensor,  # (B,T) the tokens that follow
+    n_micro: int,  # parts to cut the batch into
+    dtype: str = 'float32',  # of the matrix products
+    stop=bool,  # asked before each part whether to give up
+) -> torch.Tensor | None:  # the mean loss, on the device; None: given up
     "Add the gradient of the mean loss over the batch to each parameter's `grad`, one micro-batch at a time"
-    total = 0.
-    for xm,ym in zip(x.chunk(n_micro), y.chunk(n_micro)):
-        if stop(): return None
-        with autocast(x.device, dtype): loss = loss_fn(xm, ym)/n_micro
+    total = 0.0
+    for xm, ym in zip(x.chunk(n_micro), y.chunk(n_micro)):
+        if stop():
+            return None
+        with autocast(x.device, dtype):
+            loss = loss_fn(xm, ym) / n_micro
         loss.backward()
-        total = total+loss.detach()
+        total = total + loss.detach()
     return total
 
 # %% ../nbs/15_train.ipynb #a1f0e103
-def sequence_bytes(cfg:RunConfig)->int:
-    "Bytes of memory that one sequence of the batch needs: what its backward pass keeps, and its gradients of the widest layer"
-    with torch.device('meta'): model,ids = GPT2(cfg.model, remat=cfg.remat),torch.zeros(1, cfg.model.n_ctx, dtype=torch.int64)
-    own,kept = {p.untyped_storage()._cdata for p in model.parameters()},{}
+def sequence_bytes(cfg: RunConfig) -> int:
+    """Bytes of memory that one sequence of the batch needs: what its backward pass keeps, and its
+    gradients of the widest layer"""
+    with torch.device('meta'):
+        model = GPT2(cfg.model, remat=cfg.remat)
+        ids = torch.zeros(1, cfg.model.n_ctx, dtype=torch.int64)
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}
+
     def keep(t):
-        if (s := t.untyped_storage())._cdata not in own: kept[s._cdata] = s
+        if (s := t.untyped_storage())._cdata not in own:
+            kept[s._cdata] = s
         return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): model.features(ids)
-    block = 40*cfg.model.n_ctx*cfg.model.n_embd if cfg.remat=='block' else 0          # one block's insides, when they are made again
-    return int((sum(s.nbytes() for s in kept.values())+4*block)*(.6 if cfg.dtype=='bfloat16' else 1))
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model.features(ids)
+    block = (
+        40 * cfg.model.n_ctx * cfg.model.n_embd if cfg.remat == 'block' else 0
+    )  # one block's insides, when they are made again
+    return int((sum(s.nbytes() for s in kept.values()) + 4 * block) * (0.6 if cfg.dtype == 'bfloat16' else 1))
+
 
 def fit_micro_batch(
-    cfg:RunConfig,
-    device:torch.device,
-    free:int=None,       # bytes; those of the device if not given
-)->int:                  # sequences, a divisor of the batch
+    cfg: RunConfig,
+    device: torch.device,
+    free: int = None,  # bytes; those of the device if not given
+) -> int:  # sequences, a divisor of the batch
     "How many sequences may go through the model at once here. Raises `MemoryError` if not even one does"
-    free,N = free_memory(device) if free is None else free,cfg.model.n_params
-    fixed = N*(8+(8 if cfg.optim.name=='adamw' else 0)+(4 if cfg.optim.beta1 and cfg.optim.name=='adafactor' else 0)+(2 if cfg.dtype=='bfloat16' else 0))
-    fixed += 8*min(loss_chunk(device), cfg.batch_tokens)*cfg.model.vocab_size                         # logits of a chunk, and their gradient
-    most = max(1, (8192 if prefers_blocks(device) else 65536)//cfg.model.n_ctx)           # more is not faster
-    fits = int((.8*free-fixed)//sequence_bytes(cfg)) if free else most
-    if fits<1: raise MemoryError(f'micro_batch=0: {free/2**30:.1f} GiB are free, and a single sequence needs {(fixed+sequence_bytes(cfg))/.8/2**30:.1f}: choose a smaller model or n_ctx, or remat=block')
-    return max(n for n in range(1, cfg.batch_size+1) if cfg.batch_size%n==0 and n<=min(fits, most))
+    free = free_memory(device) if free is None else free
+    N = cfg.model.n_params
+    fixed = N * (
+        8
+        + (8 if cfg.optim.name == 'adamw' else 0)
+        + (4 if cfg.optim.beta1 and cfg.optim.name == 'adafactor' else 0)
+        + (2 if cfg.dtype == 'bfloat16' else 0)
+    )
+    fixed += (
+        8 * min(loss_chunk(device), cfg.batch_tokens) * cfg.model.vocab_size
+    )  # logits of a chunk, and their gradient
+    most = max(1, (8192 if prefers_blocks(device) else 65536) // cfg.model.n_ctx)  # more is not faster
+    fits = int((0.8 * free - fixed) // sequence_bytes(cfg)) if free else most
+    if fits < 1:
+        raise MemoryError(
+            f'micro_batch=0: {free / 2**30:.1f} GiB are free, and a single sequence needs '
+            f'{(fixed + sequence_bytes(cfg)) / 0.8 / 2**30:.1f}: choose a smaller model or n_ctx, or '
+            f'remat=block'
+        )
+    return max(n for n in range(1, cfg.batch_size + 1) if cfg.batch_size % n == 0 and n <= min(fits, most))
 
 # %% ../nbs/15_train.ipynb #a1f0e106
 class Health:
     "Watches losses and gradients, on the device. `norms` (P,) are those of the last step"
-    def __init__(self,
-        model:GPT2,
-        opt:torch.optim.Optimizer, # with named groups
+
+    def __init__(
+        self,
+        model: GPT2,
+        opt: torch.optim.Optimizer,  # with named groups
     ):
         group = {p: g['name'] for g in opt.param_groups for p in g['params']}
-        self.named = [(n, group[p], p) for n,p in model.named_parameters() if p in group]
+        self.named = [(n, group[p], p) for n, p in model.named_parameters() if p in group]
         dev = self.named[0][2].device
-        self.order = torch.arange(1, len(self.named)+1, dtype=torch.float32).to(dev)
-        self.seen = to_device(torch.zeros(4), dev)       # steps skipped; of the first since the last `read`: its number, its parameter's, 1 if its loss was not finite
+        self.order = torch.arange(1, len(self.named) + 1, dtype=torch.float32).to(dev)
+        self.seen = to_device(
+            torch.zeros(4), dev
+        )  # steps skipped; of the first since the last `read`: its number, its parameter's, 1 if its loss was not finite
         self.norms = torch.zeros(len(self.named)).to(dev)
 
     @torch.no_grad()
-    def look(self,
-        step:torch.Tensor, # counted from 1, on the device
-        loss:torch.Tensor,
-    )->tuple[torch.Tensor,torch.Tensor]: # global norm; is all finite?
+    def look(
+        self,
+        step: torch.Tensor,  # counted from 1, on the device
+        loss: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # global norm; is all finite?
         "Take the norms of the gradients as they are now"
-        self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _,_,p in self.named])))
+        self.norms = whole(torch.stack(torch._foreach_norm([p.grad for _, _, p in self.named])))
         norm = self.norms.square().sum().sqrt()
         ok = norm.isfinite() & loss.isfinite()
-        first = torch.stack([step.float(), ((~self.norms.isfinite())*self.order).max(), (~loss.isfinite()).float()])
-        self.seen = torch.cat([(self.seen[0]+(~ok))[None], torch.where(ok | (self.seen[1]>0), self.seen[1:], first)])
-        return norm,ok
+        first = torch.stack(
+            [step.float(), ((~self.norms.isfinite()) * self.order).max(), (~loss.isfinite()).float()]
+        )
+        self.seen = torch.cat(
+            [(self.seen[0] + (~ok))[None], torch.where(ok | (self.seen[1] > 0), self.seen[1:], first)]
+        )
+        return norm, ok
 
-    def read(self, *more)->tuple[int,dict,list]: # steps skipped since the last time; of the first: step, parameter, group; `more` as numbers
+    def read(
+        self, *more
+    ) -> tuple[
+        int, dict, list
+    ]:  # steps skipped since the last time; of the first: step, parameter, group; `more` as numbers
         "Bring everything to the host, `more` scalars with it, in one transfer"
-        n,step,i,bad,*more = torch.cat([self.seen, *(o.float().reshape(1) for o in more)]).tolist()
-        self.seen = to_device(torch.zeros(4), self.seen.device)     # sent there: made there it would be another program
-        name,group,_ = self.named[int(i)-1] if i else ('','','')
-        return int(n),dict(step=int(step), parameter=name, group=group, loss='not finite' if bad else 'finite') if n else {},more
+        n, step, i, bad, *more = torch.cat([self.seen, *(o.float().reshape(1) for o in more)]).tolist()
+        self.seen = to_device(
+            torch.zeros(4), self.seen.device
+        )  # sent there: made there it would be another program
+        name, group, _ = self.named[int(i) - 1] if i else ('', '', '')
+        return (
+            int(n),
+            dict(step=int(step), parameter=name, group=group, loss='not finite' if bad else 'finite')
+            if n
+            else {},
+            more,
+        )
 
-    def grad_rms(self)->dict: # group -> tensor
+    def grad_rms(self) -> dict:  # group -> tensor
         "RMS of the last gradient, group by group"
         out = {}
-        for g in dict.fromkeys(g for _,g,_ in self.named):
-            at = [i for i,(_,h,_) in enumerate(self.named) if h==g]
-            out[g] = (self.norms[at].square().sum()/sum(self.named[i][2].numel() for i in at)).sqrt()
+        for g in dict.fromkeys(g for _, g, _ in self.named):
+            at = [i for i, (_, h, _) in enumerate(self.named) if h == g]
+            out[g] = (self.norms[at].square().sum() / sum(self.named[i][2].numel() for i in at)).sqrt()
         return out
+
 
 @torch.no_grad()
 def clip(
-    params:list,      # with gradients
-    norm:torch.Tensor,# their global norm
-    limit:float,      # 0: as they are
+    params: list,  # with gradients
+    norm: torch.Tensor,  # their global norm
+    limit: float,  # 0: as they are
 ):
     "Scale the gradients so that their norm is at most `limit`; those that are not finite are left alone"
-    if not limit: return
-    scale = torch.where(norm.isfinite(), (limit/(norm+1e-6)).clamp(max=1.), 1.)
+    if not limit:
+        return
+    scale = torch.where(norm.isfinite(), (limit / (norm + 1e-6)).clamp(max=1.0), 1.0)
     torch._foreach_mul_([p.grad for p in params], scale)
 
+
 def allow(
-    opt:torch.optim.Optimizer,
-    ok:torch.Tensor,  # bool
-    rate:torch.Tensor,# learning rate of the coming step
+    opt: torch.optim.Optimizer,
+    ok: torch.Tensor,  # bool
+    rate: torch.Tensor,  # learning rate of the coming step
 ):
-    "Make AdamW's coming step one that leaves everything as it is unless `ok`, and give it its rate. Adafactor looks for itself and has its own schedule"
-    if isinstance(opt, Adafactor): return
-    if not opt.defaults.get('fused'):               # no kernel that can be told: nothing is added, only the averages shrink once
-        rate = rate*ok
+    """Make AdamW's coming step one that leaves everything as it is unless `ok`, and give it its rate.
+
+    Adafactor looks for itself and has its own schedule
+    """
+    if isinstance(opt, Adafactor):
+        return
+    if not opt.defaults.get(
+        'fused'
+    ):  # no kernel that can be told: nothing is added, only the averages shrink once
+        rate = rate * ok
         for g in opt.param_groups:
-            for p in g['params']: p.grad = torch.where(ok, p.grad, 0.)
-    else: opt.found_inf = (~ok).float()
-    for g in opt.param_groups: g['lr'].copy_(rate)
+            for p in g['params']:
+                p.grad = torch.where(ok, p.grad, 0.0)
+    else:
+        opt.found_inf = (~ok).float()
+    for g in opt.param_groups:
+        g['lr'].copy_(rate)
 
 # %% ../nbs/15_train.ipynb #8c43f050
 def step_seed(
-    seed:int,   # the run's
-    step:int,   # from 0
-    rank:int=0,
-)->int:
+    seed: int,  # the run's
+    step: int,  # from 0
+    rank: int = 0,
+) -> int:
     "Seed of the random numbers of a step"
-    return int(key(seed, step, rank, 3))>>1
+    return int(key(seed, step, rank, 3)) >> 1
+
 
 def fit(
-    model:GPT2,
-    opt:torch.optim.Optimizer,
-    batches,             # step -> (x, y)
-    cfg:RunConfig,
-    device:torch.device,
-    start:int=0,         # steps already done
-    health:Health=None,  # sees each loss and gradient
-    stop=bool,           # asked within a step whether to give it up
-):                       # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
+    model: GPT2,
+    opt: torch.optim.Optimizer,
+    batches,  # step -> (x, y)
+    cfg: RunConfig,
+    device: torch.device,
+    start: int = 0,  # steps already done
+    health: Health = None,  # sees each loss and gradient
+    stop=bool,  # asked within a step whether to give it up
+):  # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
-    loss_fn = compile_model(lambda x,y: lm_loss(model, x, y), device)
-    rate,params,health = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens*processes()[1]),list(model.parameters()),health or Health(model, opt)
+    loss_fn = compile_model(lambda x, y: lm_loss(model, x, y), device)
+    rate = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens * processes()[1])
+    params = list(model.parameters())
+    health = health or Health(model, opt)
     t = to_device(torch.full((1,), float(start)), device)
     shard_state(opt)
     end_step(device)
@@ -223,35 +362,37 @@ def fit(
     for step in range(start, cfg.max_steps):
         program.begin()
         seed_all(step_seed(cfg.seed, step, processes()[0]), device)
-        x,y = (to_device(o, device) for o in batches(step))
+        x, y = (to_device(o, device) for o in batches(step))
         loss = accumulate(loss_fn, x, y, cfg.n_micro, cfg.dtype, stop)
-        if loss is None: return opt.zero_grad()
+        if loss is None:
+            return opt.zero_grad()
         t += 1
-        norm,ok = health.look(t.squeeze(), loss)
+        norm, ok = health.look(t.squeeze(), loss)
         clip(params, norm, cfg.optim.clip)
         allow(opt, ok, rate(t.squeeze()))
         opt.step()
         opt.zero_grad()
         end_step(device)
         program.end(x=x, y=y)
-        yield step+1,loss,norm
+        yield step + 1, loss, norm
 
 # %% ../nbs/15_train.ipynb #52a38e19
 @torch.no_grad()
 def valid_loss(
-    model:GPT2,
-    batches,             # step -> (x, y)
-    n:int,               # batches to look at
-    device:torch.device,
-    dtype:str='float32', # of the matrix products
-)->torch.Tensor:         # (1,) nats per token, on the device
+    model: GPT2,
+    batches,  # step -> (x, y)
+    n: int,  # batches to look at
+    device: torch.device,
+    dtype: str = 'float32',  # of the matrix products
+) -> torch.Tensor:  # (1,) nats per token, on the device
     "Mean loss over the first `n` batches, without dropout"
     was = model.training
     model.eval()
-    total = to_device(torch.zeros(1), device)       # not a scalar: XLA makes a constant of the number 0
+    total = to_device(torch.zeros(1), device)  # not a scalar: XLA makes a constant of the number 0
     for i in range(n):
-        x,y = (to_device(o, device) for o in batches(i))
-        with autocast(device, dtype): total = total+lm_loss(model, x, y)/n       # the same program each time
+        x, y = (to_device(o, device) for o in batches(i))
+        with autocast(device, dtype):
+            total = total + lm_loss(model, x, y) / n  # the same program each time
         end_step(device)
     model.train(was)
     return total
@@ -259,289 +400,550 @@ def valid_loss(
 # %% ../nbs/15_train.ipynb #b24e4ed5
 class Log:
     "Appends records to a run's `log.jsonl`; records after `step` are dropped when it opens"
-    def __init__(self,
-        path,       # the file
-        step:int=0, # the step to go on from
-        watch=(),   # functions that get each record, a dict
+
+    def __init__(
+        self,
+        path,  # the file
+        step: int = 0,  # the step to go on from
+        watch=(),  # functions that get each record, a dict
     ):
-        path,kept,self.watch = Path(path),[],watch
+        path = Path(path)
+        kept = []
+        self.watch = watch
         lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []
-        for i,l in enumerate(lines):
-            try: rec = json.loads(l)
+        for i, l in enumerate(lines):
+            try:
+                rec = json.loads(l)
             except json.JSONDecodeError:
-                warn(f'{path} line {i+1} is torn and is left out')
+                warn(f'{path} line {i + 1} is torn and is left out')
                 continue
-            if rec['step']<=step and not (step==0 and rec['kind']!='event'): kept.append(l)
-        retry(write_atomic, path, ''.join(l+'\n' for l in kept))
-        self.fd,self.end = os.open(path, os.O_WRONLY),path.stat().st_size
+            if rec['step'] <= step and not (step == 0 and rec['kind'] != 'event'):
+                kept.append(l)
+        retry(write_atomic, path, ''.join(l + '\n' for l in kept))
+        self.fd = os.open(path, os.O_WRONLY)
+        self.end = path.stat().st_size
+
     def __call__(self, kind, step, **rec):
         rec = dict(kind=kind, step=step, **rec)
-        line = (json.dumps(rec)+'\n').encode()
+        line = (json.dumps(rec) + '\n').encode()
         retry(self._write, line)
         self.end += len(line)
-        for w in self.watch: w(rec)
+        for w in self.watch:
+            w(rec)
+
     def _write(self, line):
         os.lseek(self.fd, self.end, os.SEEK_SET)
-        while line: line = line[os.write(self.fd, line):]
+        while line:
+            line = line[os.write(self.fd, line) :]
+
     def sync(self):
         "What was logged is on the disk when this returns"
         os.fsync(self.fd)
-    def __enter__(self): return self
-    def __exit__(self, *args): os.close(self.fd)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        os.close(self.fd)
 
 # %% ../nbs/15_train.ipynb #e521f672
 class Stopped(KeyboardInterrupt):
     "A run was told to stop and has saved its state"
 
+
 @contextmanager
 def noting_signals():
-    "Yields a list that receives the name of SIGINT or SIGTERM instead of the process dying of it. A second one acts as usual"
+    """Yields a list that receives the name of SIGINT or SIGTERM instead of the process dying of it.
+
+    A second one acts as usual
+    """
     got = []
-    if threading.current_thread() is not threading.main_thread():      # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield got
         return
     old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
     def note(num, frame):
         got.append(signal.Signals(num).name)
         signal.signal(num, old[num])
-    for s in old: signal.signal(s, note)
-    try: yield got
+
+    for s in old:
+        signal.signal(s, note)
+    try:
+        yield got
     finally:
-        for s,h in old.items(): signal.signal(s, h)
+        for s, h in old.items():
+            signal.signal(s, h)
 
 # %% ../nbs/15_train.ipynb #24cfa1b9
 @torch.no_grad()
-def adamw_stats(opt:torch.optim.AdamW)->dict: # group -> `param_rms`, `update_rms`, tensors
-    "RMS of each group's parameters before the last step, and of what it changed (Loshchilov and Hutter 2019, algorithm 2)"
+def adamw_stats(opt: torch.optim.AdamW) -> dict:  # group -> `param_rms`, `update_rms`, tensors
+    """RMS of each group's parameters before the last step, and of what it changed (Loshchilov and
+    Hutter 2019, algorithm 2)"""
     out = {}
     for g in opt.param_groups:
-        (b1,b2),lr,sums = g['betas'],g['lr'],[]
+        (b1, b2) = g['betas']
+        lr = g['lr']
+        sums = []
         for p in g['params']:
             s = opt.state[p]
-            u = lr*(s['exp_avg']/(1-b1**s['step'])) / ((s['exp_avg_sq']/(1-b2**s['step'])).sqrt()+g['eps'])
-            before = (p+u)/(1-lr*g['weight_decay'])
-            sums.append(torch.stack([before.square().sum(), (u+before*(lr*g['weight_decay'])).square().sum()]))
-        a,b = (torch.stack(sums).sum(0)/sum(p.numel() for p in g['params'])).sqrt()
+            u = (
+                lr
+                * (s['exp_avg'] / (1 - b1 ** s['step']))
+                / ((s['exp_avg_sq'] / (1 - b2 ** s['step'])).sqrt() + g['eps'])
+            )
+            before = (p + u) / (1 - lr * g['weight_decay'])
+            sums.append(
+                torch.stack([before.square().sum(), (u + before * (lr * g['weight_decay'])).square().sum()])
+            )
+        a, b = (torch.stack(sums).sum(0) / sum(p.numel() for p in g['params'])).sqrt()
         out[g['name']] = dict(param_rms=a, update_rms=b)
     return out
 
+
 def update_stats(
-    opt:torch.optim.Optimizer,
-    health:Health,   # has the norms of the gradients
-)->dict:             # group -> name -> number
-    "RMS of each group's parameters, gradient and update in the last step, brought to the host in one transfer"
+    opt: torch.optim.Optimizer,
+    health: Health,  # has the norms of the gradients
+) -> dict:  # group -> name -> number
+    """RMS of each group's parameters, gradient and update in the last step, brought to the host in one
+    transfer"""
     stats = adamw_stats(opt) if isinstance(opt, torch.optim.AdamW) else opt.stats()
-    stats = {g: {**stats.get(g, {}), 'grad_rms': v} for g,v in health.grad_rms().items()}
-    flat = [(g, k, v) for g,s in stats.items() for k,v in s.items()]
+    stats = {g: {**stats.get(g, {}), 'grad_rms': v} for g, v in health.grad_rms().items()}
+    flat = [(g, k, v) for g, s in stats.items() for k, v in s.items()]
     out = {}
-    for (g,k,_),v in zip(flat, torch.stack([v.float() for *_,v in flat]).tolist()): out.setdefault(g, {})[k] = v if math.isfinite(v) else None
+    for (g, k, _), v in zip(flat, torch.stack([v.float() for *_, v in flat]).tolist()):
+        out.setdefault(g, {})[k] = v if math.isfinite(v) else None
     return out
 
 # %% ../nbs/15_train.ipynb #2f511d59
-_may_change = ('name', 'max_steps', 'log_every', 'eval_every', 'eval_batches', 'sample_every', 'save_every', 'keep', 'max_skips', 'micro_batch', 'remat')
+_may_change = (
+    'name',
+    'max_steps',
+    'log_every',
+    'eval_every',
+    'eval_batches',
+    'sample_every',
+    'save_every',
+    'keep',
+    'max_skips',
+    'micro_batch',
+    'remat',
+)
 
-def read_run(folder)->RunConfig:
-    "The settings of the run in `folder`. Raises `FileNotFoundError` when it is none, `ValueError` when they are damaged"
-    f = Path(folder)/'config.json'
-    if not f.is_file(): raise FileNotFoundError(f'{folder} is no run: config.json is missing; start one with `gpt2repro train {folder} --recipe tiny`')
-    try: d = json.loads(f.read_text(encoding='utf-8'))
-    except ValueError: raise ValueError(f'{f} is not JSON: it is damaged; restore it, or start a new run in another folder') from None
+
+def read_run(folder) -> RunConfig:
+    """The settings of the run in `folder`.
+
+    Raises `FileNotFoundError` when it is none, `ValueError` when they are damaged
+    """
+    f = Path(folder) / 'config.json'
+    if not f.is_file():
+        raise FileNotFoundError(
+            f'{folder} is no run: config.json is missing; start one with `gpt2repro train {folder} '
+            f'--recipe tiny`'
+        )
+    try:
+        d = json.loads(f.read_text(encoding='utf-8'))
+    except ValueError:
+        raise ValueError(
+            f'{f} is not JSON: it is damaged; restore it, or start a new run in another folder'
+        ) from None
     return from_dict(RunConfig, d)
 
+
 def open_run(
-    cfg:RunConfig, # settings; `None` takes those of the folder
-    folder,        # the run
-    device:torch.device=torch.device('cpu'), # for which `micro_batch` is chosen, where that is left open
-)->RunConfig:
-    "Settings of the run in `folder`, written there if it is new. Raises `ValueError` if it was begun with others that matter"
+    cfg: RunConfig,  # settings; `None` takes those of the folder
+    folder,  # the run
+    device: torch.device = torch.device('cpu'),  # for which `micro_batch` is chosen, where that is left open
+) -> RunConfig:
+    """Settings of the run in `folder`, written there if it is new.
+
+    Raises `ValueError` if it was begun with others that matter
+    """
     folder = Path(folder)
-    if (folder/'config.json').exists():
+    if (folder / 'config.json').exists():
         old = read_run(folder)
-        if cfg and not cfg.micro_batch: cfg = cfg.replace(micro_batch=old.micro_batch)
-        if cfg is None or cfg==old: cfg = old
-        a,b = to_dict(old),to_dict(cfg)
+        if cfg and not cfg.micro_batch:
+            cfg = cfg.replace(micro_batch=old.micro_batch)
+        if cfg is None or cfg == old:
+            cfg = old
+        a, b = to_dict(old), to_dict(cfg)
         for k in a:
-            if a[k]==b[k] or k in _may_change: continue
-            name,x,y = next((f'{k}.{j}', v, b[k][j]) for j,v in a[k].items() if v!=b[k][j]) if isinstance(a[k], dict) else (k, a[k], b[k])
-            raise ValueError(f'{folder} was begun with {name}={x}, not {y}: go on without changing it, or take another folder')
-    elif cfg is None: return read_run(folder)
-    elif folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file: name a folder for the run')
-    if not cfg.micro_batch: cfg = cfg.replace(micro_batch=fit_micro_batch(cfg, device))
+            if a[k] == b[k] or k in _may_change:
+                continue
+            name, x, y = (
+                next((f'{k}.{j}', v, b[k][j]) for j, v in a[k].items() if v != b[k][j])
+                if isinstance(a[k], dict)
+                else (k, a[k], b[k])
+            )
+            raise ValueError(
+                f'{folder} was begun with {name}={x}, not {y}: go on without changing it, or take '
+                f'another folder'
+            )
+    elif cfg is None:
+        return read_run(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'{folder} is a file: name a folder for the run')
+    if not cfg.micro_batch:
+        cfg = cfg.replace(micro_batch=fit_micro_batch(cfg, device))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder/'config.json', json.dumps(to_dict(cfg), indent=1))
+    write_atomic(folder / 'config.json', json.dumps(to_dict(cfg), indent=1))
     return cfg
 
 # %% ../nbs/15_train.ipynb #a61900bd
 def data_folder(
-    cfg:RunConfig,
-    folder, # the run
-)->Path:    # holds `shards/train`, `shards/valid` and `tokenizer`
-    "Where the run's tokens are: in the run itself, or in the prepared folder that its settings name. Raises `FileNotFoundError`"
+    cfg: RunConfig,
+    folder,  # the run
+) -> Path:  # holds `shards/train`, `shards/valid` and `tokenizer`
+    """Where the run's tokens are: in the run itself, or in the prepared folder that its settings name.
+
+    Raises `FileNotFoundError`
+    """
     for f in (Path(folder), Path(cfg.data.source)):
-        if (f/'shards/train/manifest.json').is_file(): return f
-    raise FileNotFoundError(f'no tokens in {folder}: run `gpt2repro prepare {cfg.data.source} --out {folder}` first, or name a prepared folder with --data')
+        if (f / 'shards/train/manifest.json').is_file():
+            return f
+    raise FileNotFoundError(
+        f'no tokens in {folder}: run `gpt2repro prepare {cfg.data.source} --out {folder}` first, or name a '
+        f'prepared folder with --data'
+    )
+
 
 def valid_batches(
-    cfg:RunConfig,
-    folder, # holds `shards/valid`
-):          # (batches, how many to look at)
+    cfg: RunConfig,
+    folder,  # holds `shards/valid`
+):  # (batches, how many to look at)
     "The held-out batches of a run: `eval_batches` of them, fewer where there is less text"
-    m = load_manifest(Path(folder)/'shards/valid')
-    windows = (m.n_tokens-1)//cfg.model.n_ctx
-    if not windows: raise ValueError(f'{folder}/shards/valid has {m.n_tokens} tokens, less than one window of {cfg.model.n_ctx}: raise valid_fraction, or lower n_ctx')
+    m = load_manifest(Path(folder) / 'shards/valid')
+    windows = (m.n_tokens - 1) // cfg.model.n_ctx
+    if not windows:
+        raise ValueError(
+            f'{folder}/shards/valid has {m.n_tokens} tokens, less than one window of {cfg.model.n_ctx}: '
+            f'raise valid_fraction, or lower n_ctx'
+        )
     size = min(cfg.micro_batch or 1, windows)
-    return Batches(Path(folder)/'shards/valid', batch_size=size, n_ctx=cfg.model.n_ctx),min(cfg.eval_batches, windows//size)
+    return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=cfg.model.n_ctx), min(
+        cfg.eval_batches, windows // size
+    )
 
 # %% ../nbs/15_train.ipynb #a1f0e120
 def train_batches(
-    cfg:RunConfig,
-    folder, # holds `shards/train`
-)->Batches:
+    cfg: RunConfig,
+    folder,  # holds `shards/train`
+) -> Batches:
     "The batches of a run, as a function of the step"
-    options = dict(stitch=cfg.data.stitch) if cfg.data.sampler=='stitch2019' else {}
-    return Batches(Path(folder)/'shards/train', batch_size=cfg.batch_size, n_ctx=cfg.model.n_ctx, seed=cfg.seed, sampler=cfg.data.sampler, **options)
+    options = dict(stitch=cfg.data.stitch) if cfg.data.sampler == 'stitch2019' else {}
+    return Batches(
+        Path(folder) / 'shards/train',
+        batch_size=cfg.batch_size,
+        n_ctx=cfg.model.n_ctx,
+        seed=cfg.seed,
+        sampler=cfg.data.sampler,
+        **options,
+    )
 
 # %% ../nbs/15_train.ipynb #07cd01da
 class Diverged(ArithmeticError):
     "Too many losses or gradients are not finite"
 
-def _due(step, every, last): return every>0 and (step%every==0 or step==last)
-def _finite(x): return x if math.isfinite(x) else None           # JSON has no NaN
+
+def _due(step, every, last):
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _finite(x):
+    return x if math.isfinite(x) else None  # JSON has no NaN
+
 
 def train(
-    cfg:RunConfig,      # the run's settings; `None` goes on with those of the folder
-    folder,             # the run; made if it is not there
-    device:str='auto',  # see `backend.get_device`
-    watch=None,         # functions that get each record of the log; not given: a live chart in a notebook, else none
-)->Path:                # the run's folder
+    cfg: RunConfig,  # the run's settings; `None` goes on with those of the folder
+    folder,  # the run; made if it is not there
+    device: str = 'auto',  # see `backend.get_device`
+    watch=None,  # functions that get each record of the log; not given: a live chart in a notebook, else none
+) -> Path:  # the run's folder
     """Train until `max_steps`, going on from the last checkpoint. Raises `Stopped` after a signal (its state is saved), `Diverged` when more than `max_skips` updates were not finite,
     `FileNotFoundError` without tokens, `ValueError` for settings that do not fit and when no checkpoint is whole"""
-    folder,dev = Path(folder),join_processes(get_device(device))
+    folder = Path(folder)
+    dev = join_processes(get_device(device))
     cfg = open_run(cfg, folder, dev)
     data = data_folder(cfg, folder)
-    tok,manifest = load_tokenizer(data/'tokenizer'),load_manifest(data/'shards/train')
-    if tok.vocab_size>cfg.model.vocab_size:
-        raise ValueError(f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in {data}: set model.vocab_size={tok.vocab_size}')
-    if watch is None: watch = [LiveChart(folder)] if in_notebook() else []
-    if processes()[1]>1: return _train_divided(cfg, folder, dev, data, tok, manifest)
-    with folder_lock(folder), keep_memory(dev): return _train(cfg, folder, dev, data, tok, manifest, watch)
+    tok = load_tokenizer(data / 'tokenizer')
+    manifest = load_manifest(data / 'shards/train')
+    if tok.vocab_size > cfg.model.vocab_size:
+        raise ValueError(
+            f'vocab_size={cfg.model.vocab_size} is smaller than the {tok.vocab_size} of the tokenizer in '
+            f'{data}: set model.vocab_size={tok.vocab_size}'
+        )
+    if watch is None:
+        watch = [LiveChart(folder)] if in_notebook() else []
+    if processes()[1] > 1:
+        return _train_divided(cfg, folder, dev, data, tok, manifest)
+    with folder_lock(folder), keep_memory(dev):
+        return _train(cfg, folder, dev, data, tok, manifest, watch)
+
 
 def _resume(cfg, folder, dev, fingerprint):
     "Model, optimizer and the rest of a run's state, from its last whole checkpoint or fresh"
-    last = latest_checkpoint(folder/'checkpoints')
-    if not last and checkpoints(folder/'checkpoints'): raise ValueError(f'{folder}/checkpoints: none is whole; restore one, or delete them to begin again')
+    last = latest_checkpoint(folder / 'checkpoints')
+    if not last and checkpoints(folder / 'checkpoints'):
+        raise ValueError(f'{folder}/checkpoints: none is whole; restore one, or delete them to begin again')
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev, pretrained=not last)
-    put = shard_model(model, device_count(dev)) if device_count(dev)>1 else None
+    put = shard_model(model, device_count(dev)) if device_count(dev) > 1 else None
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
-    pieces = None if last else latest_pieces(folder/'pieces')                        # of a run that `torchrun` began
-    if not last and not pieces: return model,opt,dict(step=0, seconds=0., skipped=0),put
+    pieces = None if last else latest_pieces(folder / 'pieces')  # of a run that `torchrun` began
+    if not last and not pieces:
+        return model, opt, dict(step=0, seconds=0.0, skipped=0), put
     st = load_checkpoint(last, model, opt, verified=True) if last else load_pieces(pieces, model, opt)
-    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {(last or pieces).name}: put the old ones back, or start a new run')
-    return model,opt,st,put
+    if st['data'] != fingerprint:
+        raise ValueError(
+            f'{folder}: the shards changed since {(last or pieces).name}: put the old ones back, or start '
+            f'a new run'
+        )
+    return model, opt, st, put
+
 
 def _train(cfg, folder, dev, data, tok, manifest, watch):
-    fingerprint = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}"
-    model,opt,st,put = _resume(cfg, folder, dev, fingerprint)
-    step,saved,seconds,skipped,score,N = st['step'],st['step'],st['seconds'],st['skipped'],(-1, math.nan),cfg.max_steps
-    if step>=N: return folder
-    batches,(vbatches,n_valid) = train_batches(cfg, data),valid_batches(cfg, data)
-    if put: batches,vbatches = (lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches))      # divided among the cores of a slice
-    peak,flops,health = matmul_peak(dev, getattr(torch, cfg.dtype)),cfg.model.flops_per_token(),Health(model, opt)
-    held = load_manifest(data/'shards/valid')
-    bpb = lambda loss, m=manifest: bits_per_byte(loss*m.n_tokens, m.n_bytes)      # each text has its own bytes per token
+    fingerprint = f'{manifest.docs_sha256} {manifest.tokenizer["fingerprint"]}'
+    model, opt, st, put = _resume(cfg, folder, dev, fingerprint)
+    step = st['step']
+    saved = st['step']
+    seconds = st['seconds']
+    skipped = st['skipped']
+    score = (-1, math.nan)
+    N = cfg.max_steps
+    if step >= N:
+        return folder
+    batches = train_batches(cfg, data)
+    (vbatches, n_valid) = valid_batches(cfg, data)
+    if put:
+        batches, vbatches = (
+            lambda s, b=b: tuple(map(put, b(s))) for b in (batches, vbatches)
+        )  # divided among the cores of a slice
+    peak = matmul_peak(dev, getattr(torch, cfg.dtype))
+    flops = cfg.model.flops_per_token()
+    health = Health(model, opt)
+    held = load_manifest(data / 'shards/valid')
+    bpb = lambda loss, m=manifest: bits_per_byte(
+        loss * m.n_tokens, m.n_bytes
+    )  # each text has its own bytes per token
     rate = lr_schedule(cfg.optim, N, cfg.batch_tokens)
-    note = lambda kind, **kw: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
+    note = lambda kind, **kw: log(kind, step, tokens=step * cfg.batch_tokens, **kw)
+
     def save():
         state = dict(step=step, seconds=seconds, skipped=skipped, data=fingerprint)
-        saver(step, model, opt, state, score[1] if score[0]==step else None)
+        saver(step, model, opt, state, score[1] if score[0] == step else None)
         return step
 
     def skips(n, first):
-        at = (first['step']-1)*cfg.batch_size
-        note('event', what='skipped', updates=n, first=first, sequences=[at, at+cfg.batch_size-1])
-        said = f"{n} updates not finite and skipped, {skipped} in all; the first at step {first['step']} (sequences {at} to {at+cfg.batch_size-1} in the order of training), where " + (
-            f"the gradient of {first['parameter']} (group {first['group']}) went first" if first['parameter'] else 'the loss went first') + f", the loss being {first['loss']}"
+        at = (first['step'] - 1) * cfg.batch_size
+        note('event', what='skipped', updates=n, first=first, sequences=[at, at + cfg.batch_size - 1])
+        said = (
+            f'{n} updates not finite and skipped, {skipped} in all; the first at step {first["step"]} '
+            f'(sequences {at} to {at + cfg.batch_size - 1} in the order of training), where '
+            + (
+                f'the gradient of {first["parameter"]} (group {first["group"]}) went first'
+                if first['parameter']
+                else 'the loss went first'
+            )
+            + f', the loss being {first["loss"]}'
+        )
         warn(said)
-        if skipped<=cfg.max_skips: return
+        if skipped <= cfg.max_skips:
+            return
         note('event', what='diverged')
-        raise Diverged(f'{said}: more than max_skips={cfg.max_skips}. The weights are those before; lower optim.lr, look at that batch, or raise max_skips')
+        raise Diverged(
+            f'{said}: more than max_skips={cfg.max_skips}. The weights are those before; lower optim.lr, '
+            f'look at that batch, or raise max_skips'
+        )
 
-    with noting_signals() as got, Log(folder/'log.jsonl', step, watch) as log, Saver(folder/'checkpoints', tok, cfg.keep, log.sync) as saver, progress(desc='training', total=N*cfg.batch_tokens, initial=step*cfg.batch_tokens, unit='tok') as bar:
-        note('event', what='resume' if step else 'start', device=describe(dev), torch=torch.__version__, dtype=cfg.dtype, peak_gflops=round(peak/1e9, 1), flops_per_token=flops, optimizer=repr(opt).split('\n')[0])
+    with (
+        noting_signals() as got,
+        Log(folder / 'log.jsonl', step, watch) as log,
+        Saver(folder / 'checkpoints', tok, cfg.keep, log.sync) as saver,
+        progress(
+            desc='training', total=N * cfg.batch_tokens, initial=step * cfg.batch_tokens, unit='tok'
+        ) as bar,
+    ):
+        note(
+            'event',
+            what='resume' if step else 'start',
+            device=describe(dev),
+            torch=torch.__version__,
+            dtype=cfg.dtype,
+            peak_gflops=round(peak / 1e9, 1),
+            flops_per_token=flops,
+            optimizer=repr(opt).split('\n')[0],
+        )
         opt.track = True
         steps = fit(model, opt, batches, cfg, dev, step, health, lambda: got)
-        t,since = time.perf_counter(),step
-        while step<N:
-            logging = _due(step+1, cfg.log_every, N)
-            step,loss,norm = next(steps, (step, None, None))
-            if loss is None: break                                               # given up within a step
+        t = time.perf_counter()
+        since = step
+        while step < N:
+            logging = _due(step + 1, cfg.log_every, N)
+            step, loss, norm = next(steps, (step, None, None))
+            if loss is None:
+                break  # given up within a step
             bar.update(cfg.batch_tokens)
             if logging:
-                n,first,(loss,norm) = health.read(loss, norm)
+                n, first, (loss, norm) = health.read(loss, norm)
                 now = time.perf_counter()
-                seconds,speed = seconds+now-t,(step-since)*cfg.batch_tokens/(now-t)
-                loss,skipped = _finite(loss),skipped+n
-                note('train', loss=loss, bpb=loss and bpb(loss), lr=float(rate(torch.tensor(float(step)))), grad_norm=_finite(norm), tokens_per_s=round(speed, 1), peak_share=round(speed*flops/peak, 4),
-                     memory=peak_memory(dev), seconds=round(seconds, 3), left_s=round((N-step)*cfg.batch_tokens/speed, 1), groups=update_stats(opt, health))
-                if n: skips(n, first)
-                bar.set_postfix_str((f'loss {loss:.3f}, {bpb(loss):.3f} bits/byte' if loss else 'loss not finite')+(f', held out {bpb(score[1], held):.3f}' if score[0]>=0 else '')
-                                    + f', {speed*flops/peak:.0%} of peak, {peak_memory(dev)/2**30:.1f} GiB', refresh=False)
-                t,since = now,step
+                seconds = seconds + now - t
+                speed = (step - since) * cfg.batch_tokens / (now - t)
+                loss = _finite(loss)
+                skipped = skipped + n
+                note(
+                    'train',
+                    loss=loss,
+                    bpb=loss and bpb(loss),
+                    lr=float(rate(torch.tensor(float(step)))),
+                    grad_norm=_finite(norm),
+                    tokens_per_s=round(speed, 1),
+                    peak_share=round(speed * flops / peak, 4),
+                    memory=peak_memory(dev),
+                    seconds=round(seconds, 3),
+                    left_s=round((N - step) * cfg.batch_tokens / speed, 1),
+                    groups=update_stats(opt, health),
+                )
+                if n:
+                    skips(n, first)
+                bar.set_postfix_str(
+                    (f'loss {loss:.3f}, {bpb(loss):.3f} bits/byte' if loss else 'loss not finite')
+                    + (f', held out {bpb(score[1], held):.3f}' if score[0] >= 0 else '')
+                    + f', {speed * flops / peak:.0%} of peak, {peak_memory(dev) / 2**30:.1f} GiB',
+                    refresh=False,
+                )
+                t, since = now, step
             pause = time.perf_counter()
             if _due(step, cfg.eval_every, N) and not got:
-                score = step,float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
+                score = step, float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
                 note('valid', loss=_finite(score[1]), bpb=_finite(bpb(score[1], held)))
-            if _due(step, cfg.sample_every, N) and not got: note('sample', text=generate(model, tok, '', max_new_tokens=min(100, cfg.model.n_ctx//2), temperature=.8, seed=0)[0])
-            if step==N: note('event', what='end', peak_memory=peak_memory(dev))
-            if _due(step, cfg.save_every, N): saved = save()
-            t += time.perf_counter()-pause
-            if got: break
-        if got and step<N:
+            if _due(step, cfg.sample_every, N) and not got:
+                note(
+                    'sample',
+                    text=generate(
+                        model, tok, '', max_new_tokens=min(100, cfg.model.n_ctx // 2), temperature=0.8, seed=0
+                    )[0],
+                )
+            if step == N:
+                note('event', what='end', peak_memory=peak_memory(dev))
+            if _due(step, cfg.save_every, N):
+                saved = save()
+            t += time.perf_counter() - pause
+            if got:
+                break
+        if got and step < N:
             note('event', what='stop', why=got[0])
-            if saved<step: save()
+            if saved < step:
+                save()
             saver.wait()
-            raise Stopped(f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`')
+            raise Stopped(
+                f'stopped by {got[0]} at step {step} of {N}, all saved: go on with `gpt2repro train {folder}`'
+            )
     return folder
 
 # %% ../nbs/15_train.ipynb #636e21aa
 def _train_divided(cfg, folder, dev, data, tok, manifest):
-    rank,world = processes()
-    if cfg.batch_size%world: raise ValueError(f'batch_tokens={cfg.batch_tokens} are {cfg.batch_size} sequences, which {world} processes can not share: choose a multiple')
-    rows = cfg.batch_size//world
-    part = cfg.replace(batch_tokens=rows*cfg.model.n_ctx, micro_batch=max(n for n in range(1, min(rows, cfg.micro_batch)+1) if rows%n==0))
-    fingerprint,N = f"{manifest.docs_sha256} {manifest.tokenizer['fingerprint']}",cfg.max_steps
+    rank, world = processes()
+    if cfg.batch_size % world:
+        raise ValueError(
+            f'batch_tokens={cfg.batch_tokens} are {cfg.batch_size} sequences, which {world} processes can '
+            f'not share: choose a multiple'
+        )
+    rows = cfg.batch_size // world
+    part = cfg.replace(
+        batch_tokens=rows * cfg.model.n_ctx,
+        micro_batch=max(n for n in range(1, min(rows, cfg.micro_batch) + 1) if rows % n == 0),
+    )
+    fingerprint = f'{manifest.docs_sha256} {manifest.tokenizer["fingerprint"]}'
+    N = cfg.max_steps
     seed_all(cfg.seed, dev)
     model = divide(make_model(cfg, dev))
-    opt,last = make_optimizer(model, cfg.optim, N, cfg.batch_tokens),latest_pieces(folder/'pieces')
-    st = load_pieces(last, model, opt) if last else dict(step=0, seconds=0., skipped=0, data=fingerprint)
-    if st['data']!=fingerprint: raise ValueError(f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run')
-    batches,(vbatches,n_valid),health = train_batches(cfg, data),valid_batches(cfg, data),Health(model, opt)
-    step,seconds,skipped = st['step'],st['seconds'],st['skipped']
-    with folder_lock(folder) if rank==0 else nullcontext(), noting_signals() as got, Log(folder/'log.jsonl', step) if rank==0 else nullcontext() as log:
+    opt = make_optimizer(model, cfg.optim, N, cfg.batch_tokens)
+    last = latest_pieces(folder / 'pieces')
+    st = load_pieces(last, model, opt) if last else dict(step=0, seconds=0.0, skipped=0, data=fingerprint)
+    if st['data'] != fingerprint:
+        raise ValueError(
+            f'{folder}: the shards changed since {last.name}: put the old ones back, or start a new run'
+        )
+    batches = train_batches(cfg, data)
+    (vbatches, n_valid) = valid_batches(cfg, data)
+    health = Health(model, opt)
+    step = st['step']
+    seconds = st['seconds']
+    skipped = st['skipped']
+    with (
+        folder_lock(folder) if rank == 0 else nullcontext(),
+        noting_signals() as got,
+        Log(folder / 'log.jsonl', step) if rank == 0 else nullcontext() as log,
+    ):
         t = time.perf_counter()
+
         def note(kind, **kw):
-            if log: log(kind, step, tokens=step*cfg.batch_tokens, **kw)
-        def save(): save_pieces(folder/'pieces', step, model, opt, dict(seconds=seconds, skipped=skipped, data=fingerprint), cfg.keep)
-        note('event', what='resume' if step else 'start', device=f'{world} × {describe(dev)}', torch=torch.__version__, dtype=cfg.dtype, optimizer=repr(opt).split('\n')[0])
-        for step,loss,norm in fit(model, opt, lambda s: batches(s, rank, world), part, dev, step, health):
+            if log:
+                log(kind, step, tokens=step * cfg.batch_tokens, **kw)
+
+        def save():
+            save_pieces(
+                folder / 'pieces',
+                step,
+                model,
+                opt,
+                dict(seconds=seconds, skipped=skipped, data=fingerprint),
+                cfg.keep,
+            )
+
+        note(
+            'event',
+            what='resume' if step else 'start',
+            device=f'{world} × {describe(dev)}',
+            torch=torch.__version__,
+            dtype=cfg.dtype,
+            optimizer=repr(opt).split('\n')[0],
+        )
+        for step, loss, norm in fit(model, opt, lambda s: batches(s, rank, world), part, dev, step, health):
             told = False
             if _due(step, cfg.log_every, N):
-                loss,told = mean_over_processes(torch.stack([loss.float(), torch.tensor(float(bool(got)), device=dev)])).tolist()
-                n,first,(norm,) = health.read(norm)
+                loss, told = mean_over_processes(
+                    torch.stack([loss.float(), torch.tensor(float(bool(got)), device=dev)])
+                ).tolist()
+                n, first, (norm,) = health.read(norm)
                 now = time.perf_counter()
-                seconds,skipped,t = seconds+now-t,skipped+n,now
-                note('train', loss=_finite(loss), bpb=_finite(bits_per_byte(loss*manifest.n_tokens, manifest.n_bytes)), grad_norm=_finite(norm), seconds=round(seconds, 3))
-                if skipped>cfg.max_skips: raise Diverged(f'{skipped} updates not finite and skipped, more than max_skips={cfg.max_skips}: lower optim.lr')
+                seconds = seconds + now - t
+                skipped = skipped + n
+                t = now
+                note(
+                    'train',
+                    loss=_finite(loss),
+                    bpb=_finite(bits_per_byte(loss * manifest.n_tokens, manifest.n_bytes)),
+                    grad_norm=_finite(norm),
+                    seconds=round(seconds, 3),
+                )
+                if skipped > cfg.max_skips:
+                    raise Diverged(
+                        f'{skipped} updates not finite and skipped, more than max_skips={cfg.max_skips}: '
+                        f'lower optim.lr'
+                    )
             if _due(step, cfg.eval_every, N):
                 v = float(valid_loss(model, vbatches, n_valid, dev, cfg.dtype))
-                note('valid', loss=_finite(v), bpb=_finite(bits_per_byte(v*manifest.n_tokens, manifest.n_bytes)))
-            if _due(step, cfg.save_every, N) or told: save()
-            if told and step<N: raise Stopped(f'stopped at step {step} of {N}, all saved: give the same command to go on')
-        weights = {n: whole(p.detach()).cpu() for n,p in model.named_parameters()}
-        if rank==0:
+                note(
+                    'valid',
+                    loss=_finite(v),
+                    bpb=_finite(bits_per_byte(v * manifest.n_tokens, manifest.n_bytes)),
+                )
+            if _due(step, cfg.save_every, N) or told:
+                save()
+            if told and step < N:
+                raise Stopped(f'stopped at step {step} of {N}, all saved: give the same command to go on')
+        weights = {n: whole(p.detach()).cpu() for n, p in model.named_parameters()}
+        if rank == 0:
             plain = GPT2(cfg.model)
             plain.load_state_dict(weights)
-            save_checkpoint(folder/'checkpoints', step, plain, tok, state=dict(seconds=seconds, skipped=skipped, data=fingerprint))
+            save_checkpoint(
+                folder / 'checkpoints',
+                step,
+                plain,
+                tok,
+                state=dict(seconds=seconds, skipped=skipped, data=fingerprint),
+            )
             note('event', what='end', peak_memory=peak_memory(dev))
     return folder

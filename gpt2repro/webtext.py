@@ -16,35 +16,66 @@ __all__ = ['stage_names', 'executors', 'CrawlConfig', 'CleanConfig', 'DedupConfi
            'OnSlurm', 'run_stages', 'check_inputs', 'webtext', 'practice_dump']
 
 # %% ../nbs/02a_webtext.ipynb #ab27a2c1
-import bz2,codecs,gzip,hashlib,heapq,html,io,ipaddress,json,logging,lzma,os,random,re,signal,socket,ssl,sys,threading,time,traceback,zlib
-import http.client,http.server
+import bz2
+import codecs
+import gzip
+import hashlib
+import heapq
+import html
+import io
+import ipaddress
+import json
+import logging
+import lzma
+import os
+import random
+import re
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+import traceback
+import zlib
+import http.client
+import http.server
 import multiprocessing as mp
-from collections import Counter,OrderedDict,deque
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager,redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
-from dataclasses import dataclass,field
-from datetime import datetime,timezone
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import groupby,islice
+from itertools import groupby, islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from urllib.parse import quote,urljoin,urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
-from .config import Config,from_dict,nearest,to_dict,warn,write_atomic
-from .corpus import read_file,kinds as text_kinds
+from .config import Config, from_dict, nearest, to_dict, write_atomic
+from .corpus import read_file, kinds as text_kinds
 
 # %% ../nbs/02a_webtext.ipynb #3e3d602f
 try:
-    import dill,orjson,py3langid,zstandard
+    import dill
+    import orjson
+    import py3langid
+    import zstandard
     from datatrove.data import Document
     from datatrove.executor.local import LocalPipelineExecutor
     from datatrove.executor.ray import RayPipelineExecutor
     from datatrove.executor.slurm import SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
-    from datatrove.pipeline.dedup.minhash import MinhashConfig,MinhashDedupBuckets,MinhashDedupCluster,MinhashDedupFilter,MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import (
+        MinhashConfig,
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.extractors.trafilatura import Trafilatura
     from datatrove.pipeline.filters.base_filter import BaseFilter
     from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
@@ -53,467 +84,682 @@ try:
     from datatrove.pipeline.writers.parquet import ParquetWriter
     from datatrove.utils.hashing import HashConfig
     from datatrove.utils.word_tokenizers import WordTokenizer
-    from filelock import FileLock,Timeout
+    from filelock import FileLock, Timeout
     from loguru import logger
     from protego import Protego
     from warcio.archiveiterator import ArchiveIterator
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
     from xxhash import xxh64_intdigest
+
     for p in ('trafilatura', 'lxml_html_clean'):
-        if not find_spec(p): raise ModuleNotFoundError(name=p)
-except ImportError as e: raise ImportError(f"webtext needs the package {(e.name or str(e)).partition('.')[0]}: pip install 'gpt2repro[webtext]'") from None
+        if not find_spec(p):
+            raise ModuleNotFoundError(name=p)
+except ImportError as e:
+    raise ImportError(
+        f"webtext needs the package {(e.name or str(e)).partition('.')[0]}: pip install 'gpt2repro[webtext]'"
+    ) from None
 
 # %% ../nbs/02a_webtext.ipynb #57397539
 @dataclass(frozen=True, kw_only=True)
 class CrawlConfig(Config):
     "How pages are fetched"
-    agent: str = 'gpt2repro-webtext/0.1 (+https://github.com/gpt2repro/gpt2repro)'   # who we say we are
-    delay: float = 1.               # seconds between two requests to one host; its robots.txt may ask for more
-    timeout: float = 10.            # seconds without a byte
-    deadline: float = 60.           # seconds for one answer, redirects not counted
-    max_bytes: int = 10<<20         # longest page, unpacked
-    retries: int = 3                # more tries after a 429, a 5xx or a broken connection
-    backoff: float = 2.             # seconds before the first of them; doubled each time
-    redirects: int = 5              # at most
-    connections: int = 64           # hosts at once, for each task
-    private: str = ''               # networks that are not public and allowed all the same, with commas between
+
+    agent: str = 'gpt2repro-webtext/0.1 (+https://github.com/gpt2repro/gpt2repro)'  # who we say we are
+    delay: float = 1.0  # seconds between two requests to one host; its robots.txt may ask for more
+    timeout: float = 10.0  # seconds without a byte
+    deadline: float = 60.0  # seconds for one answer, redirects not counted
+    max_bytes: int = 10 << 20  # longest page, unpacked
+    retries: int = 3  # more tries after a 429, a 5xx or a broken connection
+    backoff: float = 2.0  # seconds before the first of them; doubled each time
+    redirects: int = 5  # at most
+    connections: int = 64  # hosts at once, for each task
+    private: str = ''  # networks that are not public and allowed all the same, with commas between
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('timeout', 'deadline', 'max_bytes', 'connections'): self.need(getattr(self, n)>0, n, 'give a number above 0')
-        for n in ('delay', 'retries', 'backoff', 'redirects'): self.need(getattr(self, n)>=0, n, 'give 0 or more')
-        try: self.networks
-        except ValueError: self.need(False, 'private', 'give networks such as 127.0.0.0/8, with commas between')
+        for n in ('timeout', 'deadline', 'max_bytes', 'connections'):
+            self.need(getattr(self, n) > 0, n, 'give a number above 0')
+        for n in ('delay', 'retries', 'backoff', 'redirects'):
+            self.need(getattr(self, n) >= 0, n, 'give 0 or more')
+        try:
+            self.networks
+        except ValueError:
+            self.need(False, 'private', 'give networks such as 127.0.0.0/8, with commas between')
+
     @property
-    def networks(self): return tuple(ipaddress.ip_network(o.strip()) for o in self.private.split(',') if o.strip())
+    def networks(self):
+        return tuple(ipaddress.ip_network(o.strip()) for o in self.private.split(',') if o.strip())
+
 
 @dataclass(frozen=True, kw_only=True)
 class CleanConfig(Config):
     "What becomes of a page. Each filter can be switched off"
-    fast: bool = False              # trafilatura without its second opinion
-    patience: float = 30.           # seconds for one page; then it is left out
-    fix_text: bool = False          # mend mis-decoded characters with ftfy
-    language: str = 'en'            # '' keeps all
-    min_chars: int = 200            # shorter documents say little; 0 keeps all
-    repetition: bool = True         # Gopher's filter (Rae et al. 2021, table A1)
+
+    fast: bool = False  # trafilatura without its second opinion
+    patience: float = 30.0  # seconds for one page; then it is left out
+    fix_text: bool = False  # mend mis-decoded characters with ftfy
+    language: str = 'en'  # '' keeps all
+    min_chars: int = 200  # shorter documents say little; 0 keeps all
+    repetition: bool = True  # Gopher's filter (Rae et al. 2021, table A1)
 
     def __post_init__(self):
         super().__post_init__()
-        self.need(self.patience>0, 'patience', 'give a number above 0')
-        self.need(self.min_chars>=0, 'min_chars', 'give 0 or more')
-        self.need(bool(re.fullmatch('([a-z]{2})?', self.language)), 'language', "a code of ISO 639-1 such as en, or '' for all")
+        self.need(self.patience > 0, 'patience', 'give a number above 0')
+        self.need(self.min_chars >= 0, 'min_chars', 'give 0 or more')
+        self.need(
+            bool(re.fullmatch('([a-z]{2})?', self.language)),
+            'language',
+            "a code of ISO 639-1 such as en, or '' for all",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DedupConfig(Config):
     "What counts as seen before"
-    exact: bool = True              # the same text
-    near: bool = True               # MinHash
-    n_grams: int = 5                # words in a shingle
-    bands: int = 30                 # of `rows` hashes each: two documents are compared when a whole band agrees
+
+    exact: bool = True  # the same text
+    near: bool = True  # MinHash
+    n_grams: int = 5  # words in a shingle
+    bands: int = 30  # of `rows` hashes each: two documents are compared when a whole band agrees
     rows: int = 10
-    evaluation: str = ''            # files of evaluation sets, with commas between: documents that hold their text are removed
-    overlap: float = .3             # from this share of a passage's, or of the document's own, 8-grams on
+    evaluation: str = (
+        ''  # files of evaluation sets, with commas between: documents that hold their text are removed
+    )
+    overlap: float = 0.3  # from this share of a passage's, or of the document's own, 8-grams on
 
     def __post_init__(self):
         super().__post_init__()
-        for n in ('n_grams', 'bands', 'rows'): self.need(getattr(self, n)>0, n, 'give a number above 0')
-        self.need(0<self.overlap<=1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
+        for n in ('n_grams', 'bands', 'rows'):
+            self.need(getattr(self, n) > 0, n, 'give a number above 0')
+        self.need(0 < self.overlap <= 1, 'overlap', 'a share of 8-grams between 0 and 1, such as 0.3')
+
 
 @dataclass(frozen=True, kw_only=True)
 class WebTextConfig(Config):
     "All that decides which documents come out"
-    min_score: int = 3              # karma
-    tasks: int = 8                  # pieces that the work is cut into: at least as many as workers
-    format: str = 'parquet'         # or `jsonl.zst`
+
+    min_score: int = 3  # karma
+    tasks: int = 8  # pieces that the work is cut into: at least as many as workers
+    format: str = 'parquet'  # or `jsonl.zst`
     crawl: CrawlConfig = field(default_factory=CrawlConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
 
     def __post_init__(self):
         super().__post_init__()
-        self.need(self.tasks>0, 'tasks', 'give a number above 0')
+        self.need(self.tasks > 0, 'tasks', 'give a number above 0')
         self.need(self.format in ('parquet', 'jsonl.zst'), 'format', 'choose parquet or jsonl.zst')
 
 # %% ../nbs/02a_webtext.ipynb #5a2c545e
 def open_dump(
-    path, # `.zst`, `.xz`, `.bz2`, `.gz`, or plain
+    path,  # `.zst`, `.xz`, `.bz2`, `.gz`, or plain
 ):
     "The bytes of a dump, unpacked"
     end = Path(path).suffix.lower()
-    if end=='.zst': return zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(open(path, 'rb'), read_across_frames=True, closefd=True)
+    if end == '.zst':
+        return zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(
+            open(path, 'rb'), read_across_frames=True, closefd=True
+        )
     return {'.xz': lzma.open, '.bz2': bz2.open, '.gz': gzip.open}.get(end, open)(path, 'rb')
 
+
 def dump_lines(
-    path,                # a dump
-    block:int=4<<20,     # bytes read at once
-    longest:int=64<<20,  # bytes of a line
+    path,  # a dump
+    block: int = 4 << 20,  # bytes read at once
+    longest: int = 64 << 20,  # bytes of a line
 ):
     "Lists of whole lines. Raises `ValueError` for a damaged file"
     rest = b''
     try:
         with open_dump(path) as f:
             while data := f.read(block):
-                lines = (rest+data).split(b'\n')
+                lines = (rest + data).split(b'\n')
                 rest = lines.pop()
-                if len(rest)>longest: raise ValueError(f'{path}: a line of more than {longest>>20} MiB: is it a dump, one JSON object a line?')
+                if len(rest) > longest:
+                    raise ValueError(
+                        f'{path}: a line of more than {longest >> 20} MiB: is it a dump, one JSON '
+                        f'object a line?'
+                    )
                 yield lines
-            if rest: yield [rest]
+            if rest:
+                yield [rest]
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as e:
-        raise ValueError(f'{path}: the compressed file is damaged ({e or type(e).__name__}): fetch it again') from None
+        raise ValueError(
+            f'{path}: the compressed file is damaged ({e or type(e).__name__}): fetch it again'
+        ) from None
 
 # %% ../nbs/02a_webtext.ipynb #1c1fc815
 _tracking = re.compile(r'(utm_\w+|fbclid|gclid|ref_src|mc_cid|mc_eid|igshid)(=|$)', re.I)
 _safe = "/%:@!$&'()*+,;=~?[]"
 
+
 def normalise(
-    url:str,
-)->str: # '' for what is no link to a web page
+    url: str,
+) -> str:  # '' for what is no link to a web page
     "One spelling for one page"
     try:
         u = urlsplit(url.strip().replace('&amp;', '&'))
-        port,host = u.port,(u.hostname or '').rstrip('.')
-        if u.scheme not in ('http', 'https') or not host or '@' in u.netloc: return ''
-        if not host.isascii(): host = host.encode('idna').decode()
-    except (ValueError, UnicodeError): return ''
-    if ':' in host: host = f'[{host}]'
-    elif not re.fullmatch(r'[\w.-]+', host): return ''
-    if port not in (None, 80 if u.scheme=='http' else 443): host = f'{host}:{port}'
+        port = u.port
+        host = (u.hostname or '').rstrip('.')
+        if u.scheme not in ('http', 'https') or not host or '@' in u.netloc:
+            return ''
+        if not host.isascii():
+            host = host.encode('idna').decode()
+    except (ValueError, UnicodeError):
+        return ''
+    if ':' in host:
+        host = f'[{host}]'
+    elif not re.fullmatch(r'[\w.-]+', host):
+        return ''
+    if port not in (None, 80 if u.scheme == 'http' else 443):
+        host = f'{host}:{port}'
     query = '&'.join(o for o in u.query.split('&') if o and not _tracking.match(o))
-    return f"{u.scheme}://{host}{quote(u.path or '/', safe=_safe)}{'?'+quote(query, safe=_safe) if query else ''}"
+    return f'{u.scheme}://{host}{quote(u.path or "/", safe=_safe)}{"?" + quote(query, safe=_safe) if query else ""}'
+
 
 def site(
-    url:str, # normalised
-)->str:
+    url: str,  # normalised
+) -> str:
     "The host and port that a link leads to, without `www.`"
     return url.split('/', 3)[2].removeprefix('www.')
 
+
 def link_key(
-    url:str, # normalised
-)->str:
+    url: str,  # normalised
+) -> str:
     "What two links must share to be the same"
     return url.split('://', 1)[1].removeprefix('www.').rstrip('/')
 
 # %% ../nbs/02a_webtext.ipynb #52b80d1a
 _reddit = 'reddit.com redd.it redditmedia.com reddituploads.com redditstatic.com'
-_media = '''imgur.com youtube.com youtu.be vimeo.com dailymotion.com liveleak.com gfycat.com redgifs.com giphy.com streamable.com twitch.tv flickr.com photobucket.com tinypic.com imageshack.us
-    imgflip.com quickmeme.com instagram.com pinterest.com tumblr.media soundcloud.com spotify.com bandcamp.com mixcloud.com deviantart.com 500px.com vine.co tiktok.com snapchat.com twimg.com'''
-_hosts = {**dict.fromkeys(_reddit.split(), 'reddit'), **dict.fromkeys(_media.split(), 'media'), 'wikipedia.org': 'wikipedia', 'wikimedia.org': 'wikipedia'}
-_files = re.compile(r'\.(jpe?g|png|gifv?|webp|bmp|tiff?|svg|ico|mp[34]|m4[av]|webm|avi|mov|wmv|flv|mkv|ogg|wav|flac|pdf|ps|docx?|pptx?|xlsx?|zip|gz|bz2|xz|rar|7z|tar|exe|dmg|iso|apk|torrent|swf)$', re.I)
+_media = """imgur.com youtube.com youtu.be vimeo.com dailymotion.com liveleak.com gfycat.com redgifs.com giphy.com streamable.com twitch.tv flickr.com photobucket.com tinypic.com imageshack.us
+    imgflip.com quickmeme.com instagram.com pinterest.com tumblr.media soundcloud.com spotify.com bandcamp.com mixcloud.com deviantart.com 500px.com vine.co tiktok.com snapchat.com twimg.com"""
+_hosts = {
+    **dict.fromkeys(_reddit.split(), 'reddit'),
+    **dict.fromkeys(_media.split(), 'media'),
+    'wikipedia.org': 'wikipedia',
+    'wikimedia.org': 'wikipedia',
+}
+_files = re.compile(
+    r'\.(jpe?g|png|gifv?|webp|bmp|tiff?|svg|ico|mp[34]|m4[av]|webm|avi|mov|wmv|flv|mkv|ogg|wav|flac|pdf|ps|docx?|pptx?|xlsx?|zip|gz|bz2|xz|rar|7z|tar|exe|dmg|iso|apk|torrent|swf)$',
+    re.I,
+)
+
 
 def left_out(
-    url:str, # normalised
-)->str: # 'reddit', 'wikipedia', 'media', or '' for a page to keep
+    url: str,  # normalised
+) -> str:  # 'reddit', 'wikipedia', 'media', or '' for a page to keep
     "Why a link is not followed"
     host = site(url).partition(':')[0].split('.')
-    for i in range(len(host)-1):
-        if why := _hosts.get('.'.join(host[i:])): return why
+    for i in range(len(host) - 1):
+        if why := _hosts.get('.'.join(host[i:])):
+            return why
     return 'media' if _files.search(url.split('?', 1)[0]) else ''
 
 # %% ../nbs/02a_webtext.ipynb #b1c20fea
 _score = re.compile(rb'"score": ?(-?\d+)')
 
+
 def links(
-    lines:list[bytes], # of a dump
-    counts:Counter,    # gets what was dropped, and why
-    min_score:int=3,   # karma
+    lines: list[bytes],  # of a dump
+    counts: Counter,  # gets what was dropped, and why
+    min_score: int = 3,  # karma
 ):
-    "(normalised link, score, time of the submission, its id) of the outbound links. A line that is no submission is counted as `damaged`"
+    """(normalised link, score, time of the submission, its id) of the outbound links.
+
+    A line that is no submission is counted as `damaged`
+    """
     for line in lines:
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         counts['submissions'] += 1
         s = _score.findall(line)
-        if len(s)==1 and int(s[0])<min_score: continue
+        if len(s) == 1 and int(s[0]) < min_score:
+            continue
         try:
             d = orjson.loads(line)
-            score,url,when = int(d['score']),d['url'],int(d['created_utc'])
+            score = int(d['score'])
+            url = d['url']
+            when = int(d['created_utc'])
         except (ValueError, KeyError, TypeError):
             counts['damaged'] += 1
             continue
-        if score<min_score: continue
+        if score < min_score:
+            continue
         counts['score'] += 1
-        if d.get('is_self') or not isinstance(url, str): counts['reddit'] += 1
-        elif not (url := normalise(url)): counts['malformed'] += 1
-        elif why := left_out(url): counts[why] += 1
-        else: yield url,score,when,str(d.get('id', ''))
+        if d.get('is_self') or not isinstance(url, str):
+            counts['reddit'] += 1
+        elif not (url := normalise(url)):
+            counts['malformed'] += 1
+        elif why := left_out(url):
+            counts[why] += 1
+        else:
+            yield url, score, when, str(d.get('id', ''))
 
 # %% ../nbs/02a_webtext.ipynb #036c2838
 class Runs:
     "Lines into sorted runs under `folder/bucket/`, those of one task"
-    def __init__(self,
-        folder,            # of all buckets
-        rank:int,          # the task
-        limit:int=100_000, # lines in memory
-    ):
-        self.folder,self.rank,self.limit,self.lines,self.n = Path(folder),rank,limit,[],0
-        for f in self.folder.glob(f'*/{rank:05d}-*'): f.unlink()      # of a task that was killed
 
-    def add(self, bucket:int, line:str):
+    def __init__(
+        self,
+        folder,  # of all buckets
+        rank: int,  # the task
+        limit: int = 100_000,  # lines in memory
+    ):
+        self.folder = Path(folder)
+        self.rank = rank
+        self.limit = limit
+        self.lines = []
+        self.n = 0
+        for f in self.folder.glob(f'*/{rank:05d}-*'):
+            f.unlink()  # of a task that was killed
+
+    def add(self, bucket: int, line: str):
         self.lines.append((bucket, line))
-        if len(self.lines)>=self.limit: self.flush()
+        if len(self.lines) >= self.limit:
+            self.flush()
 
     def flush(self):
         "Write what is in memory"
         self.lines.sort()
-        for b,group in groupby(self.lines, lambda o: o[0]):
-            (self.folder/f'{b:05d}').mkdir(parents=True, exist_ok=True)
-            with open(self.folder/f'{b:05d}'/f'{self.rank:05d}-{self.n:05d}', 'w', encoding='utf-8') as f: f.writelines(l+'\n' for _,l in group)
-        self.lines,self.n = [],self.n+1
+        for b, group in groupby(self.lines, lambda o: o[0]):
+            (self.folder / f'{b:05d}').mkdir(parents=True, exist_ok=True)
+            with open(self.folder / f'{b:05d}' / f'{self.rank:05d}-{self.n:05d}', 'w', encoding='utf-8') as f:
+                f.writelines(l + '\n' for _, l in group)
+        self.lines = []
+        self.n = self.n + 1
+
 
 def merged(
-    folder,          # one bucket
-    fan_in:int=200,  # files open at once
+    folder,  # one bucket
+    fan_in: int = 200,  # files open at once
 ):
     "Its lines in order, each once"
-    files = sorted(o for o in Path(folder).glob('*') if o.suffix!='.part')
-    while len(files)>fan_in:
-        first,files = files[:fan_in],files[fan_in:]
-        into,part = first[0].with_name(f'{first[0].name}m'),first[0].with_name(f'{first[0].name}.part')
-        with open(part, 'w', encoding='utf-8') as f: f.writelines(l+'\n' for l in _merge(first))
+    files = sorted(o for o in Path(folder).glob('*') if o.suffix != '.part')
+    while len(files) > fan_in:
+        first = files[:fan_in]
+        files = files[fan_in:]
+        into = first[0].with_name(f'{first[0].name}m')
+        part = first[0].with_name(f'{first[0].name}.part')
+        with open(part, 'w', encoding='utf-8') as f:
+            f.writelines(l + '\n' for l in _merge(first))
         os.replace(part, into)
-        for o in first: o.unlink()
+        for o in first:
+            o.unlink()
         files.append(into)
     yield from _merge(files)
 
+
 def _merge(files):
     opened = [open(f, encoding='utf-8') for f in files]
-    try: yield from (k[:-1] for k,_ in groupby(heapq.merge(*opened)))
+    try:
+        yield from (k[:-1] for k, _ in groupby(heapq.merge(*opened)))
     finally:
-        for f in opened: f.close()
+        for f in opened:
+            f.close()
 
 # %% ../nbs/02a_webtext.ipynb #a6a7abd5
-def _bucket(s, n): return zlib.crc32(s.encode())%n
-def _day(when): return datetime.fromtimestamp(when, timezone.utc).strftime('%Y-%m-%d')
+def _bucket(s, n):
+    return zlib.crc32(s.encode()) % n
+
+
+def _day(when):
+    return datetime.fromtimestamp(when, timezone.utc).strftime('%Y-%m-%d')
+
 
 class FindLinks(PipelineStep):
     "Dumps to runs of links"
-    type,name = 'links','find'
-    def __init__(self,
-        dumps:list,        # files
-        runs,              # folder for `Runs`
-        cfg:WebTextConfig,
+
+    type, name = 'links', 'find'
+
+    def __init__(
+        self,
+        dumps: list,  # files
+        runs,  # folder for `Runs`
+        cfg: WebTextConfig,
     ):
         super().__init__()
-        self.dumps,self.runs,self.cfg = [str(o) for o in dumps],str(runs),cfg
+        self.dumps = [str(o) for o in dumps]
+        self.runs = str(runs)
+        self.cfg = cfg
 
     def run(self, data=None, rank=0, world_size=1):
-        out,counts = Runs(self.runs, rank),Counter()
+        out = Runs(self.runs, rank)
+        counts = Counter()
         for dump in self.dumps[rank::world_size]:
             for lines in dump_lines(dump):
-                for url,score,when,id in links(lines, counts, self.cfg.min_score): out.add(_bucket(site(url), self.cfg.tasks), f'{link_key(url)}\t{when}\t{id}\t{score}\t{url}')
+                for url, score, when, id in links(lines, counts, self.cfg.min_score):
+                    out.add(
+                        _bucket(site(url), self.cfg.tasks), f'{link_key(url)}\t{when}\t{id}\t{score}\t{url}'
+                    )
         out.flush()
-        for k,v in counts.items(): self.stat_update(k, value=v)
+        for k, v in counts.items():
+            self.stat_update(k, value=v)
+
 
 class MergeLinks(PipelineStep):
-    "Runs to one file of links for each task, in the order of their hosts; of several submissions the highest score and the first day"
-    type,name = 'links','merge'
-    def __init__(self,
-        runs,   # folder that `FindLinks` filled
-        folder, # gets `00000.jsonl`
-        top:int=200, # sites to name
+    """Runs to one file of links for each task, in the order of their hosts; of several submissions the
+    highest score and the first day"""
+
+    type, name = 'links', 'merge'
+
+    def __init__(
+        self,
+        runs,  # folder that `FindLinks` filled
+        folder,  # gets `00000.jsonl`
+        top: int = 200,  # sites to name
     ):
         super().__init__()
-        self.runs,self.folder,self.top = str(runs),str(folder),top
+        self.runs = str(runs)
+        self.folder = str(folder)
+        self.top = top
 
     def run(self, data=None, rank=0, world_size=1):
-        n,per_site = 0,_Top(self.top)
-        f = Path(self.folder)/f'{rank:05d}.jsonl'
+        n = 0
+        per_site = _Top(self.top)
+        f = Path(self.folder) / f'{rank:05d}.jsonl'
         f.parent.mkdir(parents=True, exist_ok=True)
         with open(f.with_suffix('.part'), 'wb') as out:
-            for _,group in groupby((l.split('\t') for l in merged(Path(self.runs)/f'{rank:05d}')), lambda o: o[0]):
+            for _, group in groupby(
+                (l.split('\t') for l in merged(Path(self.runs) / f'{rank:05d}')), lambda o: o[0]
+            ):
                 group = list(islice(group, 100_000))
                 best = max(group, key=lambda o: int(o[3]))
-                out.write(orjson.dumps(dict(url=best[4], score=int(best[3]), date=_day(min(int(o[1]) for o in group)), submissions=len(group)), option=orjson.OPT_APPEND_NEWLINE))
+                out.write(
+                    orjson.dumps(
+                        dict(
+                            url=best[4],
+                            score=int(best[3]),
+                            date=_day(min(int(o[1]) for o in group)),
+                            submissions=len(group),
+                        ),
+                        option=orjson.OPT_APPEND_NEWLINE,
+                    )
+                )
                 per_site.add(site(best[4]))
                 n += 1
         os.replace(f.with_suffix('.part'), f)
         write_atomic(f.with_suffix('.sites'), json.dumps(per_site.most()))
         self.stat_update('links', value=n)
 
+
 class _Top:
-    "The most frequent of many names, in bounded memory: exact until 20 n different ones have come, or when equal ones come together"
-    def __init__(self, n): self.n,self.counts = n,Counter()
+    """The most frequent of many names, in bounded memory: exact until 20 n different ones have come, or
+    when equal ones come together"""
+
+    def __init__(self, n):
+        self.n = n
+        self.counts = Counter()
+
     def add(self, name):
         self.counts[name] += 1
-        if len(self.counts)>40*self.n: self.counts = Counter(dict(self.counts.most_common(20*self.n)))
-    def most(self): return dict(sorted(self.counts.items(), key=lambda o: (-o[1], o[0]))[:self.n])
+        if len(self.counts) > 40 * self.n:
+            self.counts = Counter(dict(self.counts.most_common(20 * self.n)))
+
+    def most(self):
+        return dict(sorted(self.counts.items(), key=lambda o: (-o[1], o[0]))[: self.n])
 
 # %% ../nbs/02a_webtext.ipynb #a8d4e9cc
 def link_counts(
-    dumps:list,       # files
-    min_score:int=3,  # karma
-)->Counter:
+    dumps: list,  # files
+    min_score: int = 3,  # karma
+) -> Counter:
     "The counts of the first stage without its files: what a dump holds, and what is dropped"
-    c,seen = Counter(),set()
+    c = Counter()
+    seen = set()
     for dump in dumps:
-        for lines in dump_lines(dump): seen.update(link_key(o[0]) for o in links(lines, c, min_score))
+        for lines in dump_lines(dump):
+            seen.update(link_key(o[0]) for o in links(lines, c, min_score))
     c['links'] = len(seen)
     return c
 
 # %% ../nbs/02a_webtext.ipynb #100fb81d
 class FetchError(Exception):
     "A page that is not to be had; `reason` is what is counted"
+
     def __init__(self, reason, detail=''):
-        super().__init__(f'{reason}{": "+detail if detail else ""}')
+        super().__init__(f'{reason}{": " + detail if detail else ""}')
         self.reason = reason
+
 
 _nat64 = ipaddress.ip_network('64:ff9b::/96')
 
+
 def public(
-    address:str,   # IPv4 or IPv6
-    networks=(),   # that are allowed all the same
-)->bool:
+    address: str,  # IPv4 or IPv6
+    networks=(),  # that are allowed all the same
+) -> bool:
     "May a request go there?"
     ip = ipaddress.ip_address(address.partition('%')[0])
-    inside = ip if ip.version==4 else ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1]) or (ipaddress.ip_address(int(ip)&0xffffffff) if ip in _nat64 else ip)
+    inside = (
+        ip
+        if ip.version == 4
+        else ip.ipv4_mapped
+        or ip.sixtofour
+        or (ip.teredo and ip.teredo[1])
+        or (ipaddress.ip_address(int(ip) & 0xFFFFFFFF) if ip in _nat64 else ip)
+    )
     return (inside.is_global and not inside.is_multicast) or any(inside in n for n in networks)
 
+
 def resolve(
-    host:str,
-    port:int,
-    networks=(), # that are allowed although they are not public
-)->list: # as `socket.getaddrinfo`
+    host: str,
+    port: int,
+    networks=(),  # that are allowed although they are not public
+) -> list:  # as `socket.getaddrinfo`
     "The addresses of a host. Raises `FetchError` unless all of them are public"
-    try: found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError): raise FetchError('dns', host) from None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise FetchError('dns', host) from None
     for o in found:
-        if not public(o[4][0], networks): raise FetchError('private', f'{host} is {o[4][0]}')
+        if not public(o[4][0], networks):
+            raise FetchError('private', f'{host} is {o[4][0]}')
     return found
 
 # %% ../nbs/02a_webtext.ipynb #8c273a73
 class _Wire(io.RawIOBase):
     "A connected socket whose reads and writes share a deadline"
-    def __init__(self, sock, timeout, end): self.sock,self.timeout,self.end = sock,timeout,end
+
+    def __init__(self, sock, timeout, end):
+        self.sock, self.timeout, self.end = sock, timeout, end
+
     def _arm(self):
-        left = self.end-time.monotonic()
-        if left<=0: raise TimeoutError('deadline')
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError('deadline')
         self.sock.settimeout(min(left, self.timeout))
-    def readable(self): return True
+
+    def readable(self):
+        return True
+
     def readinto(self, b):
         self._arm()
         return self.sock.recv_into(b)
+
     def sendall(self, b):
         self._arm()
         self.sock.sendall(b)
-    def makefile(self, mode): return io.BufferedReader(self)
-    def close(self): pass                        # whoever opened the socket closes it
+
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def close(self):
+        pass  # whoever opened the socket closes it
+
 
 def _connect(u, cfg, tls):
-    port = u.port or (443 if u.scheme=='https' else 80)
-    if port not in (80, 443) and port<1024: raise FetchError('port', str(port))
+    port = u.port or (443 if u.scheme == 'https' else 80)
+    if port not in (80, 443) and port < 1024:
+        raise FetchError('port', str(port))
     error = None
-    for family,kind,proto,_,address in resolve(u.hostname, port, cfg.networks)[:3]:
+    for family, kind, proto, _, address in resolve(u.hostname, port, cfg.networks)[:3]:
         sock = socket.socket(family, kind, proto)
         try:
             sock.settimeout(cfg.timeout)
             sock.connect(address)
-            return tls.wrap_socket(sock, server_hostname=u.hostname) if u.scheme=='https' else sock
+            return tls.wrap_socket(sock, server_hostname=u.hostname) if u.scheme == 'https' else sock
         except OSError as e:
             sock.close()
             error = e
     raise error
 
+
 def _body(r, max_bytes):
     "The body, unpacked, or `FetchError`"
     packed = (r.getheader('Content-Encoding') or 'identity').strip().lower()
-    if packed not in ('identity', 'gzip', 'x-gzip', 'deflate'): raise FetchError('encoding', packed)
-    if packed=='identity' and (r.length or 0)>max_bytes: raise FetchError('too big')
-    z,out,n = None,[],0
-    while data := r.read1(1<<16):
-        if packed!='identity':
-            if z is None: z = zlib.decompressobj(47 if packed!='deflate' or data[0]&15==8 else -15)
-            data = z.decompress(data, max_bytes-n+1)
+    if packed not in ('identity', 'gzip', 'x-gzip', 'deflate'):
+        raise FetchError('encoding', packed)
+    if packed == 'identity' and (r.length or 0) > max_bytes:
+        raise FetchError('too big')
+    z, out, n = None, [], 0
+    while data := r.read1(1 << 16):
+        if packed != 'identity':
+            if z is None:
+                z = zlib.decompressobj(47 if packed != 'deflate' or data[0] & 15 == 8 else -15)
+            data = z.decompress(data, max_bytes - n + 1)
         out.append(data)
         n += len(data)
-        if n>max_bytes: raise FetchError('too big')
-    if r.length: raise ConnectionError(f'{r.length} bytes are missing')
-    if z is not None and not z.eof: raise ConnectionError('the gzip stream ends too early')
+        if n > max_bytes:
+            raise FetchError('too big')
+    if r.length:
+        raise ConnectionError(f'{r.length} bytes are missing')
+    if z is not None and not z.eof:
+        raise ConnectionError('the gzip stream ends too early')
     return b''.join(out)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     "What a server said"
+
     url: str
     status: int
     headers: tuple
     body: bytes
     ip: str
-    def header(self, name): return next((v for k,v in self.headers if k.lower()==name), '')
+
+    def header(self, name):
+        return next((v for k, v in self.headers if k.lower() == name), '')
+
 
 def get_once(
-    url:str,               # normalised
-    cfg:CrawlConfig,
-    tls:ssl.SSLContext,
-    max_bytes:int,         # longest body
-)->Answer:
+    url: str,  # normalised
+    cfg: CrawlConfig,
+    tls: ssl.SSLContext,
+    max_bytes: int,  # longest body
+) -> Answer:
     "One request, no redirect followed. Raises `FetchError`, `OSError` or `http.client.HTTPException`"
-    u,end = urlsplit(url),time.monotonic()+cfg.deadline
+    u = urlsplit(url)
+    end = time.monotonic() + cfg.deadline
     with _connect(u, cfg, tls) as sock:
-        conn = (http.client.HTTPSConnection(u.hostname, u.port, context=tls) if u.scheme=='https' else http.client.HTTPConnection(u.hostname, u.port))
+        conn = (
+            http.client.HTTPSConnection(u.hostname, u.port, context=tls)
+            if u.scheme == 'https'
+            else http.client.HTTPConnection(u.hostname, u.port)
+        )
         conn.sock = _Wire(sock, cfg.timeout, end)
-        conn.request('GET', u.path+('?'+u.query if u.query else ''), headers={'User-Agent': cfg.agent, 'Accept': 'text/html,application/xhtml+xml', 'Accept-Language': 'en', 'Accept-Encoding': 'gzip', 'Connection': 'close'})
+        conn.request(
+            'GET',
+            u.path + ('?' + u.query if u.query else ''),
+            headers={
+                'User-Agent': cfg.agent,
+                'Accept': 'text/html,application/xhtml+xml',
+                'Accept-Language': 'en',
+                'Accept-Encoding': 'gzip',
+                'Connection': 'close',
+            },
+        )
         r = conn.getresponse()
-        body = _body(r, max_bytes) if r.status==200 else b''
-        return Answer(url=url, status=r.status, headers=tuple(r.getheaders()), body=body, ip=sock.getpeername()[0])
+        body = _body(r, max_bytes) if r.status == 200 else b''
+        return Answer(
+            url=url, status=r.status, headers=tuple(r.getheaders()), body=body, ip=sock.getpeername()[0]
+        )
 
 # %% ../nbs/02a_webtext.ipynb #64677ada
 class Turns:
     "One connection to a host at a time, and a pause between two"
-    def __init__(self,
-        folder,        # for the locks
-        delay:float,   # seconds
+
+    def __init__(
+        self,
+        folder,  # for the locks
+        delay: float,  # seconds
     ):
-        self.folder,self.delay = Path(folder),delay
+        self.folder = Path(folder)
+        self.delay = delay
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
-    def at(self, host:str, delay:float=0.):
+    def at(self, host: str, delay: float = 0.0):
         "Wait for the turn at `host`; `delay` is what it asks for itself"
-        f = self.folder/f'{_bucket(host, 4096):04d}'
-        with FileLock(f'{f}.lock', poll_interval=.02):
-            last = f.stat().st_mtime if f.exists() else 0.
-            wait = min(max(self.delay, delay), max(self.delay, 30.))
-            time.sleep(max(0., min(last+wait-time.time(), wait)))
-            try: yield
+        f = self.folder / f'{_bucket(host, 4096):04d}'
+        with FileLock(f'{f}.lock', poll_interval=0.02):
+            last = f.stat().st_mtime if f.exists() else 0.0
+            wait = min(max(self.delay, delay), max(self.delay, 30.0))
+            time.sleep(max(0.0, min(last + wait - time.time(), wait)))
+            try:
+                yield
             finally:
                 f.touch()
-                os.utime(f, ns=(time.time_ns(),)*2)         # the kernel's own stamp is up to 4 ms old
+                os.utime(f, ns=(time.time_ns(),) * 2)  # the kernel's own stamp is up to 4 ms old
+
 
 class Fetcher:
     "Pages, politely. One for each task, used by many threads"
-    def __init__(self,
-        cfg:CrawlConfig,
-        folder,          # for the locks
-    ):
-        self.cfg,self.turns,self.rules,self.lock = cfg,Turns(folder, cfg.delay),OrderedDict(),threading.Lock()
-        self.stop,self.tls = threading.Event(),ssl.create_default_context()
 
-    def get(self, url, max_bytes, delay=0.):
+    def __init__(
+        self,
+        cfg: CrawlConfig,
+        folder,  # for the locks
+    ):
+        self.cfg = cfg
+        self.turns = Turns(folder, cfg.delay)
+        self.rules = OrderedDict()
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.tls = ssl.create_default_context()
+
+    def get(self, url, max_bytes, delay=0.0):
         "One answer, with retries"
-        for n in range(self.cfg.retries+1):
-            wait = self.cfg.backoff*2**n
+        for n in range(self.cfg.retries + 1):
+            wait = self.cfg.backoff * 2**n
             try:
-                with self.turns.at(site(url), delay): a = get_once(url, self.cfg, self.tls, max_bytes)
-                if a.status!=429 and a.status<500 or n==self.cfg.retries: return a
-                if (after := a.header('retry-after')).isdigit(): wait = min(max(wait, int(after)), 60.)
-            except FetchError: raise
-            except ssl.SSLError: raise FetchError('tls') from None
+                with self.turns.at(site(url), delay):
+                    a = get_once(url, self.cfg, self.tls, max_bytes)
+                if a.status != 429 and a.status < 500 or n == self.cfg.retries:
+                    return a
+                if (after := a.header('retry-after')).isdigit():
+                    wait = min(max(wait, int(after)), 60.0)
+            except FetchError:
+                raise
+            except ssl.SSLError:
+                raise FetchError('tls') from None
             except (OSError, http.client.HTTPException, zlib.error) as e:
                 late = isinstance(e, TimeoutError)
-                if n==self.cfg.retries or late and str(e)=='deadline': raise FetchError('timeout' if late else 'network', str(e)) from None
-            if self.stop.wait(wait): raise KeyboardInterrupt
+                if n == self.cfg.retries or late and str(e) == 'deadline':
+                    raise FetchError('timeout' if late else 'network', str(e)) from None
+            if self.stop.wait(wait):
+                raise KeyboardInterrupt
         raise AssertionError
 
     def follow(self, url, max_bytes, allowed):
         "The answer at the end of the redirects"
         seen = {url}
-        for _ in range(self.cfg.redirects+1):
+        for _ in range(self.cfg.redirects + 1):
             a = self.get(url, max_bytes, allowed(url))
-            if a.status not in (301, 302, 303, 307, 308) or not a.header('location'): return a
-            try: url = normalise(urljoin(url, a.header('location').encode('latin-1').decode('utf-8', 'replace')))
-            except ValueError: url = ''
-            if not url: raise FetchError('redirect', 'not to a web page')
-            if url in seen: raise FetchError('redirect', 'in a circle')
+            if a.status not in (301, 302, 303, 307, 308) or not a.header('location'):
+                return a
+            try:
+                url = normalise(
+                    urljoin(url, a.header('location').encode('latin-1').decode('utf-8', 'replace'))
+                )
+            except ValueError:
+                url = ''
+            if not url:
+                raise FetchError('redirect', 'not to a web page')
+            if url in seen:
+                raise FetchError('redirect', 'in a circle')
             seen.add(url)
         raise FetchError('redirect', 'too many')
 
@@ -522,122 +768,275 @@ class Fetcher:
         u = urlsplit(url)
         origin = f'{u.scheme}://{u.netloc}'
         with self.lock:
-            if origin in self.rules: return self.rules[origin]
+            if origin in self.rules:
+                return self.rules[origin]
         try:
-            a = self.follow(origin+'/robots.txt', 512<<10, lambda _: 0.)
-            rules = Protego.parse(a.body.decode('utf-8', 'replace') if a.status==200 else '') if a.status<500 and a.status!=429 else None
+            a = self.follow(origin + '/robots.txt', 512 << 10, lambda _: 0.0)
+            rules = (
+                Protego.parse(a.body.decode('utf-8', 'replace') if a.status == 200 else '')
+                if a.status < 500 and a.status != 429
+                else None
+            )
         except FetchError as e:
-            if e.reason in ('private', 'dns'): raise
+            if e.reason in ('private', 'dns'):
+                raise
             rules = Protego.parse('') if e.reason in ('too big', 'redirect') else None
         with self.lock:
             self.rules[origin] = rules
-            while len(self.rules)>1000: self.rules.popitem(last=False)
+            while len(self.rules) > 1000:
+                self.rules.popitem(last=False)
         return rules
 
     def _allowed(self, url):
         "Seconds that the host wants between two requests. Raises `FetchError` where it wants none"
         rules = self.robots(url)
-        if rules is None or not rules.can_fetch(url, self.cfg.agent): raise FetchError('robots')
+        if rules is None or not rules.can_fetch(url, self.cfg.agent):
+            raise FetchError('robots')
         return float(rules.crawl_delay(self.cfg.agent) or 0)
 
-    def page(self,
-        url:str, # normalised
-    )->Answer:
+    def page(
+        self,
+        url: str,  # normalised
+    ) -> Answer:
         "An HTML page. Raises `FetchError` for what is none, or not to be had"
         a = self.follow(url, self.cfg.max_bytes, self._allowed)
-        if a.status!=200: raise FetchError(f'http {a.status//100}xx', str(a.status))
-        if not is_html(a.header('content-type'), a.body): raise FetchError('not html', a.header('content-type'))
+        if a.status != 200:
+            raise FetchError(f'http {a.status // 100}xx', str(a.status))
+        if not is_html(a.header('content-type'), a.body):
+            raise FetchError('not html', a.header('content-type'))
         return a
 
+
 def is_html(
-    content_type:str, # the header, or ''
-    body:bytes,
-)->bool:
+    content_type: str,  # the header, or ''
+    body: bytes,
+) -> bool:
     "Is it a page? Without a word from the server, the first characters decide"
     kind = content_type.partition(';')[0].strip().lower()
-    return kind in ('text/html', 'application/xhtml+xml') or not kind and body.lstrip()[:1]==b'<'
+    return kind in ('text/html', 'application/xhtml+xml') or not kind and body.lstrip()[:1] == b'<'
 
 # %% ../nbs/02a_webtext.ipynb #419c9231
-_nouns = 'river engine letter market theory garden signal captain harbour language mountain student machine winter journal kitchen planet treaty village violin'.split()
-_verbs = 'carried measured described followed repaired remembered changed discovered published questioned'.split()
+_nouns = (
+    'river engine letter market theory garden signal captain harbour language mountain student machine '
+    'winter journal kitchen planet treaty village violin'
+).split()
+_verbs = (
+    'carried measured described followed repaired remembered changed discovered published questioned'.split()
+)
 _adjectives = 'old careful distant narrow public quiet famous empty curious modern heavy early'.split()
 _foreign = dict(
-    de='Der alte Hafen lag still unter dem grauen Himmel, und niemand wusste, wohin das Schiff gefahren war. Am nächsten Morgen schrieb der Kapitän einen langen Brief über die Reise, das Wetter und die Stadt.',
-    fr="Le vieux port était calme sous le ciel gris, et personne ne savait où le bateau était parti. Le lendemain matin, le capitaine écrivit une longue lettre sur le voyage, le temps et la ville.",
-    ru='Старый порт был тих под серым небом, и никто не знал, куда ушёл корабль. На следующее утро капитан написал длинное письмо о путешествии, погоде и городе.')
+    de='Der alte Hafen lag still unter dem grauen Himmel, und niemand wusste, wohin das Schiff gefahren '
+    'war. Am nächsten Morgen schrieb der Kapitän einen langen Brief über die Reise, das Wetter und '
+    'die Stadt.',
+    fr='Le vieux port était calme sous le ciel gris, et personne ne savait où le bateau était parti. Le '
+    'lendemain matin, le capitaine écrivit une longue lettre sur le voyage, le temps et la ville.',
+    ru='Старый порт был тих под серым небом, и никто не знал, куда ушёл корабль. На следующее утро капитан '
+    'написал длинное письмо о путешествии, погоде и городе.',
+)
+
 
 def _prose(rng, n):
     w = rng.choice
-    return [' '.join(f'The {w(_adjectives)} {w(_nouns)} {w(_verbs)} the {w(_nouns)} of the {w(_adjectives)} {w(_nouns)}, and the {w(_nouns)} {w(_verbs)} number {rng.randrange(10**4)} before the {w(_nouns)} was {w(_adjectives)}.' for _ in range(3)) for _ in range(n)]
+    return [
+        ' '.join(
+            f'The {w(_adjectives)} {w(_nouns)} {w(_verbs)} the {w(_nouns)} of the {w(_adjectives)} '
+            f'{w(_nouns)}, and the {w(_nouns)} {w(_verbs)} number {rng.randrange(10**4)} before the '
+            f'{w(_nouns)} was {w(_adjectives)}.'
+            for _ in range(3)
+        )
+        for _ in range(n)
+    ]
+
 
 def _page(title, paragraphs, nav=6, lang='en', meta=''):
     menu = ''.join(f'<li><a href="/page/{i}">Section {i} of the site</a></li>' for i in range(nav))
-    return (f'<!doctype html><html lang="{lang}"><head>{meta}<title>{title}</title><script>var x = "<p>not text</p>";</script></head><body><nav><ul>{menu}</ul></nav>'
-            f'<main><article><h1>{title}</h1>{"".join(f"<p>{p}</p>" for p in paragraphs)}</article></main><footer>Copyright, imprint, privacy, cookies: accept all of them now.</footer></body></html>')
+    return (
+        f'<!doctype html><html lang="{lang}"><head>{meta}<title>{title}</title><script>var x = "<p>not '
+        f'text</p>";</script></head><body><nav><ul>{menu}</ul></nav>'
+        f'<main><article><h1>{title}</h1>{"".join(f"<p>{p}</p>" for p in paragraphs)}</article></main><footer>Copyright, imprint, privacy, cookies: accept all of them now.</footer></body></html>'
+    )
+
 
 def practice_page(
-    i:int,           # which
-    flood:int=3<<20, # bytes of the page that is too big
-)->tuple: # (status, headers, body as bytes or an iterator of bytes)
+    i: int,  # which
+    flood: int = 3 << 20,  # bytes of the page that is too big
+) -> tuple:  # (status, headers, body as bytes or an iterator of bytes)
     "Page `i` of the practice site: what it is depends on `i` alone"
     rng = random.Random(i)
-    text,utf8 = _prose(rng, 4+i%5),{'Content-Type': 'text/html; charset=utf-8'}
-    kind = i%25
-    if kind==1: return 302,{'Location': f'/page/{i-1}'},b''
-    if kind==2: return 301,{'Location': f'/loop/{i}'},b''
-    if kind==3: return 200,{**utf8, 'Content-Encoding': 'gzip'},gzip.compress(_page(f'Packed {i}', text).encode(), mtime=0)
-    if kind==4: return 200,{'Content-Type': 'text/html; charset=utf-8'},_page(f'Café {i}', [p.replace('The', 'The “naïve”') for p in text]).encode('cp1252')       # the header is wrong
-    if kind==5: return 200,{'Content-Type': 'text/html'},_page(f'Façade {i}', [p.replace('The', 'The déjà vu') for p in text], meta='<meta charset="iso-8859-1">').encode('latin-1')
-    if kind==6: return 200,{'Content-Type': 'text/html; charset=iso-8859-1'},_page(f'Curly {i}', [p.replace('The', '“The” —') for p in text]).encode()                 # UTF-8 all the same
-    if kind==7: return 404,utf8,b'gone'
-    if kind==8: return 500,utf8,b'broken'
-    if kind==9 and i%50==9: return 200,utf8,(b'<p>word</p>'*500 for _ in range(flood//5500+1))                                                                          # huge
-    if kind==10 and i%100==10: return 200,utf8,_drip()
-    if kind==11: return 200,utf8,_page(f'Private {i}', text).encode()                                                                                                    # robots.txt forbids it
-    if kind==12: return 200,utf8,_page(f'Menu {i}', text, nav=400).encode()
-    if kind==13: return 200,utf8,_page(f'Page {i-13}', _prose(random.Random(i-13), 4+(i-13)%5)[:-1]+['One paragraph is new.']).encode()                                  # nearly page i - 13
-    if kind==14: return 200,utf8,_page('Copy', _prose(random.Random(14), 7)).encode()                                                                             # all of this kind alike
-    if kind in (15, 16, 17): return 200,utf8,_page(f'Seite {i}', [_foreign[l := ('de', 'fr', 'ru')[kind-15]]+f' ({i})']*2, lang=l).encode()
-    if kind==18: return 200,utf8,_page(f'Malformed {i}', text).replace('</p>', '').replace('</li>', '').replace('</html>', '<div><table><td><b>').encode()
-    if kind==19: return 302,{'Location': ('http://10.0.0.1/secret', 'http://169.254.169.254/latest/meta-data/', 'file:///etc/passwd', 'http://192.168.0.1/')[i//25%4]},b''
-    if kind==20: return 200,{'Content-Type': 'application/pdf'},b'%PDF-1.4'
-    if kind==21: return 200,utf8,_page(f'Short {i}', ['There is nothing on this page yet, but we hope that it will come back soon.']).encode()
-    if kind==22: return 200,utf8,_page(f'Again {i}', [f'Click the big red button number {i} to win a prize today and tell all your friends about it. ']*30).encode()
-    return 200,utf8,_page(f'Page {i}', text).encode()
+    text = _prose(rng, 4 + i % 5)
+    utf8 = {'Content-Type': 'text/html; charset=utf-8'}
+    kind = i % 25
+    if kind == 1:
+        return 302, {'Location': f'/page/{i - 1}'}, b''
+    if kind == 2:
+        return 301, {'Location': f'/loop/{i}'}, b''
+    if kind == 3:
+        return (
+            200,
+            {**utf8, 'Content-Encoding': 'gzip'},
+            gzip.compress(_page(f'Packed {i}', text).encode(), mtime=0),
+        )
+    if kind == 4:
+        return (
+            200,
+            {'Content-Type': 'text/html; charset=utf-8'},
+            _page(f'Café {i}', [p.replace('The', 'The “naïve”') for p in text]).encode('cp1252'),
+        )  # the header is wrong
+    if kind == 5:
+        return (
+            200,
+            {'Content-Type': 'text/html'},
+            _page(
+                f'Façade {i}',
+                [p.replace('The', 'The déjà vu') for p in text],
+                meta='<meta charset="iso-8859-1">',
+            ).encode('latin-1'),
+        )
+    if kind == 6:
+        return (
+            200,
+            {'Content-Type': 'text/html; charset=iso-8859-1'},
+            _page(f'Curly {i}', [p.replace('The', '“The” —') for p in text]).encode(),
+        )  # UTF-8 all the same
+    if kind == 7:
+        return 404, utf8, b'gone'
+    if kind == 8:
+        return 500, utf8, b'broken'
+    if kind == 9 and i % 50 == 9:
+        return 200, utf8, (b'<p>word</p>' * 500 for _ in range(flood // 5500 + 1))  # huge
+    if kind == 10 and i % 100 == 10:
+        return 200, utf8, _drip()
+    if kind == 11:
+        return 200, utf8, _page(f'Private {i}', text).encode()  # robots.txt forbids it
+    if kind == 12:
+        return 200, utf8, _page(f'Menu {i}', text, nav=400).encode()
+    if kind == 13:
+        return (
+            200,
+            utf8,
+            _page(
+                f'Page {i - 13}',
+                _prose(random.Random(i - 13), 4 + (i - 13) % 5)[:-1] + ['One paragraph is new.'],
+            ).encode(),
+        )  # nearly page i - 13
+    if kind == 14:
+        return 200, utf8, _page('Copy', _prose(random.Random(14), 7)).encode()  # all of this kind alike
+    if kind in (15, 16, 17):
+        return (
+            200,
+            utf8,
+            _page(
+                f'Seite {i}', [_foreign[l := ('de', 'fr', 'ru')[kind - 15]] + f' ({i})'] * 2, lang=l
+            ).encode(),
+        )
+    if kind == 18:
+        return (
+            200,
+            utf8,
+            _page(f'Malformed {i}', text)
+            .replace('</p>', '')
+            .replace('</li>', '')
+            .replace('</html>', '<div><table><td><b>')
+            .encode(),
+        )
+    if kind == 19:
+        return (
+            302,
+            {
+                'Location': (
+                    'http://10.0.0.1/secret',
+                    'http://169.254.169.254/latest/meta-data/',
+                    'file:///etc/passwd',
+                    'http://192.168.0.1/',
+                )[i // 25 % 4]
+            },
+            b'',
+        )
+    if kind == 20:
+        return 200, {'Content-Type': 'application/pdf'}, b'%PDF-1.4'
+    if kind == 21:
+        return (
+            200,
+            utf8,
+            _page(
+                f'Short {i}', ['There is nothing on this page yet, but we hope that it will come back soon.']
+            ).encode(),
+        )
+    if kind == 22:
+        return (
+            200,
+            utf8,
+            _page(
+                f'Again {i}',
+                [
+                    f'Click the big red button number {i} to win a prize today and tell all your friends '
+                    f'about it. '
+                ]
+                * 30,
+            ).encode(),
+        )
+    return 200, utf8, _page(f'Page {i}', text).encode()
+
 
 def _drip():
     "An answer without an end"
     while True:
         yield b'<p>wait</p>'
-        time.sleep(.05)
+        time.sleep(0.05)
 
 # %% ../nbs/02a_webtext.ipynb #f8515563
 class PracticeSite:
-    "The practice site on addresses of this machine; `with PracticeSite() as site: site.urls`. Counts how polite its visitors are"
-    def __init__(self,
-        pages:int=300,  # how many
-        hosts:int=6,    # 127.0.0.1 and following; all of 127/8 is this machine on Linux
-        delay:float=0., # expected between two requests to a host; for `hurried`
+    """The practice site on addresses of this machine; `with PracticeSite() as site: site.urls`.
+
+    Counts how polite its visitors are
+    """
+
+    def __init__(
+        self,
+        pages: int = 300,  # how many
+        hosts: int = 6,  # 127.0.0.1 and following; all of 127/8 is this machine on Linux
+        delay: float = 0.0,  # expected between two requests to a host; for `hurried`
     ):
-        self.pages,self.delay,self.log,self.lock = pages,delay,[],threading.Lock()
-        self.open,self.most,self.last,self.hurried,self.agents = Counter(),0,{},0,set()
-        self.servers = [self._serve(f'127.0.0.{h+1}') for h in range(hosts)]
-        self.urls = [f'http://127.0.0.{i%hosts+1}:{self.servers[i%hosts].server_port}/{"private" if i%25==11 else "page"}/{i}' for i in range(pages)]
+        self.pages = pages
+        self.delay = delay
+        self.log = []
+        self.lock = threading.Lock()
+        self.open = Counter()
+        self.most = 0
+        self.last = {}
+        self.hurried = 0
+        self.agents = set()
+        self.servers = [self._serve(f'127.0.0.{h + 1}') for h in range(hosts)]
+        self.urls = [
+            f'http://127.0.0.{i % hosts + 1}:{self.servers[i % hosts].server_port}/{"private" if i % 25 == 11 else "page"}/{i}'
+            for i in range(pages)
+        ]
 
     def _serve(self, address):
         site_ = self
+
         class Handler(http.server.BaseHTTPRequestHandler):
             timeout = 10
-            def log_message(self, *a): pass
-            def do_GET(self): site_.answer(self, address)
+
+            def log_message(self, *a):
+                pass
+
+            def do_GET(self):
+                site_.answer(self, address)
+
         class Server(http.server.ThreadingHTTPServer):
-            daemon_threads,request_queue_size = True,128
-            def handle_error(self, request, address): pass           # visitors hang up on pages without an end
+            daemon_threads, request_queue_size = True, 128
+
+            def handle_error(self, request, address):
+                pass  # visitors hang up on pages without an end
+
         return Server((address, 0), Handler)
 
     def __enter__(self):
-        for s in self.servers: threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.05), daemon=True).start()
+        for s in self.servers:
+            threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=0.05), daemon=True).start()
         return self
+
     def __exit__(self, *a):
         for s in self.servers:
             s.shutdown()
@@ -646,75 +1045,107 @@ class PracticeSite:
     def answer(self, h, host):
         with self.lock:
             now = time.monotonic()
-            self.hurried += now-self.last.get(host, 0)<self.delay*.9
+            self.hurried += now - self.last.get(host, 0) < self.delay * 0.9
             self.open[host] += 1
             self.most = max(self.most, self.open[host])
             self.log.append(h.path)
             self.agents.add(h.headers.get('User-Agent'))
-        time.sleep(.002)                    # long enough to be met by a second visitor, should there be one
+        time.sleep(0.002)  # long enough to be met by a second visitor, should there be one
         with self.lock:
-            self.open[host] -= 1            # before the answer: after it the visitor may already be back
+            self.open[host] -= 1  # before the answer: after it the visitor may already be back
             self.last[host] = time.monotonic()
-        where,_,n = h.path.strip('/').partition('/')
-        if where=='robots.txt': status,headers,body = 200,{'Content-Type': 'text/plain'},b'User-agent: *\nDisallow: /private/*\n'
-        elif where=='loop': status,headers,body = 302,{'Location': f'/page/{n}'},b''
-        elif where in ('page', 'private') and n.isdigit(): status,headers,body = practice_page(int(n))
-        else: status,headers,body = 404,{},b''
+        where, _, n = h.path.strip('/').partition('/')
+        if where == 'robots.txt':
+            status = 200
+            headers = {'Content-Type': 'text/plain'}
+            body = b'User-agent: *\nDisallow: /private/*\n'
+        elif where == 'loop':
+            status = 302
+            headers = {'Location': f'/page/{n}'}
+            body = b''
+        elif where in ('page', 'private') and n.isdigit():
+            status, headers, body = practice_page(int(n))
+        else:
+            status, headers, body = 404, {}, b''
         h.send_response(status)
-        for k,v in headers.items(): h.send_header(k, v)
-        if isinstance(body, bytes): h.send_header('Content-Length', str(len(body)))
+        for k, v in headers.items():
+            h.send_header(k, v)
+        if isinstance(body, bytes):
+            h.send_header('Content-Length', str(len(body)))
         h.end_headers()
-        for part in ([body] if isinstance(body, bytes) else body): h.wfile.write(part)
+        for part in [body] if isinstance(body, bytes) else body:
+            h.wfile.write(part)
 
 # %% ../nbs/02a_webtext.ipynb #92f80bc5
 def warc_record(
-    a:Answer,
-    link:dict,   # url, score, date
-)->bytes:
+    a: Answer,
+    link: dict,  # url, score, date
+) -> bytes:
     "A page as one gzip member of a WARC file"
     out = io.BytesIO()
     w = WARCWriter(out, gzip=True)
     drop = ('content-encoding', 'transfer-encoding', 'content-length', 'connection', 'set-cookie')
-    headers = [(k, v) for k,v in a.headers if k.lower() not in drop]+[('Content-Length', str(len(a.body)))]
-    about = {'WARC-IP-Address': a.ip, 'WARC-Link-URL': link['url'], 'WARC-Link-Score': str(link['score']), 'WARC-Link-Date': link['date']}
-    w.write_record(w.create_warc_record(a.url, 'response', payload=io.BytesIO(a.body), http_headers=StatusAndHeaders(f'{a.status} OK', headers, protocol='HTTP/1.1'), warc_headers_dict=about))
+    headers = [(k, v) for k, v in a.headers if k.lower() not in drop] + [('Content-Length', str(len(a.body)))]
+    about = {
+        'WARC-IP-Address': a.ip,
+        'WARC-Link-URL': link['url'],
+        'WARC-Link-Score': str(link['score']),
+        'WARC-Link-Date': link['date'],
+    }
+    w.write_record(
+        w.create_warc_record(
+            a.url,
+            'response',
+            payload=io.BytesIO(a.body),
+            http_headers=StatusAndHeaders(f'{a.status} OK', headers, protocol='HTTP/1.1'),
+            warc_headers_dict=about,
+        )
+    )
     return out.getvalue()
+
 
 class _Journal:
     "Which links are done, and where their pages are in the archive"
+
     def __init__(self, folder, name, n):
-        self.folder,self.lock = Path(folder),threading.Lock()
+        self.folder = Path(folder)
+        self.lock = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.line,self.start,self.end = (np.full(n, -1, np.int64) for _ in range(3))
-        self.log,self.warc = (open(self.folder/f'{name}{e}', 'a+b') for e in ('.journal', '.warc'))
+        self.line, self.start, self.end = (np.full(n, -1, np.int64) for _ in range(3))
+        self.log, self.warc = (open(self.folder / f'{name}{e}', 'a+b') for e in ('.journal', '.warc'))
         self.log.seek(0)
         good = end = 0
         for l in self.log:
-            if not l.endswith(b'\n'): break
+            if not l.endswith(b'\n'):
+                break
             d = orjson.loads(l)
-            self.line[d['n']],self.start[d['n']],self.end[d['n']] = good,*d['at']
-            good,end = good+len(l),max(end, d['at'][1])
-        for f,size in ((self.log, good), (self.warc, end)):
+            self.line[d['n']], self.start[d['n']], self.end[d['n']] = good, *d['at']
+            good = good + len(l)
+            end = max(end, d['at'][1])
+        for f, size in ((self.log, good), (self.warc, end)):
             f.seek(0, os.SEEK_END)
             f.truncate(size)
 
-    def done(self, n): return self.line[n]>=0
+    def done(self, n):
+        return self.line[n] >= 0
 
     def add(self, n, url, outcome, record=b''):
         with self.lock:
             self.warc.seek(0, os.SEEK_END)
             self.log.seek(0, os.SEEK_END)
-            at = self.warc.tell(),self.warc.tell()+len(record)
+            at = self.warc.tell(), self.warc.tell() + len(record)
             self.warc.write(record)
             self.warc.flush()
-            self.line[n],self.start[n],self.end[n] = self.log.tell(),*at
-            self.log.write(orjson.dumps(dict(n=n, url=url, outcome=outcome, at=at), option=orjson.OPT_APPEND_NEWLINE))
+            self.line[n], self.start[n], self.end[n] = self.log.tell(), *at
+            self.log.write(
+                orjson.dumps(dict(n=n, url=url, outcome=outcome, at=at), option=orjson.OPT_APPEND_NEWLINE)
+            )
             self.log.flush()
 
     def finish(self, warc, outcomes):
         "Archive and outcomes in the order of the links"
         counts = Counter()
-        for path,write in ((warc, self._pages), (outcomes, lambda f: self._outcomes(f, counts))):
+        for path, write in ((warc, self._pages), (outcomes, lambda f: self._outcomes(f, counts))):
             part = Path(f'{path}.part')
             with open(part, 'wb') as f:
                 write(f)
@@ -724,10 +1155,10 @@ class _Journal:
         return counts
 
     def _pages(self, f):
-        for a,b in zip(self.start, self.end):
-            if b>a:
+        for a, b in zip(self.start, self.end):
+            if b > a:
                 self.warc.seek(a)
-                f.write(self.warc.read(b-a))
+                f.write(self.warc.read(b - a))
 
     def _outcomes(self, f, counts):
         for at in self.line:
@@ -740,87 +1171,125 @@ class _Journal:
         self.log.close()
         self.warc.close()
 
+
 def _host_groups(path):
     "(offset, number of the first, how many) of the links of each host, and the number of all"
-    groups,at,n,last = [],0,0,None
+    groups, at, n, last = [], 0, 0, None
     with open(path, 'rb') as f:
         for l in f:
-            if (s := site(orjson.loads(l)['url']))!=last:
+            if (s := site(orjson.loads(l)['url'])) != last:
                 groups.append([at, n, 0])
                 last = s
             groups[-1][2] += 1
-            at,n = at+len(l),n+1
-    return np.array(groups, np.int64).reshape(-1, 3),n
+            at = at + len(l)
+            n = n + 1
+    return np.array(groups, np.int64).reshape(-1, 3), n
+
 
 class FetchPages(PipelineStep):
     "Links to a WARC file for each task"
-    type,name = 'pages','fetch'
-    def __init__(self,
-        links,           # folder of `MergeLinks`
-        folder,          # gets `00000.warc.gz` and `00000.jsonl` with the outcome for each link
-        work,            # folder for journals and locks
-        cfg:CrawlConfig,
+
+    type, name = 'pages', 'fetch'
+
+    def __init__(
+        self,
+        links,  # folder of `MergeLinks`
+        folder,  # gets `00000.warc.gz` and `00000.jsonl` with the outcome for each link
+        work,  # folder for journals and locks
+        cfg: CrawlConfig,
     ):
         super().__init__()
-        self.links,self.folder,self.work,self.cfg = str(links),str(folder),str(work),cfg
+        self.links = str(links)
+        self.folder = str(folder)
+        self.work = str(work)
+        self.cfg = cfg
 
     def run(self, data=None, rank=0, world_size=1):
         name = f'{rank:05d}'
-        path,out = Path(self.links)/f'{name}.jsonl',Path(self.folder)
+        path = Path(self.links) / f'{name}.jsonl'
+        out = Path(self.folder)
         out.mkdir(parents=True, exist_ok=True)
-        groups,n = _host_groups(path)
-        journal,fetcher = _Journal(self.work, name, n),Fetcher(self.cfg, Path(self.work)/'turns')
+        groups, n = _host_groups(path)
+        journal = _Journal(self.work, name, n)
+        fetcher = Fetcher(self.cfg, Path(self.work) / 'turns')
+
         def host(at, first, many):
             with open(path, 'rb') as f:
                 f.seek(at)
-                for i in range(first, first+many):
+                for i in range(first, first + many):
                     link = orjson.loads(f.readline())
-                    if journal.done(i) or fetcher.stop.is_set(): continue
-                    try: a,why = fetcher.page(link['url']),'fetched'
-                    except FetchError as e: a,why = None,e.reason
+                    if journal.done(i) or fetcher.stop.is_set():
+                        continue
+                    try:
+                        a = fetcher.page(link['url'])
+                        why = 'fetched'
+                    except FetchError as e:
+                        a, why = None, e.reason
                     journal.add(i, link['url'], why, warc_record(a, link) if a else b'')
-        pool,waiting = ThreadPoolExecutor(self.cfg.connections),deque()
+
+        pool = ThreadPoolExecutor(self.cfg.connections)
+        waiting = deque()
         try:
             for g in groups:
                 waiting.append(pool.submit(host, *map(int, g)))
-                if len(waiting)>4*self.cfg.connections: waiting.popleft().result()
-            for o in waiting: o.result()
+                if len(waiting) > 4 * self.cfg.connections:
+                    waiting.popleft().result()
+            for o in waiting:
+                o.result()
         except BaseException:
             fetcher.stop.set()
             raise
-        finally: pool.shutdown(cancel_futures=True)
-        counts = journal.finish(out/f'{name}.warc.gz', out/f'{name}.jsonl')
+        finally:
+            pool.shutdown(cancel_futures=True)
+        counts = journal.finish(out / f'{name}.warc.gz', out / f'{name}.jsonl')
         journal.close()
-        for k,v in counts.items(): self.stat_update(k, value=v)
+        for k, v in counts.items():
+            self.stat_update(k, value=v)
         self.stat_update('links', value=n)
 
 # %% ../nbs/02a_webtext.ipynb #ba9e6e94
 _meta = re.compile(rb'<meta[^>]{0,200}?charset\s*=\s*["\']?\s*([\w.:-]+)', re.I)
 
+
 def decode(
-    body:bytes,
-    declared:str='', # by the server's Content-Type, or ''
-)->tuple[str,str]: # text, encoding
+    body: bytes,
+    declared: str = '',  # by the server's Content-Type, or ''
+) -> tuple[str, str]:  # text, encoding
     "A page's text, whatever it says about itself"
-    for mark,enc in ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16')):
-        if body.startswith(mark): return body.decode(enc, 'replace'),enc
-    said = [declared.lower()]+([m[1].decode().lower()] if (m := _meta.search(body[:4096])) else [])
-    said = ['windows-1252' if o in ('iso-8859-1', 'latin-1', 'latin1', 'us-ascii', 'ascii') else o for o in said if o]
+    for mark, enc in (
+        (codecs.BOM_UTF8, 'utf-8-sig'),
+        (codecs.BOM_UTF16_LE, 'utf-16'),
+        (codecs.BOM_UTF16_BE, 'utf-16'),
+    ):
+        if body.startswith(mark):
+            return body.decode(enc, 'replace'), enc
+    said = [declared.lower()] + ([m[1].decode().lower()] if (m := _meta.search(body[:4096])) else [])
+    said = [
+        'windows-1252' if o in ('iso-8859-1', 'latin-1', 'latin1', 'us-ascii', 'ascii') else o
+        for o in said
+        if o
+    ]
     odd = [o for o in said if o.startswith(('iso-2022', 'hz', 'utf-16', 'utf16', 'utf-7'))]
     for enc in (*odd, 'utf-8', *said):
-        try: return body.decode(enc),enc
-        except (UnicodeDecodeError, LookupError): continue
+        try:
+            return body.decode(enc), enc
+        except (UnicodeDecodeError, LookupError):
+            continue
     sample = re.sub(rb'<[^>]*>', b'', body[:50_000])
-    few = sum(b>127 for b in sample)<.05*len(sample)                                        # English with some accents and quotes
+    few = sum(b > 127 for b in sample) < 0.05 * len(sample)  # English with some accents and quotes
     from charset_normalizer import from_bytes
+
     if not few and (best := from_bytes(body[:50_000]).best()):
-        try: return body.decode(best.encoding),best.encoding
-        except UnicodeDecodeError: pass
-    return body.decode('windows-1252', 'replace'),'windows-1252'
+        try:
+            return body.decode(best.encoding), best.encoding
+        except UnicodeDecodeError:
+            pass
+    return body.decode('windows-1252', 'replace'), 'windows-1252'
+
 
 def charset(
-    content_type:str, # the header
-)->str: # '' if it names none
+    content_type: str,  # the header
+) -> str:  # '' if it names none
     "What the server says"
     m = re.search(r'charset\s*=\s*["\']?([\w.:-]+)', content_type, re.I)
     return m[1] if m else ''
@@ -828,706 +1297,1176 @@ def charset(
 # %% ../nbs/02a_webtext.ipynb #58d26c22
 class ReadPages(PipelineStep):
     "WARC files to HTML documents"
-    type,name = 'text','read'
-    def __init__(self,
-        files,               # WARC files, or a folder of them
-        max_bytes:int=10<<20,# longest page
+
+    type, name = 'text', 'read'
+
+    def __init__(
+        self,
+        files,  # WARC files, or a folder of them
+        max_bytes: int = 10 << 20,  # longest page
     ):
         super().__init__()
-        self.files,self.max_bytes = str(files) if isinstance(files, (str, Path)) else [str(o) for o in files],max_bytes
+        self.files = str(files) if isinstance(files, (str, Path)) else [str(o) for o in files]
+        self.max_bytes = max_bytes
 
     def _doc(self, r, id):
         h = r.rec_headers.get_header
         about = r.http_headers.get_header('Content-Type') or '' if r.http_headers else ''
-        if r.http_headers and r.http_headers.get_statuscode()!='200': return 'status'
-        body = r.content_stream().read(self.max_bytes+1)
-        if len(body)>self.max_bytes: return 'too big'
-        if not is_html(about, body): return 'not html'
-        text,enc = decode(body, charset(about))
-        if not text.strip(): return 'empty'
+        if r.http_headers and r.http_headers.get_statuscode() != '200':
+            return 'status'
+        body = r.content_stream().read(self.max_bytes + 1)
+        if len(body) > self.max_bytes:
+            return 'too big'
+        if not is_html(about, body):
+            return 'not html'
+        text, enc = decode(body, charset(about))
+        if not text.strip():
+            return 'empty'
         score = h('WARC-Link-Score')
-        return Document(text=text, id=id, metadata=dict(url=h('WARC-Target-URI') or '', score=int(score) if score else None, date=h('WARC-Link-Date') or (h('WARC-Date') or '')[:10], encoding=enc))
+        return Document(
+            text=text,
+            id=id,
+            metadata=dict(
+                url=h('WARC-Target-URI') or '',
+                score=int(score) if score else None,
+                date=h('WARC-Link-Date') or (h('WARC-Date') or '')[:10],
+                encoding=enc,
+            ),
+        )
 
     def run(self, data=None, rank=0, world_size=1):
-        files = sorted(map(str, Path(self.files).glob('*.warc.gz'))) if isinstance(self.files, str) else self.files
+        files = (
+            sorted(map(str, Path(self.files).glob('*.warc.gz')))
+            if isinstance(self.files, str)
+            else self.files
+        )
         for path in files[rank::world_size]:
             with open(path, 'rb') as f:
-                for i,r in enumerate(ArchiveIterator(f)):
-                    if r.rec_type!='response': continue
+                for i, r in enumerate(ArchiveIterator(f)):
+                    if r.rec_type != 'response':
+                        continue
                     with self.track_time():
-                        try: d = self._doc(r, f'{Path(path).name.partition(".")[0]}/{i}')
-                        except (zlib.error, EOFError, ValueError) as e: d = 'damaged'
+                        try:
+                            d = self._doc(r, f'{Path(path).name.partition(".")[0]}/{i}')
+                        except (zlib.error, EOFError, ValueError) as e:
+                            d = 'damaged'
                     self.stat_update('pages')
-                    if isinstance(d, str): self.stat_update(d)
+                    if isinstance(d, str):
+                        self.stat_update(d)
                     else:
                         self.stat_update('forwarded')
                         yield d
 
+
 def _leave_with_parent():
     "End this process when the one that started it is gone: a killed run leaves nobody behind"
     parent = os.getppid()
+
     def watch():
-        while os.getppid()==parent: time.sleep(.5)
+        while os.getppid() == parent:
+            time.sleep(0.5)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
+
 
 class ExtractText(Trafilatura):
     "HTML to text"
-    type,name = 'text','extract'
-    def __init__(self,
-        cfg:CleanConfig,
+
+    type, name = 'text', 'extract'
+
+    def __init__(
+        self,
+        cfg: CleanConfig,
     ):
         super().__init__(favour_precision=False, timeout=cfg.patience, deduplicate=False, fast=cfg.fast)
         self.pid = 0
 
     def extract(self, text):
         "Runs in the process beside the task"
-        if self.pid!=os.getpid():
+        if self.pid != os.getpid():
             self.pid = os.getpid()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             logging.getLogger('trafilatura').setLevel(logging.CRITICAL)
             _leave_with_parent()
         return super().extract(text) if text else ''
 
+
 class FixText(PipelineStep):
     "ftfy, for those who want it: `corpus` says why it is off"
-    type,name = 'text','ftfy'
+
+    type, name = 'text', 'ftfy'
+
     def __init__(self):
         super().__init__()
-        try: import ftfy
-        except ImportError: raise ImportError('fix_text needs the package ftfy: pip install ftfy') from None
+        try:
+            import ftfy
+        except ImportError:
+            raise ImportError('fix_text needs the package ftfy: pip install ftfy') from None
 
     def run(self, data, rank=0, world_size=1):
-        from ftfy import TextFixerConfig,fix_text
+        from ftfy import TextFixerConfig, fix_text
+
         cfg = TextFixerConfig(normalization=None, explain=False)
         for d in data:
             fixed = fix_text(d.text, cfg)
-            self.stat_update('changed' if fixed!=d.text else 'unchanged')
+            self.stat_update('changed' if fixed != d.text else 'unchanged')
             d.text = fixed
             yield d
 
+
 class Language(BaseFilter):
     "Documents in one language"
-    type,name = 'text','language'
-    def __init__(self,
-        language:str, # ISO 639-1
+
+    type, name = 'text', 'language'
+
+    def __init__(
+        self,
+        language: str,  # ISO 639-1
     ):
         super().__init__()
-        known = sorted(l for l,_ in py3langid.rank('a'))
-        if language not in known: raise ValueError(f'language={language!r}: not among those that py3langid tells apart: {", ".join(known)}')
+        known = sorted(l for l, _ in py3langid.rank('a'))
+        if language not in known:
+            raise ValueError(
+                f'language={language!r}: not among those that py3langid tells apart: {", ".join(known)}'
+            )
         self.language = language
 
     def filter(self, doc):
-        lang,_ = py3langid.classify(doc.text[:2000])
+        lang, _ = py3langid.classify(doc.text[:2000])
         self.stat_update(f'language {lang}')
-        return lang==self.language
+        return lang == self.language
+
 
 class LongEnough(BaseFilter):
     "Documents of at least so many characters"
-    type,name = 'text','length'
-    def __init__(self, min_chars:int):
+
+    type, name = 'text', 'length'
+
+    def __init__(self, min_chars: int):
         super().__init__()
         self.min_chars = min_chars
-    def filter(self, doc): return len(doc.text)>=self.min_chars
+
+    def filter(self, doc):
+        return len(doc.text) >= self.min_chars
+
 
 class Words(WordTokenizer):
     "Runs of word characters and of the others: what the repetition filter counts"
+
     pattern = re.compile(r'\w+|[^\w\s]+')
-    def word_tokenize(self, text): return self.pattern.findall(text)
-    def sent_tokenize(self, text): return [text]
-    def span_tokenize(self, text): return [(0, len(text))]
+
+    def word_tokenize(self, text):
+        return self.pattern.findall(text)
+
+    def sent_tokenize(self, text):
+        return [text]
+
+    def span_tokenize(self, text):
+        return [(0, len(text))]
+
 
 class NotRepetitive(GopherRepetitionFilter):
     "Gopher's repetition filter"
-    type,name = 'text','repetition'
-    def __init__(self): super().__init__(language=Words('en'))
+
+    type, name = 'text', 'repetition'
+
+    def __init__(self):
+        super().__init__(language=Words('en'))
 
 # %% ../nbs/02a_webtext.ipynb #23564b80
 def content_hash(
-    text:str,
-)->str: # 32 hexadecimal digits
+    text: str,
+) -> str:  # 32 hexadecimal digits
     "Of the text in lower case with single spaces"
-    return hashlib.blake2b(' '.join(text.lower().split()).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        ' '.join(text.lower().split()).encode('utf-8', 'surrogatepass'), digest_size=16
+    ).hexdigest()
+
 
 class NoteContent(PipelineStep):
     "The hash of each document into the runs, while it passes"
-    type,name = 'text','note'
-    def __init__(self,
-        runs,   # folder for `Runs`
+
+    type, name = 'text', 'note'
+
+    def __init__(
+        self,
+        runs,  # folder for `Runs`
     ):
         super().__init__()
         self.runs = str(runs)
 
     def run(self, data, rank=0, world_size=1):
         out = Runs(self.runs, rank)
-        for i,d in enumerate(data):
+        for i, d in enumerate(data):
             h = content_hash(d.text)
-            out.add(int(h[:8], 16)%world_size, f'{h}\t{rank:05d}\t{i:010d}')
+            out.add(int(h[:8], 16) % world_size, f'{h}\t{rank:05d}\t{i:010d}')
             yield d
         out.flush()
 
+
 class FindCopies(PipelineStep):
     "Which documents are second copies: for each task a list of their numbers"
-    type,name = 'dedup','copies'
-    def __init__(self,
-        runs,   # folder that `NoteContent` filled
-        folder, # gets `00001-00000.txt`: those of task 1 in bucket 0
+
+    type, name = 'dedup', 'copies'
+
+    def __init__(
+        self,
+        runs,  # folder that `NoteContent` filled
+        folder,  # gets `00001-00000.txt`: those of task 1 in bucket 0
     ):
         super().__init__()
-        self.runs,self.folder = str(runs),str(folder)
+        self.runs, self.folder = str(runs), str(folder)
 
     def run(self, data=None, rank=0, world_size=1):
-        out,files = Path(self.folder),{}
+        out = Path(self.folder)
+        files = {}
         out.mkdir(parents=True, exist_ok=True)
-        for f in out.glob(f'*-{rank:05d}.txt'): f.unlink()
+        for f in out.glob(f'*-{rank:05d}.txt'):
+            f.unlink()
         try:
-            for _,group in groupby((l.split('\t') for l in merged(Path(self.runs)/f'{rank:05d}')), lambda o: o[0]):
+            for _, group in groupby(
+                (l.split('\t') for l in merged(Path(self.runs) / f'{rank:05d}')), lambda o: o[0]
+            ):
                 next(group)
-                for _,task,i in group:
-                    if task not in files: files[task] = open(out/f'{task}-{rank:05d}.txt', 'w')
+                for _, task, i in group:
+                    if task not in files:
+                        files[task] = open(out / f'{task}-{rank:05d}.txt', 'w')
                     files[task].write(f'{int(i)}\n')
                     self.stat_update('copies')
         finally:
-            for f in files.values(): f.close()
+            for f in files.values():
+                f.close()
+
 
 class DropCopies(BaseFilter):
     "Documents whose number `FindCopies` did not list. Must see them in the order in which `NoteContent` did"
-    type,name = 'dedup','exact'
-    def __init__(self,
-        folder,                # of `FindCopies`
-        exclusion_writer=None, # where dropped ones are listed
+
+    type, name = 'dedup', 'exact'
+
+    def __init__(
+        self,
+        folder,  # of `FindCopies`
+        exclusion_writer=None,  # where dropped ones are listed
     ):
         super().__init__(exclusion_writer)
         self.folder = str(folder)
 
     def run(self, data, rank=0, world_size=1):
-        self.i,self.drop = -1,np.sort(np.array([int(l) for f in Path(self.folder).glob(f'{rank:05d}-*.txt') for l in open(f)], np.int64))
+        self.i = -1
+        self.drop = np.sort(
+            np.array([int(l) for f in Path(self.folder).glob(f'{rank:05d}-*.txt') for l in open(f)], np.int64)
+        )
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc):
         self.i += 1
         at = np.searchsorted(self.drop, self.i)
-        return (False, 'copy') if at<len(self.drop) and self.drop[at]==self.i else True
+        return (False, 'copy') if at < len(self.drop) and self.drop[at] == self.i else True
 
 # %% ../nbs/02a_webtext.ipynb #a62b17b1
 _word = re.compile(r'[^\W_]+')
 
+
 def word_grams(
-    text:str,
-    n:int=8,  # words
-)->np.ndarray: # (words-n+1,), uint64
+    text: str,
+    n: int = 8,  # words
+) -> np.ndarray:  # (words-n+1,), uint64
     "A key for each run of `n` lower-cased alphanumeric words"
     w = _word.findall(text.lower())
     h = np.fromiter((xxh64_intdigest(o.encode()) for o in w), np.uint64, len(w))
-    k = np.zeros(max(0, len(h)-n+1), np.uint64)
-    for i in range(n): k = (k^h[i:i+len(k)])*np.uint64(0x9E3779B97F4A7C15)
+    k = np.zeros(max(0, len(h) - n + 1), np.uint64)
+    for i in range(n):
+        k = (k ^ h[i : i + len(k)]) * np.uint64(0x9E3779B97F4A7C15)
     return k
 
 # %% ../nbs/02a_webtext.ipynb #a68aeb52
-def minhash_config(cfg:DedupConfig)->MinhashConfig:
+def minhash_config(cfg: DedupConfig) -> MinhashConfig:
     "In datatrove's terms"
-    return MinhashConfig(n_grams=cfg.n_grams, num_buckets=cfg.bands, hashes_per_bucket=cfg.rows, hash_config=HashConfig(precision=64, hash_fc='sha1'))
+    return MinhashConfig(
+        n_grams=cfg.n_grams,
+        num_buckets=cfg.bands,
+        hashes_per_bucket=cfg.rows,
+        hash_config=HashConfig(precision=64, hash_fc='sha1'),
+    )
+
 
 class Sign(MinhashDedupSignature):
     "MinHash signatures"
-    type,name = 'dedup','sign'
-    def __init__(self,
-        folder,           # for the signatures
-        cfg:DedupConfig,
-    ): super().__init__(str(folder), minhash_config(cfg), Words('en'))
 
-    def get_shingles(self, text): return np.unique(word_grams(text, self.config.n_grams)).reshape(-1, 1)
+    type, name = 'dedup', 'sign'
 
-    def get_signature(self, shingles):                # (S,1) -> bands lists of rows hashes
-        parts = [super(Sign, self).get_signature(shingles[i:i+4096]) for i in range(0, len(shingles), 4096)]
+    def __init__(
+        self,
+        folder,  # for the signatures
+        cfg: DedupConfig,
+    ):
+        super().__init__(str(folder), minhash_config(cfg), Words('en'))
+
+    def get_shingles(self, text):
+        return np.unique(word_grams(text, self.config.n_grams)).reshape(-1, 1)
+
+    def get_signature(self, shingles):  # (S,1) -> bands lists of rows hashes
+        parts = [
+            super(Sign, self).get_signature(shingles[i : i + 4096]) for i in range(0, len(shingles), 4096)
+        ]
         return np.array(parts, np.uint64).min(0).tolist()
 
 # %% ../nbs/02a_webtext.ipynb #4534e772
 def passages(
-    path, # of an evaluation set: a file that `read_file` knows, or any other as text, one passage a line
+    path,  # of an evaluation set: a file that `read_file` knows, or any other as text, one passage a line
 ):
     "The passages of an evaluation set: its documents, or its lines"
     p = Path(path)
-    if not p.is_file(): raise FileNotFoundError(f'{path}: no such evaluation set: name files, with commas between')
-    if set(p.suffixes) & (set(text_kinds)-{'.txt', '.md'}): yield from read_file(p)
+    if not p.is_file():
+        raise FileNotFoundError(f'{path}: no such evaluation set: name files, with commas between')
+    if set(p.suffixes) & (set(text_kinds) - {'.txt', '.md'}):
+        yield from read_file(p)
     else:
-        with open(p, encoding='utf-8', errors='replace') as f: yield from (l for l in f if l.strip())
+        with open(p, encoding='utf-8', errors='replace') as f:
+            yield from (l for l in f if l.strip())
+
 
 class IndexEvaluation(PipelineStep):
     "The 8-grams of the evaluation sets, sorted, on disk"
-    type,name = 'dedup','index'
-    def __init__(self,
-        files:list,   # evaluation sets
-        folder,       # gets the index
+
+    type, name = 'dedup', 'index'
+
+    def __init__(
+        self,
+        files: list,  # evaluation sets
+        folder,  # gets the index
     ):
         super().__init__()
-        self.files,self.folder = [str(o) for o in files],str(folder)
+        self.files = [str(o) for o in files]
+        self.folder = str(folder)
 
     def run(self, data=None, rank=0, world_size=1):
         out = Path(self.folder)
         out.mkdir(parents=True, exist_ok=True)
-        keys,owners,sizes,names = [],[],[],[]
+        keys, owners, sizes, names = [], [], [], []
         for f in self.files:
-            for i,p in enumerate(passages(f)):
-                if not len(k := np.unique(word_grams(p))): continue
+            for i, p in enumerate(passages(f)):
+                if not len(k := np.unique(word_grams(p))):
+                    continue
                 owners.append(np.full(len(k), len(sizes), np.uint32))
                 keys.append(k)
                 sizes.append(len(k))
                 names.append((Path(f).name, i))
-        if not keys: raise ValueError(f"{', '.join(self.files)}: no passage of eight words in these evaluation sets: name others")
-        keys,owners = np.concatenate(keys),np.concatenate(owners)
+        if not keys:
+            raise ValueError(
+                f'{", ".join(self.files)}: no passage of eight words in these evaluation sets: name others'
+            )
+        keys, owners = np.concatenate(keys), np.concatenate(owners)
         order = np.argsort(keys, kind='stable')
-        for n,a in dict(keys=keys[order], owners=owners[order], sizes=np.array(sizes, np.uint32)).items(): np.save(out/f'{n}.npy', a, allow_pickle=False)
-        write_atomic(out/'names.json', json.dumps(names))
+        for n, a in dict(keys=keys[order], owners=owners[order], sizes=np.array(sizes, np.uint32)).items():
+            np.save(out / f'{n}.npy', a, allow_pickle=False)
+        write_atomic(out / 'names.json', json.dumps(names))
         self.stat_update('passages', value=len(sizes))
+
 
 class Decontaminate(BaseFilter):
     "Documents without the text of evaluation sets"
-    type,name = 'dedup','decontaminate'
-    def __init__(self,
-        index,                 # folder of `IndexEvaluation`
-        overlap:float=.3,      # share of 8-grams, of a passage's or of the document's own
-        exclusion_writer=None, # where dropped ones are listed
+
+    type, name = 'dedup', 'decontaminate'
+
+    def __init__(
+        self,
+        index,  # folder of `IndexEvaluation`
+        overlap: float = 0.3,  # share of 8-grams, of a passage's or of the document's own
+        exclusion_writer=None,  # where dropped ones are listed
     ):
         super().__init__(exclusion_writer)
-        self.index,self.overlap,self.keys = str(index),overlap,None
+        self.index = str(index)
+        self.overlap = overlap
+        self.keys = None
 
     def _load(self):
-        self.keys,self.owners,self.sizes = (np.load(Path(self.index)/f'{n}.npy', mmap_mode='r', allow_pickle=False) for n in ('keys', 'owners', 'sizes'))
-        self.names = json.loads((Path(self.index)/'names.json').read_text())
+        self.keys, self.owners, self.sizes = (
+            np.load(Path(self.index) / f'{n}.npy', mmap_mode='r', allow_pickle=False)
+            for n in ('keys', 'owners', 'sizes')
+        )
+        self.names = json.loads((Path(self.index) / 'names.json').read_text())
 
     def filter(self, doc):
-        if self.keys is None: self._load()
+        if self.keys is None:
+            self._load()
         k = np.unique(word_grams(doc.text))
-        a,b = (np.searchsorted(self.keys, k, o) for o in ('left', 'right'))
-        if not (b>a).any(): return True
-        who,hits = np.unique(np.concatenate([self.owners[i:j] for i,j in zip(a, b) if j>i]), return_counts=True)
-        share = hits/self.sizes[who]
-        share[hits<np.minimum(4, self.sizes[who])] = 0
-        n = int((b>a).sum())
-        own = n/len(k) if n>=4 else 0.
-        if max(share.max(), own)<self.overlap: return True
-        i = int(share.argmax() if share.max()>0 else hits.argmax())
-        name,number = self.names[who[i]]
-        doc.metadata['evidence'] = dict(set=name, passage=number, of_passage=round(float(hits[i]/self.sizes[who[i]]), 3), of_document=round(n/len(k), 3))
-        return False,'contaminated'
+        a, b = (np.searchsorted(self.keys, k, o) for o in ('left', 'right'))
+        if not (b > a).any():
+            return True
+        who, hits = np.unique(
+            np.concatenate([self.owners[i:j] for i, j in zip(a, b) if j > i]), return_counts=True
+        )
+        share = hits / self.sizes[who]
+        share[hits < np.minimum(4, self.sizes[who])] = 0
+        n = int((b > a).sum())
+        own = n / len(k) if n >= 4 else 0.0
+        if max(share.max(), own) < self.overlap:
+            return True
+        i = int(share.argmax() if share.max() > 0 else hits.argmax())
+        name, number = self.names[who[i]]
+        doc.metadata['evidence'] = dict(
+            set=name,
+            passage=number,
+            of_passage=round(float(hits[i] / self.sizes[who[i]]), 3),
+            of_document=round(n / len(k), 3),
+        )
+        return False, 'contaminated'
 
 # %% ../nbs/02a_webtext.ipynb #b03023f9
-def _row(self, doc): return dict(text=doc.text, url=doc.metadata.get('url', ''), score=doc.metadata.get('score'), date=doc.metadata.get('date', ''))
-def _reason(self, doc): return dict(url=doc.metadata.get('url', ''), reason=doc.metadata.get('filter_reason', 'near copy'), **doc.metadata.get('evidence', {}), begins=doc.text[:120])
+def _row(self, doc):
+    return dict(
+        text=doc.text,
+        url=doc.metadata.get('url', ''),
+        score=doc.metadata.get('score'),
+        date=doc.metadata.get('date', ''),
+    )
 
-def _whole(self, doc): return dict(text=doc.text, id=doc.id, metadata=doc.metadata)
+
+def _reason(self, doc):
+    return dict(
+        url=doc.metadata.get('url', ''),
+        reason=doc.metadata.get('filter_reason', 'near copy'),
+        **doc.metadata.get('evidence', {}),
+        begins=doc.text[:120],
+    )
+
+
+def _whole(self, doc):
+    return dict(text=doc.text, id=doc.id, metadata=doc.metadata)
+
 
 class ToJsonl(JsonlWriter):
     "Documents to `00000.jsonl.zst`"
-    type,name = 'out','write'
-    def __init__(self,
-        folder,       # gets a file for each task
-        adapter=_row, # what to write of a document
-    ): super().__init__(str(folder), '${rank}.jsonl', compression='zstd', adapter=adapter)
+
+    type, name = 'out', 'write'
+
+    def __init__(
+        self,
+        folder,  # gets a file for each task
+        adapter=_row,  # what to write of a document
+    ):
+        super().__init__(str(folder), '${rank}.jsonl', compression='zstd', adapter=adapter)
+
 
 class ToParquet(ParquetWriter):
     "Documents to `00000.parquet`"
-    type,name = 'out','write'
-    def __init__(self,
-        folder,       # gets a file for each task
+
+    type, name = 'out', 'write'
+
+    def __init__(
+        self,
+        folder,  # gets a file for each task
     ):
         import pyarrow as pa
-        schema = pa.schema([('text', pa.string()), ('url', pa.string()), ('score', pa.int32()), ('date', pa.string())])
-        super().__init__(str(folder), '${rank}.parquet', compression='zstd', adapter=_row, schema=schema, max_file_size=-1, batch_size=200)
+
+        schema = pa.schema(
+            [('text', pa.string()), ('url', pa.string()), ('score', pa.int32()), ('date', pa.string())]
+        )
+        super().__init__(
+            str(folder),
+            '${rank}.parquet',
+            compression='zstd',
+            adapter=_row,
+            schema=schema,
+            max_file_size=-1,
+            batch_size=200,
+        )
+
 
 class ListRemoved(JsonlWriter):
     "What was dropped, and why, to `WHAT-00000.jsonl`"
-    type,name = 'out','removed'
-    def __init__(self,
-        folder,       # gets a file for each task
-        what:str,     # begins its name
-    ): super().__init__(str(folder), f'{what}-${{rank}}.jsonl', compression=None, adapter=_reason)
+
+    type, name = 'out', 'removed'
+
+    def __init__(
+        self,
+        folder,  # gets a file for each task
+        what: str,  # begins its name
+    ):
+        super().__init__(str(folder), f'{what}-${{rank}}.jsonl', compression=None, adapter=_reason)
+
 
 class Describe(PipelineStep):
     "Lengths and sites of the documents that pass, into a file for each task"
-    type,name = 'dedup','describe'
-    def __init__(self,
-        folder,      # gets `00000.json`
-        top:int=200, # sites to name
+
+    type, name = 'dedup', 'describe'
+
+    def __init__(
+        self,
+        folder,  # gets `00000.json`
+        top: int = 200,  # sites to name
     ):
         super().__init__()
-        self.folder,self.top = str(folder),top
+        self.folder = str(folder)
+        self.top = top
 
     def run(self, data, rank=0, world_size=1):
-        lengths,sites,n = Counter(),_Top(self.top),Counter()
+        lengths = Counter()
+        sites = _Top(self.top)
+        n = Counter()
         for d in data:
             b = len(d.text.encode('utf-8', 'surrogatepass'))
             n.update(documents=1, bytes=b, characters=len(d.text), words=len(d.text.split()))
-            lengths[1<<max(0, b.bit_length()-1)] += 1
+            lengths[1 << max(0, b.bit_length() - 1)] += 1
             u = d.metadata.get('url', '')
-            sites.add(site(u) if u.count('/')>2 else '')
+            sites.add(site(u) if u.count('/') > 2 else '')
             yield d
         Path(self.folder).mkdir(parents=True, exist_ok=True)
-        write_atomic(Path(self.folder)/f'{rank:05d}.json', json.dumps(dict(n=n, lengths=lengths, sites=sites.most())))
+        write_atomic(
+            Path(self.folder) / f'{rank:05d}.json', json.dumps(dict(n=n, lengths=lengths, sites=sites.most()))
+        )
 
 # %% ../nbs/02a_webtext.ipynb #3d434d27
 stage_names = ('links', 'pages', 'text', 'dedup')
 
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     "A pipeline and the number of tasks it is cut into"
+
     name: str
-    of: str            # one of `stage_names`
+    of: str  # one of `stage_names`
     tasks: int
     steps: list
 
-def _is_warc(path): return str(path).lower().endswith(('.warc', '.warc.gz'))
+
+def _is_warc(path):
+    return str(path).lower().endswith(('.warc', '.warc.gz'))
+
 
 def stages(
-    inputs:list,        # dumps, or WARC files
-    folder,             # of the whole
-    cfg:WebTextConfig,
-)->list[Stage]:
+    inputs: list,  # dumps, or WARC files
+    folder,  # of the whole
+    cfg: WebTextConfig,
+) -> list[Stage]:
     "What has to be done, in order"
-    f,T,clean,dd = Path(folder),cfg.tasks,cfg.clean,cfg.dedup
-    work,removed = f/'.work',f/'removed'
+    f = Path(folder)
+    T = cfg.tasks
+    clean = cfg.clean
+    dd = cfg.dedup
+    work = f / '.work'
+    removed = f / 'removed'
     warcs = [str(o) for o in inputs if _is_warc(o)]
     out = []
     if not warcs:
-        out += [Stage(name='links-find', of='links', tasks=len(inputs), steps=[FindLinks(inputs, work/'links', cfg)]),
-                Stage(name='links-merge', of='links', tasks=T, steps=[MergeLinks(work/'links', f/'links')]),
-                Stage(name='pages', of='pages', tasks=T, steps=[FetchPages(f/'links', f/'pages', work/'pages', cfg.crawl)])]
-    text = [ReadPages(warcs or f/'pages', cfg.crawl.max_bytes), ExtractText(clean)]
-    if clean.fix_text: text.append(FixText())
-    if clean.language: text.append(Language(clean.language))
-    if clean.min_chars: text.append(LongEnough(clean.min_chars))
-    if clean.repetition: text.append(NotRepetitive())
-    out.append(Stage(name='text', of='text', tasks=T, steps=[*text, NoteContent(work/'content'), ToJsonl(f/'text', _whole)]))
+        out += [
+            Stage(
+                name='links-find',
+                of='links',
+                tasks=len(inputs),
+                steps=[FindLinks(inputs, work / 'links', cfg)],
+            ),
+            Stage(name='links-merge', of='links', tasks=T, steps=[MergeLinks(work / 'links', f / 'links')]),
+            Stage(
+                name='pages',
+                of='pages',
+                tasks=T,
+                steps=[FetchPages(f / 'links', f / 'pages', work / 'pages', cfg.crawl)],
+            ),
+        ]
+    text = [ReadPages(warcs or f / 'pages', cfg.crawl.max_bytes), ExtractText(clean)]
+    if clean.fix_text:
+        text.append(FixText())
+    if clean.language:
+        text.append(Language(clean.language))
+    if clean.min_chars:
+        text.append(LongEnough(clean.min_chars))
+    if clean.repetition:
+        text.append(NotRepetitive())
+    out.append(
+        Stage(
+            name='text',
+            of='text',
+            tasks=T,
+            steps=[*text, NoteContent(work / 'content'), ToJsonl(f / 'text', _whole)],
+        )
+    )
+
     def read(listed=None):
-        steps = [ReadText(f/'text')]
-        return steps+([DropCopies(work/'copies', ListRemoved(removed, 'exact') if listed else None)] if dd.exact else [])
-    if dd.exact: out.append(Stage(name='dedup-copies', of='dedup', tasks=T, steps=[FindCopies(work/'content', work/'copies')]))
+        steps = [ReadText(f / 'text')]
+        return steps + (
+            [DropCopies(work / 'copies', ListRemoved(removed, 'exact') if listed else None)]
+            if dd.exact
+            else []
+        )
+
+    if dd.exact:
+        out.append(
+            Stage(
+                name='dedup-copies',
+                of='dedup',
+                tasks=T,
+                steps=[FindCopies(work / 'content', work / 'copies')],
+            )
+        )
     if dd.near:
-        out += [Stage(name='dedup-sign', of='dedup', tasks=T, steps=[*read(), Sign(work/'signatures', dd)]),
-                Stage(name='dedup-bands', of='dedup', tasks=T, steps=[Bands(work/'signatures', work/'pairs', dd)]),
-                Stage(name='dedup-clusters', of='dedup', tasks=1, steps=[Clusters(work/'pairs', work/'clusters', dd)])]
+        out += [
+            Stage(name='dedup-sign', of='dedup', tasks=T, steps=[*read(), Sign(work / 'signatures', dd)]),
+            Stage(
+                name='dedup-bands',
+                of='dedup',
+                tasks=T,
+                steps=[Bands(work / 'signatures', work / 'pairs', dd)],
+            ),
+            Stage(
+                name='dedup-clusters',
+                of='dedup',
+                tasks=1,
+                steps=[Clusters(work / 'pairs', work / 'clusters', dd)],
+            ),
+        ]
     last = read(listed=True)
-    if dd.near: last.append(DropNear(work/'clusters', ListRemoved(removed, 'near')))
+    if dd.near:
+        last.append(DropNear(work / 'clusters', ListRemoved(removed, 'near')))
     if dd.evaluation:
         files = [o.strip() for o in dd.evaluation.split(',') if o.strip()]
-        out.append(Stage(name='dedup-index', of='dedup', tasks=1, steps=[IndexEvaluation(files, work/'evaluation')]))
-        last.append(Decontaminate(work/'evaluation', dd.overlap, ListRemoved(removed, 'contaminated')))
-    out.append(Stage(name='dedup-write', of='dedup', tasks=T, steps=[*last, Describe(work/'described'), (ToParquet if cfg.format=='parquet' else ToJsonl)(f/'documents')]))
+        out.append(
+            Stage(
+                name='dedup-index', of='dedup', tasks=1, steps=[IndexEvaluation(files, work / 'evaluation')]
+            )
+        )
+        last.append(Decontaminate(work / 'evaluation', dd.overlap, ListRemoved(removed, 'contaminated')))
+    out.append(
+        Stage(
+            name='dedup-write',
+            of='dedup',
+            tasks=T,
+            steps=[
+                *last,
+                Describe(work / 'described'),
+                (ToParquet if cfg.format == 'parquet' else ToJsonl)(f / 'documents'),
+            ],
+        )
+    )
     out.append(Stage(name='dedup-card', of='dedup', tasks=1, steps=[WriteCard(f)]))
     return out
 
+
 class ReadText(PipelineStep):
     "What the text stage wrote for this task, in its order"
-    type,name = 'dedup','read'
-    def __init__(self,
-        folder, # `text/`
+
+    type, name = 'dedup', 'read'
+
+    def __init__(
+        self,
+        folder,  # `text/`
     ):
         super().__init__()
         self.folder = str(folder)
 
     def run(self, data=None, rank=0, world_size=1):
-        f = Path(self.folder)/f'{rank:05d}.jsonl.zst'
-        if not f.exists(): return                          # a task without documents writes no file
+        f = Path(self.folder) / f'{rank:05d}.jsonl.zst'
+        if not f.exists():
+            return  # a task without documents writes no file
         for lines in dump_lines(f):
             for l in lines:
-                if not l: continue
+                if not l:
+                    continue
                 d = orjson.loads(l)
                 self.stat_update('documents')
                 yield Document(text=d['text'], id=d['id'], metadata=d['metadata'])
 
+
 class Bands(MinhashDedupBuckets):
     "Pairs of documents that agree on a band"
-    type,name = 'dedup','bands'
-    def __init__(self,
-        signatures,       # folder of `Sign`
-        pairs,            # gets the pairs
-        cfg:DedupConfig,
-    ): super().__init__(str(signatures), str(pairs), config=minhash_config(cfg), lines_to_buffer=200)
+
+    type, name = 'dedup', 'bands'
+
+    def __init__(
+        self,
+        signatures,  # folder of `Sign`
+        pairs,  # gets the pairs
+        cfg: DedupConfig,
+    ):
+        super().__init__(str(signatures), str(pairs), config=minhash_config(cfg), lines_to_buffer=200)
 
     def run(self, data=None, rank=0, world_size=1):
-        for band in range(rank, self.config.num_buckets, world_size): super().run(None, band, self.config.num_buckets)
+        for band in range(rank, self.config.num_buckets, world_size):
+            super().run(None, band, self.config.num_buckets)
+
 
 class Clusters(MinhashDedupCluster):
     "What hangs together through pairs; all but one of each are to be dropped"
-    type,name = 'dedup','clusters'
-    def __init__(self,
-        pairs,            # folder of `Bands`
-        clusters,         # gets the numbers of the documents to drop
-        cfg:DedupConfig,
-    ): super().__init__(str(pairs), str(clusters), config=minhash_config(cfg), lines_to_buffer=1000)
+
+    type, name = 'dedup', 'clusters'
+
+    def __init__(
+        self,
+        pairs,  # folder of `Bands`
+        clusters,  # gets the numbers of the documents to drop
+        cfg: DedupConfig,
+    ):
+        super().__init__(str(pairs), str(clusters), config=minhash_config(cfg), lines_to_buffer=1000)
 
     def run(self, data=None, rank=0, world_size=1):
-        with redirect_stderr(io.StringIO()): super().run(data, rank, world_size)          # its progress bar
+        with redirect_stderr(io.StringIO()):
+            super().run(data, rank, world_size)  # its progress bar
+
 
 class DropNear(MinhashDedupFilter):
     "One document of each cluster"
-    type,name = 'dedup','near'
-    def __init__(self,
-        folder,                # of the clusters
-        exclusion_writer=None, # where dropped ones are listed
-    ): super().__init__(str(folder), exclusion_writer)
+
+    type, name = 'dedup', 'near'
+
+    def __init__(
+        self,
+        folder,  # of the clusters
+        exclusion_writer=None,  # where dropped ones are listed
+    ):
+        super().__init__(str(folder), exclusion_writer)
 
 # %% ../nbs/02a_webtext.ipynb #c9631342
 def counts(
-    folder,         # of the whole
-)->dict: # stage -> step -> label -> count
+    folder,  # of the whole
+) -> dict:  # stage -> step -> label -> count
     "What the steps counted, added up over the tasks that are done"
     out = {}
-    for f in sorted((Path(folder)/'.work'/'logs').glob('*/stats/*.json')):
+    for f in sorted((Path(folder) / '.work' / 'logs').glob('*/stats/*.json')):
         stage = out.setdefault(f.parts[-3], {})
         for step in json.loads(f.read_text()):
             c = stage.setdefault(step['name'].partition(': ')[2], Counter())
-            for k,v in step['stats'].items():
-                if k!='doc_len' and not k.startswith('XXXXX'): c[k] += int(v['total'] if isinstance(v, dict) else v)
-    return {k: {s: dict(c) for s,c in v.items()} for k,v in out.items()}
+            for k, v in step['stats'].items():
+                if k != 'doc_len' and not k.startswith('XXXXX'):
+                    c[k] += int(v['total'] if isinstance(v, dict) else v)
+    return {k: {s: dict(c) for s, c in v.items()} for k, v in out.items()}
+
 
 def funnel(
-    n:dict, # as `counts` gives
-)->list[tuple]: # (what, how many), from the first to the last
+    n: dict,  # as `counts` gives
+) -> list[tuple]:  # (what, how many), from the first to the last
     "How much is left after each step"
     out = []
     if f := n.get('links-find', {}).get('find'):
         kept = f.get('score', 0)
         out += [('submissions', f['submissions']), ('score high enough', kept)]
-        for k,what in (('reddit', 'outbound'), ('malformed', 'well-formed'), ('wikipedia', 'not Wikipedia'), ('media', 'not media')):
+        for k, what in (
+            ('reddit', 'outbound'),
+            ('malformed', 'well-formed'),
+            ('wikipedia', 'not Wikipedia'),
+            ('media', 'not media'),
+        ):
             kept -= f.get(k, 0)
             out.append((what, kept))
-    if m := n.get('links-merge', {}).get('merge'): out.append(('different links', m.get('links', 0)))
-    if p := n.get('pages', {}).get('fetch'): out.append(('pages fetched', p.get('fetched', 0)))
+    if m := n.get('links-merge', {}).get('merge'):
+        out.append(('different links', m.get('links', 0)))
+    if p := n.get('pages', {}).get('fetch'):
+        out.append(('pages fetched', p.get('fetched', 0)))
     text = n.get('text', {})
-    if r := text.get('read'): out += ([] if n.get('pages') else [('pages', r.get('pages', 0))])+[('HTML', r.get('forwarded', 0))]
-    for k,what in (('extract', 'with text'), ('language', 'in the language'), ('length', 'long enough'), ('repetition', 'not repetitive')):
-        if k in text: out.append((what, text[k].get('forwarded', 0)))
+    if r := text.get('read'):
+        out += ([] if n.get('pages') else [('pages', r.get('pages', 0))]) + [('HTML', r.get('forwarded', 0))]
+    for k, what in (
+        ('extract', 'with text'),
+        ('language', 'in the language'),
+        ('length', 'long enough'),
+        ('repetition', 'not repetitive'),
+    ):
+        if k in text:
+            out.append((what, text[k].get('forwarded', 0)))
     last = n.get('dedup-write', {})
-    for k,what in (('exact', 'without copies'), ('near', 'without near-copies'), ('decontaminate', 'not of evaluation sets')):
-        if k in last: out.append((what, last[k].get('forwarded', 0)))
+    for k, what in (
+        ('exact', 'without copies'),
+        ('near', 'without near-copies'),
+        ('decontaminate', 'not of evaluation sets'),
+    ):
+        if k in last:
+            out.append((what, last[k].get('forwarded', 0)))
     return out
 
+
 def funnel_figure(
-    steps:list[tuple],  # as `funnel` gives
-    log:bool=False,     # a logarithmic axis
+    steps: list[tuple],  # as `funnel` gives
+    log: bool = False,  # a logarithmic axis
 ):
     "The funnel, drawn"
-    import plotly.graph_objects as go
-    names,n = zip(*steps)
-    if log: fig = go.Figure(go.Bar(x=n, y=names, orientation='h', text=[f'{o:,}' for o in n], marker_color='#0072b2')).update_xaxes(type='log').update_yaxes(autorange='reversed')
-    else: fig = go.Figure(go.Funnel(x=n, y=names, textinfo='value+percent initial', marker_color='#0072b2'))
-    return fig.update_layout(height=90+26*len(n), margin=dict(l=150, r=20, t=20, b=30), font=dict(family='system-ui, sans-serif', color='#808080'), paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)')
+
+    names, n = zip(*steps)
+    if log:
+        fig = (
+            go.Figure(
+                go.Bar(x=n, y=names, orientation='h', text=[f'{o:,}' for o in n], marker_color='#0072b2')
+            )
+            .update_xaxes(type='log')
+            .update_yaxes(autorange='reversed')
+        )
+    else:
+        fig = go.Figure(go.Funnel(x=n, y=names, textinfo='value+percent initial', marker_color='#0072b2'))
+    return fig.update_layout(
+        height=90 + 26 * len(n),
+        margin=dict(l=150, r=20, t=20, b=30),
+        font=dict(family='system-ui, sans-serif', color='#808080'),
+        paper_bgcolor='rgba(0,0,0,0)',
+        plot_bgcolor='rgba(0,0,0,0)',
+    )
+
 
 def card(
-    folder, # of the whole
-)->dict:
+    folder,  # of the whole
+) -> dict:
     "Everything that is to be known about the documents"
     folder = Path(folder)
-    made,n = json.loads((folder/'webtext.json').read_text()),counts(folder)
-    total,lengths,sites,linked = Counter(),Counter(),Counter(),Counter()
-    for f in sorted((folder/'.work'/'described').glob('*.json')):
+    made = json.loads((folder / 'webtext.json').read_text())
+    n = counts(folder)
+    total = Counter()
+    lengths = Counter()
+    sites = Counter()
+    linked = Counter()
+    for f in sorted((folder / '.work' / 'described').glob('*.json')):
         d = json.loads(f.read_text())
         total.update(d['n'])
-        lengths.update({int(k): v for k,v in d['lengths'].items()})
+        lengths.update({int(k): v for k, v in d['lengths'].items()})
         sites.update(d['sites'])
-    for f in sorted((folder/'links').glob('*.sites')): linked.update(json.loads(f.read_text()))
+    for f in sorted((folder / 'links').glob('*.sites')):
+        linked.update(json.loads(f.read_text()))
     top = lambda c: dict(sorted(c.items(), key=lambda o: (-o[1], o[0]))[:50])
-    langs = {k.partition(' ')[2]: v for k,v in n.get('text', {}).get('language', {}).items() if k.startswith('language ')}
-    have = {p: version(p) for p in ('datatrove', 'trafilatura', 'py3langid', 'warcio', 'protego', 'lxml', 'numpy', 'pyarrow')}
-    return dict(total, funnel=funnel(n), removed={k: n.get('dedup-write', {}).get(k, {}).get('dropped', 0) for k in ('exact', 'near', 'decontaminate')},
-                languages=top(langs), lengths={str(k): lengths[k] for k in sorted(lengths)}, sites=top(sites), linked_sites=top(linked), inputs=made['inputs'], settings=made['settings'], counts=n, versions=dict(python=sys.version.split()[0], **have))
+    langs = {
+        k.partition(' ')[2]: v
+        for k, v in n.get('text', {}).get('language', {}).items()
+        if k.startswith('language ')
+    }
+    have = {
+        p: version(p)
+        for p in ('datatrove', 'trafilatura', 'py3langid', 'warcio', 'protego', 'lxml', 'numpy', 'pyarrow')
+    }
+    return dict(
+        total,
+        funnel=funnel(n),
+        removed={
+            k: n.get('dedup-write', {}).get(k, {}).get('dropped', 0)
+            for k in ('exact', 'near', 'decontaminate')
+        },
+        languages=top(langs),
+        lengths={str(k): lengths[k] for k in sorted(lengths)},
+        sites=top(sites),
+        linked_sites=top(linked),
+        inputs=made['inputs'],
+        settings=made['settings'],
+        counts=n,
+        versions=dict(python=sys.version.split()[0], **have),
+    )
+
 
 def _card_html(c):
     from plotly.offline import get_plotlyjs
+
     e = lambda o: html.escape(str(o))
-    table = lambda d, a, b: f'<table><tr><th>{a}</th><th>{b}</th></tr>'+''.join(f'<tr><td>{e(k)}</td><td class="n">{v:,}</td></tr>' for k,v in d.items())+'</table>'
-    flat = lambda d, p='': [o for k,v in d.items() for o in (flat(v, f'{p}{k}.') if isinstance(v, dict) else [(p+k, v)])]
+    table = lambda d, a, b: (
+        f'<table><tr><th>{a}</th><th>{b}</th></tr>'
+        + ''.join(f'<tr><td>{e(k)}</td><td class="n">{v:,}</td></tr>' for k, v in d.items())
+        + '</table>'
+    )
+    flat = lambda d, p='': [
+        o for k, v in d.items() for o in (flat(v, f'{p}{k}.') if isinstance(v, dict) else [(p + k, v)])
+    ]
     fig = funnel_figure(c['funnel']).to_json().replace('<', '\\u003c')
-    css = 'body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}td,th{padding:.15rem 1.2rem .15rem 0;text-align:left}td.n{text-align:right}.row{display:flex;flex-wrap:wrap;gap:3rem}@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}}'
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>WebText: data card</title><style>{css}</style><script>{get_plotlyjs()}</script></head><body>'
-            f'<h1>WebText: data card</h1><p>{c.get("documents", 0):,} documents, {c.get("words", 0):,} words, {c.get("bytes", 0):,} bytes of text.</p><h2>What is left after each step</h2><div id="f"></div><script>Plotly.newPlot("f",...(f=>[f.data,f.layout])({fig}),{{responsive:true,displaylogo:false}})</script>'
-            f'<div class="row"><div><h2>Sites</h2>{table(c["sites"], "site", "documents")}</div><div><h2>Linked sites</h2>{table(c["linked_sites"], "site", "links")}</div>'
-            f'<div><h2>Languages</h2>{table(c["languages"], "language", "pages")}<h2>Lengths</h2>{table(c["lengths"], "bytes from", "documents")}</div></div>'
-            f'<h2>Settings</h2><table>{"".join(f"<tr><td>{e(k)}</td><td>{e(v)}</td></tr>" for k,v in flat(c["settings"]))}</table>'
-            f'<h2>All counts</h2><table>{"".join(f"<tr><td>{e(k)}</td><td class=n>{v:,}</td></tr>" for k,v in flat(c["counts"]))}</table>'
-            f'<h2>Made from</h2><ul>{"".join(f"<li>{e(o)}</li>" for o in c["inputs"])}</ul><p>{e(", ".join(f"{k} {v}" for k,v in c["versions"].items()))}</p></body></html>')
+    css = (
+        'body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 '
+        '1rem;color:#222;background:#fff}td,th{padding:.15rem 1.2rem .15rem '
+        '0;text-align:left}td.n{text-align:right}.row{display:flex;flex-wrap:wrap;gap:3rem}@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}}'
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>WebText: data '
+        f'card</title><style>{css}</style><script>{get_plotlyjs()}</script></head><body>'
+        f'<h1>WebText: data card</h1><p>{c.get("documents", 0):,} documents, {c.get("words", 0):,} words, '
+        f'{c.get("bytes", 0):,} bytes of text.</p><h2>What is left after each step</h2><div '
+        f'id="f"></div><script>Plotly.newPlot("f",...(f=>[f.data,f.layout])({fig}),{{responsive:true,displaylogo:false}})</script>'
+        f'<div class="row"><div><h2>Sites</h2>{table(c["sites"], "site", "documents")}</div><div><h2>Linked '
+        f'sites</h2>{table(c["linked_sites"], "site", "links")}</div>'
+        f'<div><h2>Languages</h2>{table(c["languages"], "language", "pages")}<h2>Lengths</h2>{table(c["lengths"], "bytes from", "documents")}</div></div>'
+        f'<h2>Settings</h2><table>{"".join(f"<tr><td>{e(k)}</td><td>{e(v)}</td></tr>" for k, v in flat(c["settings"]))}</table>'
+        f'<h2>All counts</h2><table>{"".join(f"<tr><td>{e(k)}</td><td class=n>{v:,}</td></tr>" for k, v in flat(c["counts"]))}</table>'
+        f'<h2>Made from</h2><ul>{"".join(f"<li>{e(o)}</li>" for o in c["inputs"])}</ul><p>{e(", ".join(f"{k} {v}" for k, v in c["versions"].items()))}</p></body></html>'
+    )
+
 
 class WriteCard(PipelineStep):
     "`card.html` and `card.json`"
-    type,name = 'dedup','card'
-    def __init__(self,
-        folder, # of the whole
+
+    type, name = 'dedup', 'card'
+
+    def __init__(
+        self,
+        folder,  # of the whole
     ):
         super().__init__()
         self.folder = str(folder)
 
     def run(self, data=None, rank=0, world_size=1):
         c = card(self.folder)
-        write_atomic(Path(self.folder)/'card.json', json.dumps(c, indent=1))
-        write_atomic(Path(self.folder)/'card.html', _card_html(c))
+        write_atomic(Path(self.folder) / 'card.json', json.dumps(c, indent=1))
+        write_atomic(Path(self.folder) / 'card.html', _card_html(c))
 
 # %% ../nbs/02a_webtext.ipynb #33cfae7b
 class _Careful:
     "Mixed into an executor"
+
     def _run_for_rank(self, rank, local_rank=0, node_rank=-1):
         locks = Path(self.logging_dir.resolve_paths('locks'))
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(locks/f'{rank:05d}')): return super()._run_for_rank(rank, max(1, local_rank), node_rank)
+        with FileLock(str(locks / f'{rank:05d}')):
+            return super()._run_for_rank(rank, max(1, local_rank), node_rank)
 
     def finish(self, name):
         "Raises `RuntimeError` unless every task is done"
         if left := self.get_incomplete_ranks(skip_completed=True):
-            raise RuntimeError(f"{name}: {len(left)} of {self.world_size} tasks failed: {self.logging_dir.resolve_paths('logs')} says why; run the same command again, it goes on")
+            raise RuntimeError(
+                f'{name}: {len(left)} of {self.world_size} tasks failed: '
+                f'{self.logging_dir.resolve_paths("logs")} says why; run the same command again, it goes on'
+            )
+
 
 class Local(_Careful, LocalPipelineExecutor):
     "A process of this machine for each task, `workers` at a time; with one worker, this process"
+
     def _run_for_rank(self, rank, local_rank=0, node_rank=-1):
         logger.disable('datatrove')
         return super()._run_for_rank(rank, local_rank, node_rank)
 
     def run(self):
-        todo,live = deque(self.get_incomplete_ranks()),{}
+        todo = deque(self.get_incomplete_ranks())
+        live = {}
         self.save_executor_as_json()
-        if self.workers==1:
+        if self.workers == 1:
             pipeline = self.pipeline
             for rank in todo:
                 self.pipeline = deepcopy(pipeline)
                 self._run_for_rank(rank)
             return
-        ctx,blob = mp.get_context('forkserver'),dill.dumps(self)
-        ctx.set_forkserver_preload(['gpt2repro.webtext'])               # imported once, not by each task
+        ctx = mp.get_context('forkserver')
+        blob = dill.dumps(self)
+        ctx.set_forkserver_preload(['gpt2repro.webtext'])  # imported once, not by each task
         try:
             while todo or live:
-                while todo and len(live)<self.workers:
-                    hear,say = ctx.Pipe(False)
+                while todo and len(live) < self.workers:
+                    hear, say = ctx.Pipe(False)
                     p = ctx.Process(target=_task, args=(blob, todo.popleft(), say))
                     p.start()
                     say.close()
-                    live[p.sentinel] = p,hear
+                    live[p.sentinel] = p, hear
                 for o in wait(list(live)):
-                    p,hear = live.pop(o)
+                    p, hear = live.pop(o)
                     p.join()
-                    try: error = hear.recv()
-                    except EOFError: error = None                       # it said nothing
-                    if error: raise error
-                    if p.exitcode: raise RuntimeError(f'a task ended with status {p.exitcode}: is there enough memory? Run the same command again, it goes on')
+                    try:
+                        error = hear.recv()
+                    except EOFError:
+                        error = None  # it said nothing
+                    if error:
+                        raise error
+                    if p.exitcode:
+                        raise RuntimeError(
+                            f'a task ended with status {p.exitcode}: is there enough memory? Run the same '
+                            f'command again, it goes on'
+                        )
                     hear.close()
         finally:
-            for p,_ in live.values(): p.terminate()
-            for p,_ in live.values(): p.join()
+            for p, _ in live.values():
+                p.terminate()
+            for p, _ in live.values():
+                p.join()
+
 
 def _task(blob, rank, say):
     "Life of a process: one task, and what went wrong with it"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                        # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _leave_with_parent()
-    try: dill.loads(blob)._run_for_rank(rank)
+    try:
+        dill.loads(blob)._run_for_rank(rank)
     except Exception as e:
         e.add_note(traceback.format_exc())
-        try: say.send(e)
-        except (TypeError, AttributeError): say.send(RuntimeError(f'{type(e).__name__}: {e}'))
-        if not isinstance(e, (ValueError, OSError, RuntimeError, ImportError)): raise
-    finally: say.close()
+        try:
+            say.send(e)
+        except (TypeError, AttributeError):
+            say.send(RuntimeError(f'{type(e).__name__}: {e}'))
+        if not isinstance(e, (ValueError, OSError, RuntimeError, ImportError)):
+            raise
+    finally:
+        say.close()
+
 
 class OnRay(_Careful, RayPipelineExecutor):
     "Actors of a Ray cluster, or of this machine"
 
+
 class OnSlurm(SlurmPipelineExecutor):
     "Jobs of a Slurm cluster"
 
+
 executors = ('local', 'ray', 'slurm')
 
+
 def _ray(workers):
-    try: import ray
-    except ImportError: raise ImportError("the executor ray needs the package ray: pip install ray") from None
+    try:
+        import ray
+    except ImportError:
+        raise ImportError('the executor ray needs the package ray: pip install ray') from None
     if not ray.is_initialized():
         here = dict(num_cpus=workers, include_dashboard=False) if not os.environ.get('RAY_ADDRESS') else {}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
 
+
 def run_stages(
-    todo:list[Stage],
-    folder,                 # of the whole
-    executor:str='local',   # or `ray`, `slurm`
-    workers:int=2,          # tasks at once
-    partition:str='',       # Slurm's
-    hours:int=24,           # Slurm's limit for a task
+    todo: list[Stage],
+    folder,  # of the whole
+    executor: str = 'local',  # or `ray`, `slurm`
+    workers: int = 2,  # tasks at once
+    partition: str = '',  # Slurm's
+    hours: int = 24,  # Slurm's limit for a task
 ):
-    "Run the stages that are not done, and yield the name of each. Under Slurm they are handed over, each to follow the last, and nothing is waited for"
-    if executor not in executors: raise ValueError(f'executor={executor!r}: {nearest(executor, executors)}')
-    if executor=='slurm' and not partition: raise ValueError('executor slurm needs the name of a partition: --partition NAME')
-    if workers<1: raise ValueError(f'workers={workers}: give a number above 0')
-    logs,last = Path(folder)/'.work'/'logs',None
+    """Run the stages that are not done, and yield the name of each.
+
+    Under Slurm they are handed over, each to follow the last, and nothing is waited for
+    """
+    if executor not in executors:
+        raise ValueError(f'executor={executor!r}: {nearest(executor, executors)}')
+    if executor == 'slurm' and not partition:
+        raise ValueError('executor slurm needs the name of a partition: --partition NAME')
+    if workers < 1:
+        raise ValueError(f'workers={workers}: give a number above 0')
+    logs = Path(folder) / '.work' / 'logs'
+    last = None
     logger.disable('datatrove')
     try:
         for s in todo:
-            kw = dict(pipeline=s.steps, tasks=s.tasks, workers=min(workers, s.tasks), logging_dir=str(logs/s.name))
-            if executor=='local': e = Local(**kw)
-            elif executor=='ray': e = OnRay(**kw, mem_per_cpu_gb=.5)
+            kw = dict(
+                pipeline=s.steps, tasks=s.tasks, workers=min(workers, s.tasks), logging_dir=str(logs / s.name)
+            )
+            if executor == 'local':
+                e = Local(**kw)
+            elif executor == 'ray':
+                e = OnRay(**kw, mem_per_cpu_gb=0.5)
             else:
-                active = Path(sys.prefix)/'bin'/'activate'
-                e = OnSlurm(**kw, time=f'{hours}:00:00', partition=partition, job_name=f'webtext-{s.name}', depends=last, venv_path=str(active) if active.exists() else None, qos='')
+                active = Path(sys.prefix) / 'bin' / 'activate'
+                e = OnSlurm(
+                    **kw,
+                    time=f'{hours}:00:00',
+                    partition=partition,
+                    job_name=f'webtext-{s.name}',
+                    depends=last,
+                    venv_path=str(active) if active.exists() else None,
+                    qos='',
+                )
                 last = e
-            if executor=='slurm': e.run()
+            if executor == 'slurm':
+                e.run()
             elif e.get_incomplete_ranks():
-                if executor=='ray': _ray(workers)
+                if executor == 'ray':
+                    _ray(workers)
                 e.run()
                 e.finish(s.name)
             yield s.name
-    finally: logger.enable('datatrove')
+    finally:
+        logger.enable('datatrove')
+
 
 def check_inputs(
-    inputs:list, # files
+    inputs: list,  # files
 ):
     "Raises `ValueError` or `FileNotFoundError` for what is neither dumps nor WARC files"
-    if not inputs: raise ValueError('no input given: name dumps of Reddit submissions (.zst, .xz, .bz2, .gz or plain), or WARC files')
+    if not inputs:
+        raise ValueError(
+            'no input given: name dumps of Reddit submissions (.zst, .xz, .bz2, .gz or plain), or WARC files'
+        )
     for o in inputs:
-        if not Path(o).is_file(): raise FileNotFoundError(f'{o}: no such file: name dumps of Reddit submissions, or WARC files')
-    if len({_is_warc(o) for o in inputs})>1: raise ValueError('dumps and WARC files cannot be mixed: make two folders')
+        if not Path(o).is_file():
+            raise FileNotFoundError(f'{o}: no such file: name dumps of Reddit submissions, or WARC files')
+    if len({_is_warc(o) for o in inputs}) > 1:
+        raise ValueError('dumps and WARC files cannot be mixed: make two folders')
+
 
 @contextmanager
 def _open_folder(inputs, folder, cfg):
     "Hold the folder for this process, with its settings on record"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder/'.lock'), timeout=0)
-    try: lock.acquire()
-    except Timeout: raise RuntimeError(f'{folder}: another process is writing here: wait until it is done, or choose another folder') from None
+    lock = FileLock(str(folder / '.lock'), timeout=0)
     try:
-        made = dict(inputs=[str(Path(o).resolve()) for o in inputs], sizes=[Path(o).stat().st_size for o in inputs], settings=to_dict(cfg))
-        f = folder/'webtext.json'
-        if f.exists() and json.loads(f.read_text())!=json.loads(json.dumps(made)): raise ValueError(f'{folder}: was begun with other inputs or settings (webtext.json has them): choose another folder')
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(
+            f'{folder}: another process is writing here: wait until it is done, or choose another folder'
+        ) from None
+    try:
+        made = dict(
+            inputs=[str(Path(o).resolve()) for o in inputs],
+            sizes=[Path(o).stat().st_size for o in inputs],
+            settings=to_dict(cfg),
+        )
+        f = folder / 'webtext.json'
+        if f.exists() and json.loads(f.read_text()) != json.loads(json.dumps(made)):
+            raise ValueError(
+                f'{folder}: was begun with other inputs or settings (webtext.json has them): choose '
+                f'another folder'
+            )
         write_atomic(f, json.dumps(made, indent=1))
         yield
-    finally: lock.release()
+    finally:
+        lock.release()
+
 
 def webtext(
-    inputs:list,                # dumps of Reddit submissions, or WARC files
-    folder,                     # for everything
-    cfg:WebTextConfig=None,     # the defaults if not given
-    stage:str='dedup',          # the last to run
-    executor:str='local',       # or `ray`, `slurm`
-    workers:int=2,              # tasks at once
-    partition:str='',           # Slurm's
-    hours:int=24,               # Slurm's limit for a task
-    said=None,                  # called with the name of each stage that is done
-)->dict: # the card after the last stage, else the counts
-    "From dumps to documents. Run again, it goes on where it was stopped. Raises `ValueError`, `OSError` or `RuntimeError`"
+    inputs: list,  # dumps of Reddit submissions, or WARC files
+    folder,  # for everything
+    cfg: WebTextConfig = None,  # the defaults if not given
+    stage: str = 'dedup',  # the last to run
+    executor: str = 'local',  # or `ray`, `slurm`
+    workers: int = 2,  # tasks at once
+    partition: str = '',  # Slurm's
+    hours: int = 24,  # Slurm's limit for a task
+    said=None,  # called with the name of each stage that is done
+) -> dict:  # the card after the last stage, else the counts
+    """From dumps to documents.
+
+    Run again, it goes on where it was stopped. Raises `ValueError`, `OSError` or `RuntimeError`
+    """
     cfg = cfg or WebTextConfig()
-    if stage not in stage_names: raise ValueError(f'stage={stage!r}: {nearest(stage, stage_names)}')
+    if stage not in stage_names:
+        raise ValueError(f'stage={stage!r}: {nearest(stage, stage_names)}')
     check_inputs(inputs)
-    if _is_warc(inputs[0]) and stage in ('links', 'pages'): raise ValueError(f'stage {stage} needs dumps of submissions: WARC files begin with the stage text')
+    if _is_warc(inputs[0]) and stage in ('links', 'pages'):
+        raise ValueError(f'stage {stage} needs dumps of submissions: WARC files begin with the stage text')
     with _open_folder(inputs, folder, cfg):
-        upto = stage_names[:stage_names.index(stage)+1]
-        todo = [s for s in stages([str(Path(o).resolve()) for o in inputs], Path(folder).resolve(), cfg) if s.of in upto]
+        upto = stage_names[: stage_names.index(stage) + 1]
+        todo = [
+            s
+            for s in stages([str(Path(o).resolve()) for o in inputs], Path(folder).resolve(), cfg)
+            if s.of in upto
+        ]
         for name in run_stages(todo, Path(folder).resolve(), executor, workers, partition, hours):
-            if said: said(name)
-        if executor=='slurm': return dict(submitted=[s.name for s in todo])
-        return json.loads((Path(folder)/'card.json').read_text()) if stage=='dedup' else counts(folder)
+            if said:
+                said(name)
+        if executor == 'slurm':
+            return dict(submitted=[s.name for s in todo])
+        return json.loads((Path(folder) / 'card.json').read_text()) if stage == 'dedup' else counts(folder)
 
 # %% ../nbs/02a_webtext.ipynb #c930cbcd
 def practice_dump(
-    urls:list, # of a `PracticeSite`
-    path,      # plain JSON lines
+    urls: list,  # of a `PracticeSite`
+    path,  # plain JSON lines
 ):
-    "A dump of submissions that link to the practice site, every tenth with too low a score, two in a hundred to the media and Wikipedia"
+    """A dump of submissions that link to the practice site, every tenth with too low a score, two in a
+    hundred to the media and Wikipedia"""
     with open(path, 'w') as f:
-        for i,u in enumerate(urls):
-            d = dict(id=f'{i:x}', url=u, score=1 if i%10==6 else 3+i%40, created_utc=1119552233+3600*i, is_self=False, title=f'Page {i}', selftext='')
-            f.write(json.dumps(d)+'\n')
-            if i%50==0: f.writelines(json.dumps({**d, 'id': f'{i:x}{k}', 'url': v, 'score': 9})+'\n' for k,v in enumerate(('https://i.imgur.com/x.png', 'https://en.wikipedia.org/wiki/Reddit', u.replace('/page', '/page', 1)+'#again')))
+        for i, u in enumerate(urls):
+            d = dict(
+                id=f'{i:x}',
+                url=u,
+                score=1 if i % 10 == 6 else 3 + i % 40,
+                created_utc=1119552233 + 3600 * i,
+                is_self=False,
+                title=f'Page {i}',
+                selftext='',
+            )
+            f.write(json.dumps(d) + '\n')
+            if i % 50 == 0:
+                f.writelines(
+                    json.dumps({**d, 'id': f'{i:x}{k}', 'url': v, 'score': 9}) + '\n'
+                    for k, v in enumerate(
+                        (
+                            'https://i.imgur.com/x.png',
+                            'https://en.wikipedia.org/wiki/Reddit',
+                            u.replace('/page', '/page', 1) + '#again',
+                        )
+                    )
+                )

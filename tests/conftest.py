@@ -1,13 +1,24 @@
 "`--slow` runs what takes minutes; without it such tests are skipped and counted"
+
 import os
 import pytest
 
-def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the tests and cells that take minutes')
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='run the tests and cells that take minutes')
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
-    if hasattr(config, 'workerinput'): os.environ.setdefault('OMP_NUM_THREADS', '1')      # several workers: one thread each, before torch is loaded
+    if hasattr(config, 'workerinput'):
+        os.environ.setdefault(
+            'OMP_NUM_THREADS', '1'
+        )  # several workers: one thread each, before torch is loaded
+
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption('--slow'): return
+    if config.getoption('--slow'):
+        return
     for o in items:
-        if 'slow' in o.keywords: o.add_marker(pytest.mark.skip(reason='slow: run with --slow (make test-slow)'))
+        if 'slow' in o.keywords:
+            o.add_marker(pytest.mark.skip(reason='slow: run with --slow (make test-slow)'))

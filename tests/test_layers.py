@@ -1,51 +1,76 @@
 "The listing of notebooks is the data flow: an exported cell imports only from lower numbers, by name, relatively"
-import ast, json, re
+
+import ast
+import json
+import re
 from pathlib import Path
 import pytest
+
 root = Path(__file__).parent.parent
-nbs = sorted([*(root/'nbs').glob('[0-9]*.ipynb'), *(root/'nbs/tasks').glob('[0-9]*.ipynb')])
+nbs = sorted([*(root / 'nbs').glob('[0-9]*.ipynb'), *(root / 'nbs/tasks').glob('[0-9]*.ipynb')])
+
 
 def module(nb):
     "Module that a notebook exports ('' for a lesson), as in its `default_exp` cell"
     for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
-        if m := re.match(r'#\| *default_exp +([\w.]+)', ''.join(c['source'])): return m[1]
+        if m := re.match(r'#\| *default_exp +([\w.]+)', ''.join(c['source'])):
+            return m[1]
     return ''
 
-order = {m: nb.relative_to(root/'nbs').as_posix() for nb in nbs if (m := module(nb))}
+
+order = {m: nb.relative_to(root / 'nbs').as_posix() for nb in nbs if (m := module(nb))}
+
+
 def place(m):
     "Sort key of a module; the tasks stand where 14_evaluate imports them from"
     nb = order[m]
     return ('14', nb) if nb.startswith('tasks/') else (nb.split('_')[0], '~')
 
+
 def imports(m):
     "(imported module, names) of the package's own modules, with star and absolute imports refused"
-    f = root/'gpt2repro'/(m.replace('.', '/')+'.py')
+    f = root / 'gpt2repro' / (m.replace('.', '/') + '.py')
     for o in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
         if isinstance(o, ast.Import):
-            for a in o.names: assert a.name.split('.')[0]!='gpt2repro', f'{f.name}: absolute import of {a.name}'
-        if not isinstance(o, ast.ImportFrom): continue
+            for a in o.names:
+                assert a.name.split('.')[0] != 'gpt2repro', f'{f.name}: absolute import of {a.name}'
+        if not isinstance(o, ast.ImportFrom):
+            continue
         names = [a.name for a in o.names]
         assert '*' not in names, f'{f.name}: star import from {o.module}'
         if not o.level:
-            assert o.module.split('.')[0]!='gpt2repro', f'{f.name}: absolute import from {o.module}'
+            assert o.module.split('.')[0] != 'gpt2repro', f'{f.name}: absolute import from {o.module}'
             continue
-        here = m.split('.')[:-o.level] if o.level<=m.count('.') else []
-        if o.module: yield '.'.join(here+o.module.split('.')), names
-        else: yield from (('.'.join(here+[n]), []) for n in names)
+        here = m.split('.')[: -o.level] if o.level <= m.count('.') else []
+        if o.module:
+            yield '.'.join(here + o.module.split('.')), names
+        else:
+            yield from (('.'.join(here + [n]), []) for n in names)
+
 
 @pytest.mark.parametrize('m', list(order))
 def test_imports_only_from_lower_numbers(m):
-    for other,names in imports(m):
+    for other, names in imports(m):
         assert other in order, f'{m} imports {other}, which no notebook exports'
-        assert place(other)<place(m), f'{m} ({order[m]}) imports {other} ({order[other]}), which comes later'
+        assert place(other) < place(m), (
+            f'{m} ({order[m]}) imports {other} ({order[other]}), which comes later'
+        )
+
 
 def test_names_follow_the_notebooks():
-    for m,nb in order.items(): assert re.sub(r'^\d+[a-z]?_', '', Path(nb).stem)==m.split('.')[-1], (m, nb)
+    for m, nb in order.items():
+        assert re.sub(r'^\d+[a-z]?_', '', Path(nb).stem) == m.split('.')[-1], (m, nb)
+
 
 def test_only_backend_names_an_accelerator():
     word = re.compile(r'torch_xla|torch_tpu|\bxm\.|\bxr\.|torch\.cuda|torch\.mps|torch\.backends|is_cuda')
     for m in order:
-        if m=='backend': continue
-        code = ast.unparse(ast.parse((root/'gpt2repro'/(m.replace('.', '/')+'.py')).read_text(encoding='utf-8')))
-        code = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", code)         # words in messages may name them
+        if m == 'backend':
+            continue
+        code = ast.unparse(
+            ast.parse((root / 'gpt2repro' / (m.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
+        )
+        code = re.sub(
+            r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", code
+        )  # words in messages may name them
         assert not word.search(code), f'{m} names an accelerator: {word.search(code)[0]}'

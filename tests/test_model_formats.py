@@ -1,12 +1,16 @@
 "TensorFlow checkpoints as OpenAI and the reproduction of 2019 released them, written and read with TensorFlow itself, in a process of its own"
-import json, os, subprocess, sys
+
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
-from pathlib import Path
 import pytest
 
-needs_tf = pytest.mark.skipif(find_spec('tensorflow') is None, reason='TensorFlow is not installed: pip install "gpt2repro[tf]"')
+needs_tf = pytest.mark.skipif(
+    find_spec('tensorflow') is None, reason='TensorFlow is not installed: pip install "gpt2repro[tf]"'
+)
 
-released = r'''
+released = r"""
 import json, os, sys
 from pathlib import Path
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
@@ -80,15 +84,29 @@ try: from_tensorflow(folder/'bad')
 except ValueError as e: assert 'damaged, TensorFlow cannot read it' in str(e) and '\n' not in str(e), e
 else: raise AssertionError('a torn file was read')
 print('all equal')
-'''
+"""
+
 
 @needs_tf
 def test_tensorflow_checkpoints_with_the_released_names(tmp_path):
-    r = subprocess.run([sys.executable, '-c', released, str(tmp_path)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=300)
-    assert r.returncode == 0 and r.stdout.split('\n')[-2] == 'all equal', r.stdout+r.stderr
+    r = subprocess.run(
+        [sys.executable, '-c', released, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        timeout=300,
+    )
+    assert r.returncode == 0 and r.stdout.split('\n')[-2] == 'all equal', r.stdout + r.stderr
+
 
 def test_without_tensorflow_the_error_says_what_to_install(tmp_path):
-    code = 'import sys\nfrom unittest.mock import patch\nfrom gpt2repro import checkpoint as c\nwith patch.object(c, "has_package", lambda n: False):\n try: c.from_pretrained(sys.argv[1])\n except ImportError as e: print(e)'
-    (tmp_path/'model.ckpt.index').write_bytes(b'')
-    out = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    code = (
+        'import sys\nfrom unittest.mock import patch\nfrom gpt2repro import checkpoint as c\nwith '
+        'patch.object(c, "has_package", lambda n: False):\n try: c.from_pretrained(sys.argv[1])\n except '
+        'ImportError as e: print(e)'
+    )
+    (tmp_path / 'model.ckpt.index').write_bytes(b'')
+    out = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
     assert out == 'TensorFlow is needed to read its checkpoints: pip install "gpt2repro[tf]"\n'

@@ -1,46 +1,84 @@
 "The WebText pipeline in processes of its own: killed and run again, on Ray, under Slurm, without its extra. All traffic goes to this machine"
-import json, os, signal, stat, subprocess, sys, time
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 import pytest
+
 webtext = pytest.importorskip('gpt2repro.webtext')
 from gpt2repro.cli import main
 
 env = {**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
 crawl = ['delay=0.005', 'timeout=9', 'deadline=5', 'max_bytes=1048576', 'retries=1', 'backoff=0.01']
 
+
 def process(*argv, **kw):
-    return subprocess.Popen([sys.executable, '-m', 'gpt2repro', 'webtext', *map(str, argv)], env={**env, **kw}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))      # a job in the background of a shell is started deaf to Ctrl-C
+    return subprocess.Popen(
+        [sys.executable, '-m', 'gpt2repro', 'webtext', *map(str, argv)],
+        env={**env, **kw},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # a job in the background of a shell is started deaf to Ctrl-C
+
 
 def made(folder, *parts):
     "The files that count, by name"
-    return {str(f.relative_to(folder)): f.read_bytes() for p in parts for f in sorted((folder/p).rglob('*')) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes()
+        for p in parts
+        for f in sorted((folder / p).rglob('*'))
+        if f.is_file()
+    }
+
 
 def wait_for(test, p, seconds=90):
-    end = time.time()+seconds
+    end = time.time() + seconds
     while time.time() < end:
-        if test(): return
+        if test():
+            return
         assert p.poll() is None, p.communicate()
-        time.sleep(.005)
+        time.sleep(0.005)
     raise TimeoutError
 
-def lines(folder): return sum(f.read_bytes().count(b'\n') for f in (folder/'.work/pages').glob('*.journal'))
+
+def lines(folder):
+    return sum(f.read_bytes().count(b'\n') for f in (folder / '.work/pages').glob('*.journal'))
+
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "A small crawl that nothing interrupted, by the local executor, while its site stays up"
     tmp = tmp_path_factory.mktemp('web')
     with webtext.PracticeSite(pages=150) as site:
-        webtext.practice_dump(site.urls, tmp/'dump.jsonl')
-        cfg = webtext.WebTextConfig(tasks=2, crawl=webtext.CrawlConfig(delay=.005, timeout=9., deadline=5., max_bytes=1<<20, retries=1, backoff=.01, private='127.0.0.0/8,::1/128'))
-        card = webtext.webtext([tmp/'dump.jsonl'], tmp/'a', cfg, workers=1)
+        webtext.practice_dump(site.urls, tmp / 'dump.jsonl')
+        cfg = webtext.WebTextConfig(
+            tasks=2,
+            crawl=webtext.CrawlConfig(
+                delay=0.005,
+                timeout=9.0,
+                deadline=5.0,
+                max_bytes=1 << 20,
+                retries=1,
+                backoff=0.01,
+                private='127.0.0.0/8,::1/128',
+            ),
+        )
+        card = webtext.webtext([tmp / 'dump.jsonl'], tmp / 'a', cfg, workers=1)
         assert card['documents'] > 40
-        yield site, tmp/'dump.jsonl', tmp/'a'
+        yield site, tmp / 'dump.jsonl', tmp / 'a'
+
 
 def test_stopped_and_killed_it_ends_with_the_same_files(whole, tmp_path):
-    "Ctrl-C and a kill -9 among the pages, a kill -9 in a later stage; no link is fetched twice, and the documents are the same bytes"
+    """Ctrl-C and a kill -9 among the pages, a kill -9 in a later stage; no link is fetched twice, and
+    the documents are the same bytes"""
     site, dump, a = whole
-    b = tmp_path/'b'
+    b = tmp_path / 'b'
     args = [dump, '--out', b, '--allow-private', 'tasks=2', *crawl]
     before = len(site.log)
     p = process(*args)
@@ -51,49 +89,82 @@ def test_stopped_and_killed_it_ends_with_the_same_files(whole, tmp_path):
     assert p.returncode == 130 and 'Traceback' not in err, err
     n = lines(b)
     p = process(*args)
-    wait_for(lambda: lines(b) > n+50, p)
+    wait_for(lambda: lines(b) > n + 50, p)
     p.kill()
     p.communicate()
     p = process(*args)
-    wait_for(lambda: (b/'text').exists(), p)
+    wait_for(lambda: (b / 'text').exists(), p)
     p.kill()
     p.communicate()
     p = process(*args, '--json')
     out, err = p.communicate(timeout=120)
     assert p.returncode == 0, err
-    card, other = json.loads(out), json.loads((a/'card.json').read_text())
+    card, other = json.loads(out), json.loads((a / 'card.json').read_text())
     assert card['funnel'] == other['funnel'] and card['counts'] == other['counts']
-    assert made(b, 'links', 'text', 'documents', 'removed') == made(a, 'links', 'text', 'documents', 'removed')
+    assert made(b, 'links', 'text', 'documents', 'removed') == made(
+        a, 'links', 'text', 'documents', 'removed'
+    )
     fetched = [l for l in site.log[before:] if l.startswith('/page')]
     once = [l for l in site.log[:before] if l.startswith('/page')]
-    assert len(fetched) < len(once)+40                                    # only what was under way when it died is asked for again
-    assert site.most == 1                                                 # never two connections at one host, killed or not
+    assert len(fetched) < len(once) + 40  # only what was under way when it died is asked for again
+    assert site.most == 1  # never two connections at one host, killed or not
+
 
 def test_wrong_words(whole, tmp_path, capsys):
     site, dump, a = whole
-    for words, argv in (('was begun with other inputs or settings', [dump, '--out', a, 'tasks=3']), ('no such file', [a/'x.zst', '--out', tmp_path/'x']),
-                        ("unknown setting 'min_scoore': did you mean min_score", [dump, '--out', tmp_path/'x', 'min_scoore=2']), ("stage='txt'", [dump, '--out', tmp_path/'x', '--stage', 'txt']),
-                        ('WARC files begin with the stage text', [next((a/'pages').glob('*.warc.gz')), '--out', tmp_path/'x', '--stage', 'pages']), ('name of a partition', [dump, '--out', tmp_path/'y', '--executor', 'slurm'])):
+    for words, argv in (
+        ('was begun with other inputs or settings', [dump, '--out', a, 'tasks=3']),
+        ('no such file', [a / 'x.zst', '--out', tmp_path / 'x']),
+        (
+            "unknown setting 'min_scoore': did you mean min_score",
+            [dump, '--out', tmp_path / 'x', 'min_scoore=2'],
+        ),
+        ("stage='txt'", [dump, '--out', tmp_path / 'x', '--stage', 'txt']),
+        (
+            'WARC files begin with the stage text',
+            [next((a / 'pages').glob('*.warc.gz')), '--out', tmp_path / 'x', '--stage', 'pages'],
+        ),
+        ('name of a partition', [dump, '--out', tmp_path / 'y', '--executor', 'slurm']),
+    ):
         assert main(['webtext', *map(str, argv)]) == 2
         err = capsys.readouterr().err
         assert words in err and len(err.splitlines()) == 1, err
-    assert not (tmp_path/'x').exists()
+    assert not (tmp_path / 'x').exists()
+
 
 def test_prepare_takes_it_from_there(whole, tmp_path, monkeypatch):
     monkeypatch.setenv('GPT2REPRO_QUIET', '1')
-    assert main(['prepare', str(whole[2]/'documents'), '--out', str(tmp_path/'p'), '--vocab-size', '400', '--valid-fraction', '.1', '--workers', '0']) == 0
-    assert (tmp_path/'p/shards/train/manifest.json').exists()
+    assert (
+        main(
+            [
+                'prepare',
+                str(whole[2] / 'documents'),
+                '--out',
+                str(tmp_path / 'p'),
+                '--vocab-size',
+                '400',
+                '--valid-fraction',
+                '.1',
+                '--workers',
+                '0',
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / 'p/shards/train/manifest.json').exists()
+
 
 def test_ray_makes_the_same_documents(whole, tmp_path):
     pytest.importorskip('ray', reason='ray is not installed')
-    src = sorted((whole[2]/'pages').glob('*.warc.gz'))
-    p = process(*src, '--out', tmp_path/'r', '--executor', 'ray', '--workers', 2, 'tasks=2', RAY_ADDRESS='')
+    src = sorted((whole[2] / 'pages').glob('*.warc.gz'))
+    p = process(*src, '--out', tmp_path / 'r', '--executor', 'ray', '--workers', 2, 'tasks=2', RAY_ADDRESS='')
     out, err = p.communicate(timeout=240)
     assert p.returncode == 0, err
     parts = 'text', 'documents', 'removed'
-    assert made(tmp_path/'r', *parts) == made(whole[2], *parts) and len(made(whole[2], *parts)) > 4
+    assert made(tmp_path / 'r', *parts) == made(whole[2], *parts) and len(made(whole[2], *parts)) > 4
 
-sbatch = r'''#!/usr/bin/env python3
+
+sbatch = r"""#!/usr/bin/env python3
 "Runs a job at once, as many times as its array wants: Slurm's way in, and nothing else of it"
 import os, re, subprocess, sys
 script = open(sys.argv[-1]).read()
@@ -105,27 +176,53 @@ assert kw['partition'] == 'tiny', kw
 for i in range(last+1) if 'merge_stats' not in script else ():
     subprocess.run(['bash', sys.argv[-1]], check=True, env={**os.environ, 'SLURM_ARRAY_TASK_ID': str(i), 'SLURM_NODELIST': 'here'}, stdout=subprocess.DEVNULL, stderr=open(os.environ['JOBS']+'.err', 'a'))
 print('Submitted batch job', n)
-'''
+"""
+
 
 @pytest.mark.slow
 def test_slurm_gets_the_same_jobs(whole, tmp_path):
     "A stand-in for sbatch runs each job when it is submitted; a real cluster has not been tried"
-    bin = tmp_path/'bin'
+    bin = tmp_path / 'bin'
     bin.mkdir()
-    for name, text in dict(sbatch=sbatch, srun='#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n', scontrol='#!/bin/bash\necho here\n').items():
-        (bin/name).write_text(text)
-        (bin/name).chmod(0o755)
-    src = sorted((whole[2]/'pages').glob('*.warc.gz'))
-    p = process(*src, '--out', tmp_path/'s', '--executor', 'slurm', '--partition', 'tiny', 'tasks=2', PATH=f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}", JOBS=str(tmp_path/'jobs'))
+    for name, text in dict(
+        sbatch=sbatch,
+        srun='#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n',
+        scontrol='#!/bin/bash\necho here\n',
+    ).items():
+        (bin / name).write_text(text)
+        (bin / name).chmod(0o755)
+    src = sorted((whole[2] / 'pages').glob('*.warc.gz'))
+    p = process(
+        *src,
+        '--out',
+        tmp_path / 's',
+        '--executor',
+        'slurm',
+        '--partition',
+        'tiny',
+        'tasks=2',
+        PATH=f'{bin}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+        JOBS=str(tmp_path / 'jobs'),
+    )
     out, err = p.communicate(timeout=280)
     assert p.returncode == 0, err
-    assert made(tmp_path/'s', 'documents') == made(whole[2], 'documents'), (tmp_path/'jobs.err').read_text()[-3000:]
-    assert 'dependency=afterok' in (tmp_path/'jobs').read_text()
+    assert made(tmp_path / 's', 'documents') == made(whole[2], 'documents'), (
+        tmp_path / 'jobs.err'
+    ).read_text()[-3000:]
+    assert 'dependency=afterok' in (tmp_path / 'jobs').read_text()
+
 
 def test_without_the_extra_one_line_says_what_to_install():
     for package in 'datatrove', 'trafilatura', 'warcio':
-        code = f'import sys; sys.modules[{package!r}] = None; from gpt2repro.cli import main; sys.exit(main(["webtext", "x", "--out", "y"]))'
-        if package != 'datatrove': code = f'import sys; sys.modules[{package!r}] = None; import gpt2repro.webtext'
+        code = (
+            f'import sys; sys.modules[{package!r}] = None; from gpt2repro.cli import main; '
+            f'sys.exit(main(["webtext", "x", "--out", "y"]))'
+        )
+        if package != 'datatrove':
+            code = f'import sys; sys.modules[{package!r}] = None; import gpt2repro.webtext'
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
-        assert r.returncode and r.stderr.splitlines()[-1].endswith(f"webtext needs the package {package}: pip install 'gpt2repro[webtext]'"), r.stderr
-        if package == 'datatrove': assert len(r.stderr.splitlines()) == 1 and 'Traceback' not in r.stderr
+        assert r.returncode and r.stderr.splitlines()[-1].endswith(
+            f"webtext needs the package {package}: pip install 'gpt2repro[webtext]'"
+        ), r.stderr
+        if package == 'datatrove':
+            assert len(r.stderr.splitlines()) == 1 and 'Traceback' not in r.stderr

@@ -1,9 +1,14 @@
 "One program for eight devices (SPMD, FSDPv2), which are virtual ones of the CPU. Runs in `.venv-xla` (`make test-xla`)"
-import json, os, subprocess, sys
+
+import json
+import os
+import subprocess
+import sys
 import pytest
+
 pytest.importorskip('torch_xla', reason='torch_xla is not installed: make test-xla')
 
-code = '''
+code = """
 import copy, json, sys
 from itertools import islice
 import torch
@@ -37,18 +42,32 @@ import torch_xla
 spec = torch_xla._XLAC._get_xla_sharding_spec(m.h[0].mlp.c_fc.weight)
 want = [float(l) for _, l, _ in islice(fit(eager, make_optimizer(eager, cfg.optim, 40), counting, cfg, torch.device('cpu')), 20)]
 print(json.dumps(dict(losses=[float(l) for l in losses], want=want, names=names, spec=spec, compiled=compiled, weight=float((m.wte.weight.cpu()-eager.wte.weight).abs().max()))))
-'''
+"""
+
 
 @pytest.fixture(scope='module')
 def eight():
-    p = subprocess.run([sys.executable, '-c', code, '8'], env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=900)
-    assert p.returncode==0, p.stderr[-2000:]
+    p = subprocess.run(
+        [sys.executable, '-c', code, '8'],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert p.returncode == 0, p.stderr[-2000:]
     return json.loads(p.stdout.splitlines()[-1])
 
-def test_losses_are_those_of_one_device(eight): assert eight['losses']==pytest.approx(eight['want'], abs=1e-5)
+
+def test_losses_are_those_of_one_device(eight):
+    assert eight['losses'] == pytest.approx(eight['want'], abs=1e-5)
+
+
 def test_weights_are_divided_and_keep_their_names(eight):
     assert eight['names'] and 'devices=[8,1]' in eight['spec'], eight['spec']
-    assert eight['weight']<1e-4
+    assert eight['weight'] < 1e-4
+
+
 def test_one_compilation(eight):
-    "The optimizer's state lies divided before the first step as a step leaves it; bringing numbers to the host at step 10 is a small program of its own, once"
-    assert eight['compiled']==[1]*9+[2]*11, eight['compiled']
+    """The optimizer's state lies divided before the first step as a step leaves it; bringing numbers to
+    the host at step 10 is a small program of its own, once"""
+    assert eight['compiled'] == [1] * 9 + [2] * 11, eight['compiled']

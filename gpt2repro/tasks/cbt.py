@@ -11,92 +11,178 @@ __all__ = ['cbt_retokenize', 'cbt_detokenize', 'lm_eval_cbt', 'CBT', 'CBTCN', 'C
 import re
 
 import numpy as np
-from .core import Hub,LogLik,Task,accuracy,find_file,parquet,read_text
-from .perplexity import detokenize,retokenize
+from .core import Hub, LogLik, Task, accuracy, find_file, parquet, read_text
+from .perplexity import detokenize, retokenize
 
 # %% ../../nbs/tasks/03_cbt.ipynb #affb85d8
-_names = {'-LRB-': '(', '-RRB-': ')', '-LSB-': '[', '-RSB-': ']', '-LCB-': '{', '-RCB-': '}', '`': '‘', '``': '“', "''": '”'}
-_back = {v: k for k,v in _names.items()}|{'’': "'"}
+_names = {
+    '-LRB-': '(',
+    '-RRB-': ')',
+    '-LSB-': '[',
+    '-RSB-': ']',
+    '-LCB-': '{',
+    '-RCB-': '}',
+    '`': '‘',
+    '``': '“',
+    "''": '”',
+}
+_back = {v: k for k, v in _names.items()} | {'’': "'"}
+
 
 def _curly(tokens):
     "Tokens with GPT-2's words for brackets, and quotation marks that tell beginning from end"
     opened = False
     for t in tokens:
-        close = t=="'" and opened
-        if t=='`' or close: opened = not opened
+        close = t == "'" and opened
+        if t == '`' or close:
+            opened = not opened
         yield '’' if close else _names.get(t, t)
 
+
 def cbt_retokenize(
-    line:str, # what `cbt_detokenize` made
-)->str:
+    line: str,  # what `cbt_detokenize` made
+) -> str:
     "The tokens, with single spaces between"
-    if line.startswith('\t'): return line[1:]
-    if not re.search('[‘’“”]', line):                        # a straight mark before a word opens, any other closes
-        line = re.sub(r"""(^|[ (\[{"'])(["'])(?=[^\s'"])""", lambda m: m[1]+{'"': '“', "'": '‘'}[m[2]], line).replace('"', '”')
+    if line.startswith('\t'):
+        return line[1:]
+    if not re.search('[‘’“”]', line):  # a straight mark before a word opens, any other closes
+        line = re.sub(
+            r"""(^|[ (\[{"'])(["'])(?=[^\s'"])""", lambda m: m[1] + {'"': '“', "'": '‘'}[m[2]], line
+        ).replace('"', '”')
     return ' '.join(_back.get(t, t) for t in retokenize(line).split())
 
+
 def cbt_detokenize(
-    line:str, # tokens with single spaces between
-)->str:
+    line: str,  # tokens with single spaces between
+) -> str:
     "The line as people write it; `cbt_retokenize` gives it back"
-    s = detokenize(f" {' '.join(_curly(line.split(' ')))} ")
+    s = detokenize(f' {" ".join(_curly(line.split(" ")))} ')
     straight = re.sub('[‘’]', "'", re.sub('[“”]', '"', s))
-    return next(o for o in (straight, s, '\t'+line) if cbt_retokenize(o)==line)
+    return next(o for o in (straight, s, '\t' + line) if cbt_retokenize(o) == line)
 
 # %% ../../nbs/tasks/03_cbt.ipynb #9492819f
-_subs = [(" '", "'"), (' \n', '\n'), ('\n ', '\n'), (" n't", "n't"), ('`` ', '"'), ("''", '"'), (' :', ':'), (' ;', ';'), (' !', '!'), (' ?', '?'), (' ,', ','), (' .', '.')]
+_subs = [
+    (" '", "'"),
+    (' \n', '\n'),
+    ('\n ', '\n'),
+    (" n't", "n't"),
+    ('`` ', '"'),
+    ("''", '"'),
+    (' :', ':'),
+    (' ;', ';'),
+    (' !', '!'),
+    (' ?', '?'),
+    (' ,', ','),
+    (' .', '.'),
+]
+
 
 def lm_eval_cbt(s):
     "lm-eval's substitutions, in its order"
-    for a,b in _subs: s = s.replace(a, b)
+    for a, b in _subs:
+        s = s.replace(a, b)
     return s
+
 
 class CBT(Task):
     "Base of the two"
-    kind,metrics,source = '',dict(acc=accuracy),'http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz'
+
+    kind = ''
+    metrics = dict(acc=accuracy)
+    source = 'http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz'
 
     def locate(self, folder, protocol):
-        names = [f'cbtest_{self.kind}_{s}ex.txt' for s in (('valid_2000', 'test_2500') if protocol=='paper' else ('test_2500',))]
+        names = [
+            f'cbtest_{self.kind}_{s}ex.txt'
+            for s in (('valid_2000', 'test_2500') if protocol == 'paper' else ('test_2500',))
+        ]
         for n in names[:-1]:
-            try: return find_file(folder, n, self.name)
-            except FileNotFoundError: pass                        # the test set, then, and the result says so
+            try:
+                return find_file(folder, n, self.name)
+            except FileNotFoundError:
+                pass  # the test set, then, and the result says so
         return find_file(folder, names[-1], self.name, self.source)
-    def hub_for(self, protocol): return Hub('cam-cst/cbt', self.kind, 'validation' if protocol=='paper' else 'test', parquet)
-    def released(self, path, protocol): return 2000 if 'valid' in str(path) else 2500
-    def origin(self, folder, protocol): return self.locate(folder, protocol).name if folder else 'cam-cst/cbt, '+self.hub_for(protocol).split
+
+    def hub_for(self, protocol):
+        return Hub('cam-cst/cbt', self.kind, 'validation' if protocol == 'paper' else 'test', parquet)
+
+    def released(self, path, protocol):
+        return 2000 if 'valid' in str(path) else 2500
+
+    def origin(self, folder, protocol):
+        return (
+            self.locate(folder, protocol).name if folder else 'cam-cst/cbt, ' + self.hub_for(protocol).split
+        )
 
     def read(self, path):
-        out,block = [],[]
-        for i,line in enumerate(read_text(path, self.name).splitlines(), 1):
-            if not line.strip(): continue
-            n,_,s = line.partition(' ')
-            if n!=str(len(block)+1): raise ValueError(f'{path}, line {i} is damaged (sentence {len(block)+1} expected): get the file for {self.name} again')
+        out, block = [], []
+        for i, line in enumerate(read_text(path, self.name).splitlines(), 1):
+            if not line.strip():
+                continue
+            n, _, s = line.partition(' ')
+            if n != str(len(block) + 1):
+                raise ValueError(
+                    f'{path}, line {i} is damaged (sentence {len(block) + 1} expected): get the file for '
+                    f'{self.name} again'
+                )
             block.append(s)
-            if len(block)<21: continue
-            query,answer,*_,options = s.split('\t') if s.count('\t')>=2 else (s, '', '')
+            if len(block) < 21:
+                continue
+            query, answer, *_, options = s.split('\t') if s.count('\t') >= 2 else (s, '', '')
             out.append(self._item(block[:20], query, answer, options.split('|'), f'{path}, line {i}'))
             block = []
-        return out                                                # the beginning of an item at the end of a part does not count
-    def from_rows(self, rows): return [self._item(r['sentences'], r['question'], r['answer'], r['options'], f'{self.name}, row {i}') for i,r in enumerate(rows)]
+        return out  # the beginning of an item at the end of a part does not count
+
+    def from_rows(self, rows):
+        return [
+            self._item(r['sentences'], r['question'], r['answer'], r['options'], f'{self.name}, row {i}')
+            for i, r in enumerate(rows)
+        ]
+
     def _item(self, sentences, query, answer, options, where):
-        if 'XXXXX' not in query or answer not in options: raise ValueError(f'{where} is damaged (no XXXXX, or the answer {answer!r} is no candidate): get the data for {self.name} again')
+        if 'XXXXX' not in query or answer not in options:
+            raise ValueError(
+                f'{where} is damaged (no XXXXX, or the answer {answer!r} is no candidate): get the data for '
+                f'{self.name} again'
+            )
         return dict(sentences=sentences, query=query, options=options, gold=options.index(answer))
 
     def requests(self, x, protocol):
-        if protocol=='paper':
-            passage,query = ' '.join(map(cbt_detokenize, x['sentences'])),cbt_detokenize(x['query'])
+        if protocol == 'paper':
+            passage = ' '.join(map(cbt_detokenize, x['sentences']))
+            query = cbt_detokenize(x['query'])
             text = f'{passage} {query}'
             names = [_names.get(o, o) for o in x['options']]
-        else: text,names = lm_eval_cbt('Passage: '+' '.join(x['sentences'])+'\nQuestion: '+x['query']),x['options']
-        before,gap,after = text.partition('XXXXX')
-        return [LogLik(before, o+after.replace(gap, o)) for o in names]
-    def score(self, x, answers, protocol): return dict(acc=(int(np.argmax([a.sum for a in answers]))==x['gold'], 1))
-    def settings(self, protocol): return dict(normalisation='candidate and the rest')
+        else:
+            text = lm_eval_cbt('Passage: ' + ' '.join(x['sentences']) + '\nQuestion: ' + x['query'])
+            names = x['options']
+        before, gap, after = text.partition('XXXXX')
+        return [LogLik(before, o + after.replace(gap, o)) for o in names]
+
+    def score(self, x, answers, protocol):
+        return dict(acc=(int(np.argmax([a.sum for a in answers])) == x['gold'], 1))
+
+    def settings(self, protocol):
+        return dict(normalisation='candidate and the rest')
+
 
 class CBTCN(CBT):
     "Common nouns"
-    name,kind,about,file = 'cbt-cn','CN','a missing common noun in a story (accuracy)','cbtest_CN_valid_2000ex.txt'
+
+    name, kind, about, file = (
+        'cbt-cn',
+        'CN',
+        'a missing common noun in a story (accuracy)',
+        'cbtest_CN_valid_2000ex.txt',
+    )
+
 
 class CBTNE(CBT):
     "Named entities"
-    name,kind,about,file = 'cbt-ne','NE','a missing name in a story (accuracy)','cbtest_NE_valid_2000ex.txt'
+
+    name, kind, about, file = (
+        'cbt-ne',
+        'NE',
+        'a missing name in a story (accuracy)',
+        'cbtest_NE_valid_2000ex.txt',
+    )

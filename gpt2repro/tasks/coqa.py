@@ -8,73 +8,147 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/coqa.html.md"""
 __all__ = ['normalize_answer', 'answer_f1', 'leave_one_out', 'CoQA']
 
 # %% ../../nbs/tasks/06_coqa.ipynb #cba6fbb5
-import json,re,string
+import json
+import re
+import string
 from collections import Counter
 
-from .core import Continue,Hub,Task,accuracy,parquet,read_text
+from .core import Continue, Hub, Task, accuracy, parquet, read_text
 
 # %% ../../nbs/tasks/06_coqa.ipynb #a72db8e7
 def normalize_answer(
-    s:str,
-)->str: # words
+    s: str,
+) -> str:  # words
     "SQuAD's treatment: lower case, no punctuation, no articles, single spaces"
     s = ''.join(c for c in s.lower() if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', s).split())
 
+
 def answer_f1(
-    gold:str,
-    said:str,
-)->float:
+    gold: str,
+    said: str,
+) -> float:
     "Harmonic mean of precision and recall over the words"
-    a,b = normalize_answer(gold).split(),normalize_answer(said).split()
-    same = sum((Counter(a)&Counter(b)).values())
-    if not a or not b: return float(a==b)
-    return 2*same/(len(a)+len(b))
+    a = normalize_answer(gold).split()
+    b = normalize_answer(said).split()
+    same = sum((Counter(a) & Counter(b)).values())
+    if not a or not b:
+        return float(a == b)
+    return 2 * same / (len(a) + len(b))
+
 
 def leave_one_out(
-    golds:list[str],
-    said:str,
-    of,           # function (gold, said) -> score
-)->float:
+    golds: list[str],
+    said: str,
+    of,  # function (gold, said) -> score
+) -> float:
     "Best score among the others, averaged over leaving each answer out"
-    if len(golds)==1: return of(golds[0], said)
-    return sum(max(of(g, said) for g in golds[:i]+golds[i+1:]) for i in range(len(golds)))/len(golds)
+    if len(golds) == 1:
+        return of(golds[0], said)
+    return sum(max(of(g, said) for g in golds[:i] + golds[i + 1 :]) for i in range(len(golds))) / len(golds)
 
 # %% ../../nbs/tasks/06_coqa.ipynb #8d0e8931
 class CoQA(Task):
     "Conversational question answering, the development set"
-    name,about = 'coqa','answers in a conversation about a story (F1)'
-    file,source,expected,counted = 'coqa-dev-v1.0.json','https://nlp.stanford.edu/data/coqa/coqa-dev-v1.0.json',500,'stories'
+
+    name, about = 'coqa', 'answers in a conversation about a story (F1)'
+    file, source, expected, counted = (
+        'coqa-dev-v1.0.json',
+        'https://nlp.stanford.edu/data/coqa/coqa-dev-v1.0.json',
+        500,
+        'stories',
+    )
     hub = Hub('EleutherAI/coqa', None, 'validation', parquet)
     metrics = dict(f1=accuracy, em=accuracy)
 
     def read(self, path):
-        try: rows = json.loads(read_text(path, self.name))['data']
+        try:
+            rows = json.loads(read_text(path, self.name))['data']
         except (ValueError, KeyError, TypeError) as e:
-            if isinstance(e, ValueError) and str(path) in str(e): raise
-            raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}): get the file for {self.name} again') from None
+            if isinstance(e, ValueError) and str(path) in str(e):
+                raise
+            raise ValueError(
+                f'{path} is damaged ({type(e).__name__}: {e}): get the file for {self.name} again'
+            ) from None
         texts = lambda turns: [t['input_text'] for t in turns]
-        return [self._item(f'{path}, story {i}', lambda r=r: (r['story'], texts(r['questions']), texts(r['answers']), [texts(o) for o in r.get('additional_answers', {}).values()])) for i,r in enumerate(rows, 1)]
+        return [
+            self._item(
+                f'{path}, story {i}',
+                lambda r=r: (
+                    r['story'],
+                    texts(r['questions']),
+                    texts(r['answers']),
+                    [texts(o) for o in r.get('additional_answers', {}).values()],
+                ),
+            )
+            for i, r in enumerate(rows, 1)
+        ]
+
     def from_rows(self, rows):
-        return [self._item(f'{self.name}, row {i}', lambda r=r: (r['story'], list(r['questions']['input_text']), list(r['answers']['input_text']), [list(o['input_text']) for o in (r.get('additional_answers') or {}).values()])) for i,r in enumerate(rows, 1)]
+        return [
+            self._item(
+                f'{self.name}, row {i}',
+                lambda r=r: (
+                    r['story'],
+                    list(r['questions']['input_text']),
+                    list(r['answers']['input_text']),
+                    [list(o['input_text']) for o in (r.get('additional_answers') or {}).values()],
+                ),
+            )
+            for i, r in enumerate(rows, 1)
+        ]
+
     def _item(self, where, get):
-        try: story,questions,answers,more = get()
-        except (KeyError, TypeError) as e: raise ValueError(f'{where} is damaged ({type(e).__name__}: {e}): get the data for {self.name} again') from None
-        if not questions or any(len(o)!=len(questions) for o in (answers, *more)): raise ValueError(f'{where} is damaged ({len(questions)} questions and {len(answers)} answers): get the data for {self.name} again')
+        try:
+            story, questions, answers, more = get()
+        except (KeyError, TypeError) as e:
+            raise ValueError(
+                f'{where} is damaged ({type(e).__name__}: {e}): get the data for {self.name} again'
+            ) from None
+        if not questions or any(len(o) != len(questions) for o in (answers, *more)):
+            raise ValueError(
+                f'{where} is damaged ({len(questions)} questions and {len(answers)} answers): get the data '
+                f'for {self.name} again'
+            )
         return dict(story=story, questions=questions, answers=answers, more=more)
 
-    def _prompt(self, x, n, protocol): # up to question n
-        if protocol=='paper': return f"{x['story']}\n\n"+''.join(f'Q: {q}\nA: {a}\n' for q,a in zip(x['questions'][:n], x['answers']))+f"Q: {x['questions'][n]}\nA:"
-        return f"{x['story']}\n\n"+''.join(f'Q: {q}\n\nA: {a}\n\n' for q,a in zip(x['questions'][:n], x['answers']))+f"Q: {x['questions'][n]}\n\nA:"
-    def _turns(self, x, protocol): return range(len(x['questions'])) if protocol=='paper' else [len(x['questions'])-1]
+    def _prompt(self, x, n, protocol):  # up to question n
+        if protocol == 'paper':
+            return (
+                f'{x["story"]}\n\n'
+                + ''.join(f'Q: {q}\nA: {a}\n' for q, a in zip(x['questions'][:n], x['answers']))
+                + f'Q: {x["questions"][n]}\nA:'
+            )
+        return (
+            f'{x["story"]}\n\n'
+            + ''.join(f'Q: {q}\n\nA: {a}\n\n' for q, a in zip(x['questions'][:n], x['answers']))
+            + f'Q: {x["questions"][n]}\n\nA:'
+        )
+
+    def _turns(self, x, protocol):
+        return range(len(x['questions'])) if protocol == 'paper' else [len(x['questions']) - 1]
+
     def requests(self, x, protocol):
-        kw = dict(max_new_tokens=32, stop=('\n',)) if protocol=='paper' else dict(max_new_tokens=256, stop=('\nQ:',))
+        kw = (
+            dict(max_new_tokens=32, stop=('\n',))
+            if protocol == 'paper'
+            else dict(max_new_tokens=256, stop=('\nQ:',))
+        )
         return [Continue(self._prompt(x, n, protocol), **kw) for n in self._turns(x, protocol)]
+
     def golds(self, x, n, protocol):
         all_ = [a[n] for a in (x['answers'], *x['more'])]
-        return all_ if protocol=='paper' else list({a.lower(): a for a in reversed(all_)}.values())[::-1]
+        return all_ if protocol == 'paper' else list({a.lower(): a for a in reversed(all_)}.values())[::-1]
+
     def score(self, x, answers, protocol):
-        said = [(self.golds(x, n, protocol), a.text.strip().split('\n')[0]) for n,a in zip(self._turns(x, protocol), answers)]
-        total = lambda of: (sum(leave_one_out(g, s, of) for g,s in said), len(said))
-        return dict(f1=total(answer_f1), em=total(lambda a,b: float(normalize_answer(a)==normalize_answer(b))))
-    def settings(self, protocol): return dict(normalisation='questions' if protocol=='paper' else 'last questions')
+        said = [
+            (self.golds(x, n, protocol), a.text.strip().split('\n')[0])
+            for n, a in zip(self._turns(x, protocol), answers)
+        ]
+        total = lambda of: (sum(leave_one_out(g, s, of) for g, s in said), len(said))
+        return dict(
+            f1=total(answer_f1), em=total(lambda a, b: float(normalize_answer(a) == normalize_answer(b)))
+        )
+
+    def settings(self, protocol):
+        return dict(normalisation='questions' if protocol == 'paper' else 'last questions')

@@ -10,7 +10,7 @@ __all__ = ['accuracy', 'average', 'perplexity', 'bits', 'parquet', 'Rolling', 'L
 
 # %% ../../nbs/tasks/00_core.ipynb #65f74490
 import json
-from dataclasses import dataclass,field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,187 +20,278 @@ from ..config import nearest
 @dataclass(frozen=True)
 class Rolling:
     "Score a whole text, token by token"
+
     text: str
-    stride: int|None = None   # tokens that the window moves each time; none: a whole context, so that windows do not overlap
+    stride: int | None = (
+        None  # tokens that the window moves each time; none: a whole context, so that windows do not overlap
+    )
+
 
 @dataclass(frozen=True)
 class LogLik:
     "Score `target` as the continuation of `context`"
+
     context: str
     target: str
-    without: tuple = ()       # words that do not count when the best token is looked for
+    without: tuple = ()  # words that do not count when the best token is looked for
+
 
 @dataclass(frozen=True)
 class Continue:
     "Continue `prompt` and `tail`"
+
     prompt: str
     max_new_tokens: int
     stop: tuple = ()
-    top_k: int|None = None    # draw from so many tokens; none: greedy
-    tail: str = ''            # what ends the prompt; if all is too long, the end of `prompt` is cut off and this stays
+    top_k: int | None = None  # draw from so many tokens; none: greedy
+    tail: str = ''  # what ends the prompt; if all is too long, the end of `prompt` is cut off and this stays
 
 # %% ../../nbs/tasks/00_core.ipynb #746b8ea6
 @dataclass
 class Scored:
     "Scores of the tokens of a text or target"
-    logprobs: np.ndarray   # (n,) nats
-    best: np.ndarray       # (n,) bool: was it the most likely token?
-    allowed: np.ndarray    # (n,) bool: the most likely of the allowed ones?
+
+    logprobs: np.ndarray  # (n,) nats
+    best: np.ndarray  # (n,) bool: was it the most likely token?
+    allowed: np.ndarray  # (n,) bool: the most likely of the allowed ones?
 
     @property
-    def sum(self): return float(self.logprobs.sum(dtype=np.float64))
+    def sum(self):
+        return float(self.logprobs.sum(dtype=np.float64))
+
 
 @dataclass
 class Written:
     "What the model wrote"
+
     text: str
-    logprobs: np.ndarray   # (n,) nats, of each token under the model itself
+    logprobs: np.ndarray  # (n,) nats, of each token under the model itself
 
     @property
-    def sum(self): return float(np.sum(self.logprobs, dtype=np.float64))
+    def sum(self):
+        return float(np.sum(self.logprobs, dtype=np.float64))
 
 # %% ../../nbs/tasks/00_core.ipynb #2411154b
 @dataclass(frozen=True)
 class Metric:
     "A score of column sums (…,k) -> (…)"
+
     of: callable
-    higher: bool = True    # is more better?
+    higher: bool = True  # is more better?
     unit: str = ''
 
-def ratio(s): return s[..., 0]/s[..., 1]
-accuracy   = Metric(lambda s: 100*ratio(s), unit='%')
-average    = Metric(ratio)
+
+def ratio(s):
+    return s[..., 0] / s[..., 1]
+
+
+accuracy = Metric(lambda s: 100 * ratio(s), unit='%')
+average = Metric(ratio)
 perplexity = Metric(lambda s: np.exp(ratio(s)), higher=False)
-bits       = Metric(lambda s: ratio(s)/np.log(2), higher=False, unit='bits')
+bits = Metric(lambda s: ratio(s) / np.log(2), higher=False, unit='bits')
 
-def _resampled(metric, rows, draws, seed): # -> (draws,)
-    rng,N = np.random.default_rng(seed),len(rows)
-    sums = np.stack([rng.multinomial(N, np.full(N, 1/N))@rows for _ in range(draws)])
-    with np.errstate(divide='ignore', invalid='ignore', over='ignore'): return metric.of(sums)
 
-def _middle(vals, level): return tuple(float(o) for o in np.quantile(vals, [(1-level)/2, (1+level)/2]))
+def _resampled(metric, rows, draws, seed):  # -> (draws,)
+    rng = np.random.default_rng(seed)
+    N = len(rows)
+    sums = np.stack([rng.multinomial(N, np.full(N, 1 / N)) @ rows for _ in range(draws)])
+    with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+        return metric.of(sums)
+
+
+def _middle(vals, level):
+    return tuple(float(o) for o in np.quantile(vals, [(1 - level) / 2, (1 + level) / 2]))
+
 
 def bootstrap(
-    metric:Metric,
-    rows:np.ndarray,    # (N,k) counts of each example
-    draws:int=1000,
-    seed:int=0,
-    level:float=.95,
-)->tuple[float,float]:  # lower and upper end
+    metric: Metric,
+    rows: np.ndarray,  # (N,k) counts of each example
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:  # lower and upper end
     "Percentile interval of `metric`, resampling examples"
-    return _middle(_resampled(metric, rows, draws, seed), level) if len(rows)>1 else (float('nan'),)*2     # one example says nothing of the spread
+    return (
+        _middle(_resampled(metric, rows, draws, seed), level) if len(rows) > 1 else (float('nan'),) * 2
+    )  # one example says nothing of the spread
+
 
 def paired(
-    metric:Metric,
-    a:np.ndarray,       # (N,k) counts of each example
-    b:np.ndarray,       # (N,k) of the same examples under another model
-    draws:int=1000,
-    seed:int=0,
-    level:float=.95,
-)->tuple[float,float,float]: # difference b - a, lower and upper end
+    metric: Metric,
+    a: np.ndarray,  # (N,k) counts of each example
+    b: np.ndarray,  # (N,k) of the same examples under another model
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:  # difference b - a, lower and upper end
     "Difference of two models' scores, resampling examples for both at once"
-    if len(a)!=len(b): raise ValueError(f'{len(a)} examples and {len(b)}: only scores of the same examples can be paired')
-    d = float(metric.of(b.sum(0))-metric.of(a.sum(0)))
-    return d, *(_middle(_resampled(metric, b, draws, seed)-_resampled(metric, a, draws, seed), level) if len(a)>1 else (float('nan'),)*2)
+    if len(a) != len(b):
+        raise ValueError(f'{len(a)} examples and {len(b)}: only scores of the same examples can be paired')
+    d = float(metric.of(b.sum(0)) - metric.of(a.sum(0)))
+    return d, *(
+        _middle(_resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed), level)
+        if len(a) > 1
+        else (float('nan'),) * 2
+    )
 
 # %% ../../nbs/tasks/00_core.ipynb #46ec9c46
 def find_file(
-    folder,        # where the data are
-    name:str,      # file as released
-    task:str,
-    source:str='', # where to get it
-)->Path:
+    folder,  # where the data are
+    name: str,  # file as released
+    task: str,
+    source: str = '',  # where to get it
+) -> Path:
     "The file below `folder`. Raises `FileNotFoundError` with the names most like it"
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder: give the folder that holds the data')
-    for p in folder/name,*sorted(folder.glob(f'*/{name}')):
-        if p.is_file(): return p
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder} is not a folder: give the folder that holds the data')
+    for p in folder / name, *sorted(folder.glob(f'*/{name}')):
+        if p.is_file():
+            return p
     have = sorted({p.name for g in ('*', '*/*') for p in folder.glob(g) if p.is_file()})
     hint = nearest(name, have) if have else 'the folder has no files'
-    raise FileNotFoundError(f"{task} needs {name} in {folder} or a folder below it: {hint if hint.startswith('did') or not have else 'nothing like it is there'}{f'; it comes from {source}' if source else ''}")
+    raise FileNotFoundError(
+        f'{task} needs {name} in {folder} or a folder below it: '
+        f'{hint if hint.startswith("did") or not have else "nothing like it is there"}{f"; it comes from {source}" if source else ""}'
+    )
 
-def read_text(path:Path, task:str)->str:
+
+def read_text(path: Path, task: str) -> str:
     "UTF-8 text of a file. Raises `ValueError` if it is none, or empty"
-    try: s = path.read_bytes().decode()
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is damaged: not UTF-8 at byte {e.start}; get the file for {task} again') from None
-    if not s.strip(): raise ValueError(f'{path} is empty: get the file for {task} again')
+    try:
+        s = path.read_bytes().decode()
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f'{path} is damaged: not UTF-8 at byte {e.start}; get the file for {task} again'
+        ) from None
+    if not s.strip():
+        raise ValueError(f'{path} is empty: get the file for {task} again')
     return s
 
-def read_jsonl(path:Path, task:str, *keys)->list[dict]:
+
+def read_jsonl(path: Path, task: str, *keys) -> list[dict]:
     "Objects of a JSON-lines file. Raises `ValueError` that names the bad line"
     out = []
-    for i,line in enumerate(read_text(path, task).splitlines(), 1):
+    for i, line in enumerate(read_text(path, task).splitlines(), 1):
         try:
             d = json.loads(line)
-            for k in keys: d[k]
-        except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{path}, line {i} is damaged ({type(e).__name__}: {e}): get the file for {task} again') from None
+            for k in keys:
+                d[k]
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(
+                f'{path}, line {i} is damaged ({type(e).__name__}: {e}): get the file for {task} again'
+            ) from None
         out.append(d)
     return out
 
 # %% ../../nbs/tasks/00_core.ipynb #2f1e893d
-parquet = 'refs/convert/parquet'    # the hub's own conversion of data sets that are scripts
+parquet = 'refs/convert/parquet'  # the hub's own conversion of data sets that are scripts
+
 
 @dataclass(frozen=True)
 class Hub:
     "Where a data set is on the hub"
-    repo: str
-    config: str|None = None
-    split: str = 'test'
-    revision: str|None = None
 
-    def rows(self, task:str): # the split, a `datasets.Dataset`
+    repo: str
+    config: str | None = None
+    split: str = 'test'
+    revision: str | None = None
+
+    def rows(self, task: str):  # the split, a `datasets.Dataset`
         "Raises `ValueError` if it cannot be opened"
         import datasets
-        try: return datasets.load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
+
+        try:
+            return datasets.load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
-            raise ValueError(f"data set {self.repo!r} for {task} can't be opened ({(str(e).splitlines() or [type(e).__name__])[0]}): check the network, or give a folder with the files as released (--data FOLDER)") from None
+            raise ValueError(
+                f"data set {self.repo!r} for {task} can't be opened "
+                f'({(str(e).splitlines() or [type(e).__name__])[0]}): check the network, or give a folder '
+                f'with the files as released (--data FOLDER)'
+            ) from None
 
 # %% ../../nbs/tasks/00_core.ipynb #702dd615
 class Task:
     "Base of the tasks; a subclass fills in what is below"
+
     name = ''
-    about = ''            # one line
-    file = ''             # as released
-    source = ''           # where it comes from
-    hub = None            # `Hub`
-    expected = None       # number of examples released
-    metrics = {}          # name -> `Metric`; the first is the one that the paper's table shows
+    about = ''  # one line
+    file = ''  # as released
+    source = ''  # where it comes from
+    hub = None  # `Hub`
+    expected = None  # number of examples released
+    metrics = {}  # name -> `Metric`; the first is the one that the paper's table shows
     counted = 'examples'  # what `count` counts
-    extra = ''            # a package that scoring needs
+    extra = ''  # a package that scoring needs
 
-    def read(self, path)->list: raise NotImplementedError                  # file -> examples
-    def from_rows(self, rows)->list: raise NotImplementedError             # rows of the data set -> examples
-    def requests(self, example, protocol)->list: raise NotImplementedError
-    def score(self, example, answers, protocol)->dict: raise NotImplementedError   # metric -> row, or rows, of counts
-    def settings(self, protocol)->dict: return {}                          # what to state beside the score
-    def limit(self, examples, n): return examples[:n]                      # the first part, for a quick look
-    def count(self, examples): return len(examples)
-    def locate(self, folder, protocol)->Path: return find_file(folder, self.file, self.name, self.source)
+    def read(self, path) -> list:
+        raise NotImplementedError  # file -> examples
 
-    def rows(self,
-        examples:list,
-        answers:list,      # those of each example
-        protocol:str,
-    )->dict[str,np.ndarray]: # metric -> (N,k)
+    def from_rows(self, rows) -> list:
+        raise NotImplementedError  # rows of the data set -> examples
+
+    def requests(self, example, protocol) -> list:
+        raise NotImplementedError
+
+    def score(self, example, answers, protocol) -> dict:
+        raise NotImplementedError  # metric -> row, or rows, of counts
+
+    def settings(self, protocol) -> dict:
+        return {}  # what to state beside the score
+
+    def limit(self, examples, n):
+        return examples[:n]  # the first part, for a quick look
+
+    def count(self, examples):
+        return len(examples)
+
+    def locate(self, folder, protocol) -> Path:
+        return find_file(folder, self.file, self.name, self.source)
+
+    def rows(
+        self,
+        examples: list,
+        answers: list,  # those of each example
+        protocol: str,
+    ) -> dict[str, np.ndarray]:  # metric -> (N,k)
         "Counts of all examples, for the sums and the bootstrap"
         out = {}
-        for x,a in zip(examples, answers):
-            for k,v in self.score(x, a, protocol).items(): out.setdefault(k, []).append(np.atleast_2d(np.asarray(v, dtype=np.float64)))
-        return {k: np.concatenate(v) for k,v in out.items()}
+        for x, a in zip(examples, answers):
+            for k, v in self.score(x, a, protocol).items():
+                out.setdefault(k, []).append(np.atleast_2d(np.asarray(v, dtype=np.float64)))
+        return {k: np.concatenate(v) for k, v in out.items()}
 
-    def examples(self,
-        folder=None,       # where the files are; without one, `datasets` fetches them
-        subset=False,      # they are knowingly only a part
+    def examples(
+        self,
+        folder=None,  # where the files are; without one, `datasets` fetches them
+        subset=False,  # they are knowingly only a part
         protocol='paper',
-    )->list:
+    ) -> list:
         "Read and check the data. Raises `FileNotFoundError` or `ValueError`"
-        if folder: out = self.read(path := self.locate(folder, protocol))
-        elif hub := self.hub_for(protocol): out,path = self.from_rows(hub.rows(self.name)),f'{hub.repo}, {hub.split}'
-        else: raise ValueError(f'{self.name} is not on the hub: give a folder with {self.file} (--data FOLDER); it comes from {self.source}')
-        if not out: raise ValueError(f'{path} has no examples: get the data for {self.name} again')
-        if (want := self.released(path, protocol)) and self.count(out)!=want and not subset:
-            raise ValueError(f'{path} is damaged or a part: {self.count(out):,} {self.counted} where {want:,} were released; get it again, or say that it is a subset (subset=True, --subset)')
+        if folder:
+            out = self.read(path := self.locate(folder, protocol))
+        elif hub := self.hub_for(protocol):
+            out = self.from_rows(hub.rows(self.name))
+            path = f'{hub.repo}, {hub.split}'
+        else:
+            raise ValueError(
+                f'{self.name} is not on the hub: give a folder with {self.file} (--data FOLDER); it comes '
+                f'from {self.source}'
+            )
+        if not out:
+            raise ValueError(f'{path} has no examples: get the data for {self.name} again')
+        if (want := self.released(path, protocol)) and self.count(out) != want and not subset:
+            raise ValueError(
+                f'{path} is damaged or a part: {self.count(out):,} {self.counted} where {want:,} were '
+                f'released; get it again, or say that it is a subset (subset=True, --subset)'
+            )
         return out
-    def released(self, path, protocol): return self.expected
-    def hub_for(self, protocol): return self.hub
-    def origin(self, folder, protocol): return self.locate(folder, protocol).name if folder else self.hub_for(protocol).repo
+
+    def released(self, path, protocol):
+        return self.expected
+
+    def hub_for(self, protocol):
+        return self.hub
+
+    def origin(self, folder, protocol):
+        return self.locate(folder, protocol).name if folder else self.hub_for(protocol).repo

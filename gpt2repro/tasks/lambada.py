@@ -8,45 +8,75 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/lambada.html.md"""
 __all__ = ['stop_words', 'straighten', 'Lambada']
 
 # %% ../../nbs/tasks/01_lambada.ipynb #c4dd2b5b
-from .core import Hub,LogLik,Task,accuracy,perplexity,read_jsonl
+from .core import Hub, LogLik, Task, accuracy, perplexity, read_jsonl
 
 # %% ../../nbs/tasks/01_lambada.ipynb #741eb892
-stop_words = tuple("""i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself they them their theirs themselves what which who whom this that these
+stop_words = tuple(
+    """i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself they them their theirs themselves what which who whom this that these
 those am is are was were be been being have has had having do does did doing a an the and but if or because as until while of at by for with about against between into through during before after above below to from up
-down in out on off over under again further then once here there when where why how all any both each few more most other some such no nor not only own same so than too very s t can will just don should now""".split())
+down in out on off over under again further then once here there when where why how all any both each few more most other some such no nor not only own same so than too very s t can will just don should now""".split()
+)
+
 
 def straighten(
-    s:str, # a passage
-)->str:
+    s: str,  # a passage
+) -> str:
     "OpenAI's treatment of a passage: straight quotation marks, a line break in front"
-    for a,b in ('“', '"'),('”', '"'),("''", '"'),('``', '"'): s = s.replace(a, b)
-    return '\n'+s.strip()
+    for a, b in ('“', '"'), ('”', '"'), ("''", '"'), ('``', '"'):
+        s = s.replace(a, b)
+    return '\n' + s.strip()
+
 
 class Lambada(Task):
     "Last word of a passage"
-    name,about = 'lambada','last word of a passage (accuracy, perplexity)'
-    file,source,expected = 'lambada_test.jsonl','https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl',5153
+
+    name, about = 'lambada', 'last word of a passage (accuracy, perplexity)'
+    file, source, expected = (
+        'lambada_test.jsonl',
+        'https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl',
+        5153,
+    )
     hub = Hub('EleutherAI/lambada_openai', 'default')
-    metrics = dict(acc=accuracy, ppl=perplexity, acc_filter=accuracy, acc_word=accuracy, acc_word_filter=accuracy, ppl_token=perplexity)
+    metrics = dict(
+        acc=accuracy,
+        ppl=perplexity,
+        acc_filter=accuracy,
+        acc_word=accuracy,
+        acc_word_filter=accuracy,
+        ppl_token=perplexity,
+    )
 
     def read(self, path):
         out = [d['text'] for d in read_jsonl(path, self.name, 'text')]
-        for i,s in enumerate(out, 1):
-            if len(s.split(' '))<2: raise ValueError(f'{path}, line {i} is damaged (a single word): get the file for {self.name} again')
+        for i, s in enumerate(out, 1):
+            if len(s.split(' ')) < 2:
+                raise ValueError(
+                    f'{path}, line {i} is damaged (a single word): get the file for {self.name} again'
+                )
         return out
-    def from_rows(self, rows): return list(rows['text'])
+
+    def from_rows(self, rows):
+        return list(rows['text'])
 
     def requests(self, text, protocol):
-        if protocol=='paper': text = straighten(text)
-        *context,last = text.split(' ')
-        return [LogLik(' '.join(context), ' '+last, stop_words if protocol=='paper' else ())]
+        if protocol == 'paper':
+            text = straighten(text)
+        *context, last = text.split(' ')
+        return [LogLik(' '.join(context), ' ' + last, stop_words if protocol == 'paper' else ())]
 
     def score(self, text, answers, protocol):
         [a] = answers
         word = dict(acc=(a.best.all(), 1), ppl=(-a.sum, 1))
-        if protocol=='modern': return word
-        return dict(acc=(a.best[-1], 1), acc_filter=(a.allowed[-1], 1), acc_word=word['acc'],
-                    acc_word_filter=(a.allowed[0] and a.best[1:].all(), 1), ppl=word['ppl'], ppl_token=(-a.logprobs[-1], 1))
+        if protocol == 'modern':
+            return word
+        return dict(
+            acc=(a.best[-1], 1),
+            acc_filter=(a.allowed[-1], 1),
+            acc_word=word['acc'],
+            acc_word_filter=(a.allowed[0] and a.best[1:].all(), 1),
+            ppl=word['ppl'],
+            ppl_token=(-a.logprobs[-1], 1),
+        )
 
     def settings(self, protocol):
-        return dict(normalisation='last token (acc), last word (ppl)' if protocol=='paper' else 'last word')
+        return dict(normalisation='last token (acc), last word (ppl)' if protocol == 'paper' else 'last word')

@@ -10,179 +10,337 @@ __all__ = ['split_chunk', 'detokenize', 'retokenize', 'wikitext_pages', 'lm_eval
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #6e234eeb
 import re
-from functools import cache
 
 import numpy as np
-from .core import Hub,Rolling,Task,bits,parquet,perplexity,read_text
+from .core import Hub, Rolling, Task, bits, parquet, perplexity, read_text
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #29e7ed22
-_left  = tuple(""", . ; : ! ? % ) ] } ’ ” 's 't 're 've 'll 'd 'm 'S n't ...""".split())   # join what is before
-_right = tuple('( [ { $ £ € # ‘ “'.split())                                                  # join what follows
-_inner = {'@-@': '-', '@,@': ',', '@.@': '.'}                                            # WikiText's joints inside words and numbers
-_short = re.compile(r"(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd|Lt|Col|Gen|Capt|Sgt|Rev|Gov|Sen|Prof|Mt|Ft|ft|Vol|vol|pp|ed|cf|Ave|Bros|feat)\.")
-_tail  = re.compile(r"""(?<=.)(?:\.\.\.|n't|'(?:s|t|re|ve|ll|d|m|S)|[,;:!?%)\]}"'’”]|\.)$""")
+_left = tuple(""", . ; : ! ? % ) ] } ’ ” 's 't 're 've 'll 'd 'm 'S n't ...""".split())  # join what is before
+_right = tuple('( [ { $ £ € # ‘ “'.split())  # join what follows
+_inner = {'@-@': '-', '@,@': ',', '@.@': '.'}  # WikiText's joints inside words and numbers
+_short = re.compile(
+    r'(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd|Lt|Col|Gen|Capt|Sgt|Rev|Gov|Sen|Prof|Mt|Ft|ft|Vol|vol|pp|ed|cf|Ave|Bros|feat)\.'
+)
+_tail = re.compile(r"""(?<=.)(?:\.\.\.|n't|'(?:s|t|re|ve|ll|d|m|S)|[,;:!?%)\]}"'’”]|\.)$""")
 _joint = re.compile(r'(?<=[^\s-])(-)(?=[^\s-])|(?<=\d)([.,])(?=\d)')
 
+
 def split_chunk(
-    s:str, # a chunk without spaces
-)->list[str]: # its tokens
+    s: str,  # a chunk without spaces
+) -> list[str]:  # its tokens
     "Undo a join: the tokens that a chunk stands for"
-    front,back = [],[]
-    while len(s)>1 and (s[0] in _right or s[0]=='"'): front.append(s[0]); s = s[1:]
-    while not _short.fullmatch(s) and (m := _tail.search(s)): back.append(m[0]); s = s[:m.start()]
-    mid = [{'-': '@-@', ',': '@,@', '.': '@.@'}.get(p, p) if i%2 else p for i,p in enumerate(p for p in _joint.split(s) if p is not None)]
-    return front+mid+back[::-1]
+    front, back = [], []
+    while len(s) > 1 and (s[0] in _right or s[0] == '"'):
+        front.append(s[0])
+        s = s[1:]
+    while not _short.fullmatch(s) and (m := _tail.search(s)):
+        back.append(m[0])
+        s = s[: m.start()]
+    mid = [
+        {'-': '@-@', ',': '@,@', '.': '@.@'}.get(p, p) if i % 2 else p
+        for i, p in enumerate(p for p in _joint.split(s) if p is not None)
+    ]
+    return front + mid + back[::-1]
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #f3418fcb
 def _chunks(tokens):
     "Groups of tokens that belong together, by the rules alone"
-    out,glue,opened = [],False,False
+    out, glue, opened = [], False, False
     for t in tokens:
-        quote = t=='"'
-        left = t in _left or t in _inner or (quote and opened) or (t=="'" and bool(out) and out[-1][-1].endswith('s'))
-        if out and (glue or left): out[-1].append(t)
-        else: out.append([t])
+        quote = t == '"'
+        left = (
+            t in _left
+            or t in _inner
+            or (quote and opened)
+            or (t == "'" and bool(out) and out[-1][-1].endswith('s'))
+        )
+        if out and (glue or left):
+            out[-1].append(t)
+        else:
+            out.append([t])
         glue = t in _right or t in _inner or (quote and not opened)
-        if quote: opened = not opened
+        if quote:
+            opened = not opened
     return out
 
+
 def _write(group):
-    "A group as text: joined if that can be undone, apart if not; a second space before a token that must not be split"
+    """A group as text: joined if that can be undone, apart if not; a second space before a token that
+    must not be split"""
     s = ''.join(_inner.get(t, t) for t in group)
-    if split_chunk(s)==group: return s
-    if len(group)>1: return ' '.join(_write([t]) for t in group)
-    return ' '+group[0]
+    if split_chunk(s) == group:
+        return s
+    if len(group) > 1:
+        return ' '.join(_write([t]) for t in group)
+    return ' ' + group[0]
+
 
 def detokenize(
-    line:str, # tokens with single spaces between
-)->str:
+    line: str,  # tokens with single spaces between
+) -> str:
     "The line as people write it; `retokenize` gives it back"
     body = line.strip(' ')
-    if not body: return line
+    if not body:
+        return line
     s = ' '.join(_write(g) for g in _chunks(body.split(' ')))
-    return s if retokenize(s)==line else f'\t{line}'          # double spaces, another margin: as it is, and marked
+    return s if retokenize(s) == line else f'\t{line}'  # double spaces, another margin: as it is, and marked
+
 
 def retokenize(
-    line:str, # what `detokenize` made
-)->str:
+    line: str,  # what `detokenize` made
+) -> str:
     "The tokens with spaces between that `line` was made of"
-    if line.startswith('\t'): return line[1:]
-    if not line.strip(' '): return line
+    if line.startswith('\t'):
+        return line[1:]
+    if not line.strip(' '):
+        return line
     out = []
-    for escaped,word in re.findall(r'(?:^| )( ?)([^ ]+)', line): out += [word] if escaped else split_chunk(word)
-    return f" {' '.join(out)} "
+    for escaped, word in re.findall(r'(?:^| )( ?)([^ ]+)', line):
+        out += [word] if escaped else split_chunk(word)
+    return f' {" ".join(out)} '
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #d85906a9
 def wikitext_pages(
-    text:str, # the file
-)->list[str]:
-    "Articles, split at headings of the first level as in lm-eval's data set (EleutherAI/wikitext_document_level)"
-    pages,cur = [],[]
+    text: str,  # the file
+) -> list[str]:
+    """Articles, split at headings of the first level as in lm-eval's data set
+    (EleutherAI/wikitext_document_level)"""
+    pages, cur = [], []
     for line in text.split('\n'):
         s = line.replace('= = =', '===').replace('= =', '==').strip()
         if s.startswith('= ') and s.endswith(' ='):
-            if (page := '\n'.join(cur)).strip(): pages.append(page)
+            if (page := '\n'.join(cur)).strip():
+                pages.append(page)
             cur = []
         cur.append(line)
-    return pages+['\n'.join(cur)]
+    return pages + ['\n'.join(cur)]
 
-_lm_eval = [(r"s '", "s'"), (r"/' [0-9]/", r"/'[0-9]/"), (' @-@ ', '-'), (' @,@ ', ','), (r' @\.@ ', '.'), (' : ', ': '), (' ; ', '; '), (r' \. ', '. '), (' ! ', '! '), (r' \? ', '? '), (' , ', ', '),
-            (r'\(\s*([^\)]*?)\s*\)', r'(\1)'), (r'\[\s*([^\]]*?)\s*\]', r'[\1]'), (r'{\s*([^}]*?)\s*}', r'{\1}'), (r'"\s*([^"]*?)\s*"', r'"\1"'), (r"'\s*([^']*?)\s*'", r"'\1'"),
-            ('= = = =', '===='), ('= = =', '==='), ('= =', '=='), (' ° ', '°'), (' \n', '\n'), ('\n ', '\n'), (' N ', ' 1 '), (" 's", "'s")]
+
+_lm_eval = [
+    (r"s '", "s'"),
+    (r"/' [0-9]/", r"/'[0-9]/"),
+    (' @-@ ', '-'),
+    (' @,@ ', ','),
+    (r' @\.@ ', '.'),
+    (' : ', ': '),
+    (' ; ', '; '),
+    (r' \. ', '. '),
+    (' ! ', '! '),
+    (r' \? ', '? '),
+    (' , ', ', '),
+    (r'\(\s*([^\)]*?)\s*\)', r'(\1)'),
+    (r'\[\s*([^\]]*?)\s*\]', r'[\1]'),
+    (r'{\s*([^}]*?)\s*}', r'{\1}'),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    ('= = = =', '===='),
+    ('= = =', '==='),
+    ('= =', '=='),
+    (' ° ', '°'),
+    (' \n', '\n'),
+    ('\n ', '\n'),
+    (' N ', ' 1 '),
+    (" 's", "'s"),
+]
+
 
 def lm_eval_text(
-    page:str, # an article
-)->str:
+    page: str,  # an article
+) -> str:
     "lm-eval's treatment of a WikiText article: its substitutions, in its order"
-    for a,b in _lm_eval: page = re.sub(a, b, page)
+    for a, b in _lm_eval:
+        page = re.sub(a, b, page)
     return page
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #c7097c4e
 def block_rows(
-    a,            # `Scored`
-    n_units:int,  # original tokens, bytes or characters
-    size:int=1024,# of them in a block, about
-)->np.ndarray: # (blocks,2) nats and units
+    a,  # `Scored`
+    n_units: int,  # original tokens, bytes or characters
+    size: int = 1024,  # of them in a block, about
+) -> np.ndarray:  # (blocks,2) nats and units
     "A scored stream as rows for the bootstrap"
-    N,blocks = len(a.logprobs),max(1, round(n_units/size))
-    cuts = np.unique(np.arange(blocks)*N//blocks)
+    N = len(a.logprobs)
+    blocks = max(1, round(n_units / size))
+    cuts = np.unique(np.arange(blocks) * N // blocks)
     nats = -np.add.reduceat(a.logprobs.astype(np.float64), cuts)
-    return np.stack([nats, np.diff(np.append(cuts, N))*n_units/N], 1)
+    return np.stack([nats, np.diff(np.append(cuts, N)) * n_units / N], 1)
+
 
 class _Stream(Task):
     "A text whose loss is wanted"
-    stride,metrics = 32,dict(ppl=perplexity)
+
+    stride = 32
+    metrics = dict(ppl=perplexity)
     counted = 'words'
-    def read(self, path): return [read_text(path, self.name)]
-    def from_rows(self, rows): return [''.join(s or ' \n' for s in rows['text'])]          # the data set holds lines, blank ones as ''
-    def count(self, examples): return sum(len(x.split()) for x in examples)
-    def limit(self, examples, n):                            # so many words
+
+    def read(self, path):
+        return [read_text(path, self.name)]
+
+    def from_rows(self, rows):
+        return [''.join(s or ' \n' for s in rows['text'])]  # the data set holds lines, blank ones as ''
+
+    def count(self, examples):
+        return sum(len(x.split()) for x in examples)
+
+    def limit(self, examples, n):  # so many words
         m = list(re.finditer(r'\S+\s*', examples[0]))[:n]
-        return [examples[0][:m[-1].end()]]
-    def paper_text(self, text): return text
-    def units(self, text): return len(text.split())+text.count('\n')
-    def requests(self, text, protocol): return [Rolling(self.paper_text(text), self.stride)] if protocol=='paper' else [Rolling(text)]
-    def score(self, text, answers, protocol): return {next(iter(self.metrics)): block_rows(answers[0], self.units(text))}
+        return [examples[0][: m[-1].end()]]
+
+    def paper_text(self, text):
+        return text
+
+    def units(self, text):
+        return len(text.split()) + text.count('\n')
+
+    def requests(self, text, protocol):
+        return [Rolling(self.paper_text(text), self.stride)] if protocol == 'paper' else [Rolling(text)]
+
+    def score(self, text, answers, protocol):
+        return {next(iter(self.metrics)): block_rows(answers[0], self.units(text))}
+
     normalisation = 'original tokens, ends of line included'
-    def settings(self, protocol): return dict(stride=self.stride if protocol=='paper' else 'context', normalisation=self.normalisation)
+
+    def settings(self, protocol):
+        return dict(
+            stride=self.stride if protocol == 'paper' else 'context', normalisation=self.normalisation
+        )
+
 
 class WikiText2(_Stream):
     "WikiText-2's test set (Merity et al. 2016, arXiv 1609.07843)"
-    name,about = 'wikitext2','test articles of Wikipedia (perplexity)'
-    file,source,expected = 'wiki.test.raw','the wikitext-2-raw-v1 archive, or `Salesforce/wikitext` on the hub',241211
+
+    name, about = 'wikitext2', 'test articles of Wikipedia (perplexity)'
+    file, source, expected = (
+        'wiki.test.raw',
+        'the wikitext-2-raw-v1 archive, or `Salesforce/wikitext` on the hub',
+        241211,
+    )
     hub = Hub('Salesforce/wikitext', 'wikitext-2-raw-v1')
     metrics = dict(ppl=perplexity, bpb=bits)
-    def paper_text(self, text): return '\n'.join(map(detokenize, text.split('\n')))
+
+    def paper_text(self, text):
+        return '\n'.join(map(detokenize, text.split('\n')))
+
     def requests(self, text, protocol):
-        return super().requests(text, protocol) if protocol=='paper' else [Rolling(lm_eval_text(p)) for p in wikitext_pages(text)]
+        return (
+            super().requests(text, protocol)
+            if protocol == 'paper'
+            else [Rolling(lm_eval_text(p)) for p in wikitext_pages(text)]
+        )
+
     def score(self, text, answers, protocol):
-        if protocol=='paper': return dict(ppl=block_rows(answers[0], self.units(text)), bpb=block_rows(answers[0], len(text.encode())))
+        if protocol == 'paper':
+            return dict(
+                ppl=block_rows(answers[0], self.units(text)), bpb=block_rows(answers[0], len(text.encode()))
+            )
         pages = wikitext_pages(text)
-        return dict(ppl=[(-a.sum, len(re.split(r'\s+', p))) for a,p in zip(answers, pages)], bpb=[(-a.sum, len(p.encode())) for a,p in zip(answers, pages)])
+        return dict(
+            ppl=[(-a.sum, len(re.split(r'\s+', p))) for a, p in zip(answers, pages)],
+            bpb=[(-a.sum, len(p.encode())) for a, p in zip(answers, pages)],
+        )
+
     def settings(self, protocol):
         s = super().settings(protocol)
-        return s if protocol=='paper' else s|dict(normalisation='words of the article')
+        return s if protocol == 'paper' else s | dict(normalisation='words of the article')
+
 
 class WikiText103(WikiText2):
     "WikiText-103's test set: the same text as WikiText-2's"
-    name,hub = 'wikitext103',Hub('Salesforce/wikitext', 'wikitext-103-raw-v1')
+
+    name = 'wikitext103'
+    hub = Hub('Salesforce/wikitext', 'wikitext-103-raw-v1')
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #b9420d34
 class PTB(_Stream):
     "Penn Treebank, Mikolov's version"
-    name,about = 'ptb','Wall Street Journal of 1989 (perplexity)'
-    file,source,expected = 'ptb.test.txt','http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz',78669
+
+    name, about = 'ptb', 'Wall Street Journal of 1989 (perplexity)'
+    file, source, expected = (
+        'ptb.test.txt',
+        'http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz',
+        78669,
+    )
     hub = Hub('ptb-text-only/ptb_text_only', 'penn_treebank', 'test', parquet)
-    def from_rows(self, rows): return [''.join(f' {s} \n' for s in rows['sentence'])]
-    def paper_text(self, text): return '\n'.join(map(detokenize, text.split('\n')))
+
+    def from_rows(self, rows):
+        return [''.join(f' {s} \n' for s in rows['sentence'])]
+
+    def paper_text(self, text):
+        return '\n'.join(map(detokenize, text.split('\n')))
+
 
 class Enwik8(_Stream):
     "Last 5 MB of the first 100 MB of an XML dump of Wikipedia (Hutter 2006)"
-    name,about,metrics = 'enwik8','raw bytes of Wikipedia (bits per byte)',dict(bpb=bits)
-    file,source,expected,counted,normalisation = 'enwik8','http://mattmahoney.net/dc/enwik8.zip',100_000_000,'bytes','bytes'
+
+    name = 'enwik8'
+    about = 'raw bytes of Wikipedia (bits per byte)'
+    metrics = dict(bpb=bits)
+    file, source, expected, counted, normalisation = (
+        'enwik8',
+        'http://mattmahoney.net/dc/enwik8.zip',
+        100_000_000,
+        'bytes',
+        'bytes',
+    )
     hub = Hub('LTCB/enwik8', 'enwik8-raw', 'train', parquet)
-    def read(self, path): return self._tail(path.read_bytes())
-    def from_rows(self, rows): return self._tail(''.join(rows['text']).encode())
+
+    def read(self, path):
+        return self._tail(path.read_bytes())
+
+    def from_rows(self, rows):
+        return self._tail(''.join(rows['text']).encode())
+
     def _tail(self, data):
         self.n = len(data)
-        return [data[-5_000_000:].decode(errors='ignore')]                 # the cut may fall inside a character
-    def count(self, examples): return self.n
-    def units(self, text): return len(text.encode())
+        return [data[-5_000_000:].decode(errors='ignore')]  # the cut may fall inside a character
+
+    def count(self, examples):
+        return self.n
+
+    def units(self, text):
+        return len(text.encode())
+
 
 class Text8(Enwik8):
     "Last 5 million characters of the cleaned text (a to z and space)"
-    name,about,metrics = 'text8','letters of Wikipedia (bits per character)',dict(bpc=bits)
-    file,source,normalisation = 'text8','http://mattmahoney.net/dc/text8.zip','characters'
+
+    name = 'text8'
+    about = 'letters of Wikipedia (bits per character)'
+    metrics = dict(bpc=bits)
+    file, source, normalisation = 'text8', 'http://mattmahoney.net/dc/text8.zip', 'characters'
     hub = Hub('afmck/text8')
-    def released(self, path, protocol): return 5_000_000 if str(path).startswith(self.hub.repo) else self.expected      # the data set has the last part as its test split
+
+    def released(self, path, protocol):
+        return (
+            5_000_000 if str(path).startswith(self.hub.repo) else self.expected
+        )  # the data set has the last part as its test split
+
 
 class OneBillion(Task):
     "One Billion Word benchmark (Chelba et al. 2013, arXiv 1312.3005)"
-    name,about,metrics = '1bw','shuffled sentences of news (perplexity)',dict(ppl=perplexity)
-    file,source,expected,counted = 'news.en.heldout-00000-of-00050','https://www.statmt.org/lm-benchmark/',6075,'sentences'
+
+    name = '1bw'
+    about = 'shuffled sentences of news (perplexity)'
+    metrics = dict(ppl=perplexity)
+    file, source, expected, counted = (
+        'news.en.heldout-00000-of-00050',
+        'https://www.statmt.org/lm-benchmark/',
+        6075,
+        'sentences',
+    )
     hub = Hub('billion-word-benchmark/lm1b', 'plain_text', 'test', parquet)
-    def from_rows(self, rows): return list(rows[:6075]['text'])            # the split is all fifty files, in order
-    def read(self, path): return [l for l in read_text(path, self.name).split('\n') if l.strip()]
-    def requests(self, line, protocol): return [Rolling(detokenize(f' {line} ') if protocol=='paper' else line)]
-    def score(self, line, answers, protocol): return dict(ppl=(-answers[0].sum, len(line.split())+1))
-    def settings(self, protocol): return dict(stride='sentence', normalisation='words and one end for each sentence')
+
+    def from_rows(self, rows):
+        return list(rows[:6075]['text'])  # the split is all fifty files, in order
+
+    def read(self, path):
+        return [l for l in read_text(path, self.name).split('\n') if l.strip()]
+
+    def requests(self, line, protocol):
+        return [Rolling(detokenize(f' {line} ') if protocol == 'paper' else line)]
+
+    def score(self, line, answers, protocol):
+        return dict(ppl=(-answers[0].sum, len(line.split()) + 1))
+
+    def settings(self, protocol):
+        return dict(stride='sentence', normalisation='words and one end for each sentence')

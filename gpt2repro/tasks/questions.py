@@ -8,65 +8,100 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/questions.html.md"""
 __all__ = ['ece', 'calibration_rows', 'calibration_error', 'lm_eval_answer', 'NaturalQuestions']
 
 # %% ../../nbs/tasks/09_questions.ipynb #ccd4c6a3
-import re,string
+import re
+import string
 
 import numpy as np
-from .core import Continue,Hub,Metric,Task,accuracy,read_jsonl
+from .core import Continue, Hub, Metric, Task, accuracy, read_jsonl
 from .coqa import normalize_answer
 
 # %% ../../nbs/tasks/09_questions.ipynb #557d29b8
 _bins = 10
 
+
 def calibration_rows(
-    confidence:np.ndarray, # (N,) 0 to 1
-    right:np.ndarray,      # (N,)
-)->np.ndarray: # (N,30) examples, confidence and right answers of each bin
+    confidence: np.ndarray,  # (N,) 0 to 1
+    right: np.ndarray,  # (N,)
+) -> np.ndarray:  # (N,30) examples, confidence and right answers of each bin
     "Each example's counts for `calibration_error`"
-    at = np.minimum((confidence*_bins).astype(int), _bins-1)
+    at = np.minimum((confidence * _bins).astype(int), _bins - 1)
     rows = np.zeros((len(at), 3, _bins))
-    for k,v in enumerate((1, confidence, right)): rows[np.arange(len(at)), k, at] = v
+    for k, v in enumerate((1, confidence, right)):
+        rows[np.arange(len(at)), k, at] = v
     return rows.reshape(len(at), -1)
 
-def calibration_error(s): # (…,30) -> (…)
+
+def calibration_error(s):  # (…,30) -> (…)
     "Mean distance of confidence and accuracy, weighted by examples"
-    n,c,r = np.moveaxis(s.reshape(*s.shape[:-1], 3, _bins), -2, 0)
-    return 100*np.abs(c-r).sum(-1)/n.sum(-1)
+    n, c, r = np.moveaxis(s.reshape(*s.shape[:-1], 3, _bins), -2, 0)
+    return 100 * np.abs(c - r).sum(-1) / n.sum(-1)
+
 
 ece = Metric(calibration_error, higher=False, unit='%')
 
 # %% ../../nbs/tasks/09_questions.ipynb #96dac852
-_shots = [('who wrote the play romeo and juliet', 'William Shakespeare'), ('what is the capital of japan', 'Tokyo'), ('when did the second world war end', '1945'),
-          ('how many legs does a spider have', 'eight'), ('what is the chemical symbol for gold', 'Au')]
+_shots = [
+    ('who wrote the play romeo and juliet', 'William Shakespeare'),
+    ('what is the capital of japan', 'Tokyo'),
+    ('when did the second world war end', '1945'),
+    ('how many legs does a spider have', 'eight'),
+    ('what is the chemical symbol for gold', 'Au'),
+]
+
 
 def lm_eval_answer(s):
     "lm-eval's normalisation for this task"
     s = re.sub(r'\b(?:The |the |An |A |The |a |an )', '', s).lower()
     return s.translate(str.maketrans('', '', string.punctuation))
 
+
 class NaturalQuestions(Task):
     "NQ-open's development set"
-    name,about = 'nq','short answers to questions (exact match, calibration)'
-    file,source,expected,counted = 'NQ-open.dev.jsonl','https://github.com/google-research-datasets/natural-questions/tree/master/nq_open',3610,'questions'
+
+    name, about = 'nq', 'short answers to questions (exact match, calibration)'
+    file, source, expected, counted = (
+        'NQ-open.dev.jsonl',
+        'https://github.com/google-research-datasets/natural-questions/tree/master/nq_open',
+        3610,
+        'questions',
+    )
     hub = Hub('google-research-datasets/nq_open', None, 'validation')
     metrics = dict(em=accuracy, em_top1=accuracy, ece=ece)
 
-    def read(self, path): return self.from_rows(read_jsonl(path, self.name, 'question', 'answer'))
+    def read(self, path):
+        return self.from_rows(read_jsonl(path, self.name, 'question', 'answer'))
+
     def from_rows(self, rows):
         out = [(r['question'], list(r['answer'])) for r in rows]
-        for i,(q,a) in enumerate(out, 1):
-            if not q or not a: raise ValueError(f'{self.name}, question {i} is damaged (empty, or without an answer): get the data again')
+        for i, (q, a) in enumerate(out, 1):
+            if not q or not a:
+                raise ValueError(
+                    f'{self.name}, question {i} is damaged (empty, or without an answer): get the data again'
+                )
         return out
+
     def requests(self, x, protocol):
-        if protocol=='modern': return [Continue(f'Answer these questions:\n\nQ: {x[0]}?\nA:', 256, stop=('\n', '.', ','))]
-        return [Continue(''.join(f'Q: {q}?\nA: {a}\n' for q,a in _shots)+f'Q: {x[0]}?\nA:', 32, stop=('\n',))]
+        if protocol == 'modern':
+            return [Continue(f'Answer these questions:\n\nQ: {x[0]}?\nA:', 256, stop=('\n', '.', ','))]
+        return [
+            Continue(''.join(f'Q: {q}?\nA: {a}\n' for q, a in _shots) + f'Q: {x[0]}?\nA:', 32, stop=('\n',))
+        ]
+
     def right(self, x, said, protocol):
-        norm = normalize_answer if protocol=='paper' else lm_eval_answer
+        norm = normalize_answer if protocol == 'paper' else lm_eval_answer
         said = norm(said.strip())
-        return any(norm(a)==said for a in x[1])
+        return any(norm(a) == said for a in x[1])
+
     def rows(self, examples, answers, protocol):
-        right = np.array([self.right(x, a.text, protocol) for x,[a] in zip(examples, answers)], dtype=float)
-        sure = np.array([np.exp(min(0., a.sum)) for [a] in answers])
+        right = np.array([self.right(x, a.text, protocol) for x, [a] in zip(examples, answers)], dtype=float)
+        sure = np.array([np.exp(min(0.0, a.sum)) for [a] in answers])
         top = np.zeros(len(sure))
-        top[np.argsort(-sure, kind='stable')[:max(1, round(len(sure)/100))]] = 1
-        return dict(em=np.stack([right, np.ones_like(right)], 1), em_top1=np.stack([right*top, top], 1), ece=calibration_rows(sure, right))
-    def settings(self, protocol): return dict(normalisation='questions, 5 examples before' if protocol=='paper' else 'questions')
+        top[np.argsort(-sure, kind='stable')[: max(1, round(len(sure) / 100))]] = 1
+        return dict(
+            em=np.stack([right, np.ones_like(right)], 1),
+            em_top1=np.stack([right * top, top], 1),
+            ece=calibration_rows(sure, right),
+        )
+
+    def settings(self, protocol):
+        return dict(normalisation='questions, 5 examples before' if protocol == 'paper' else 'questions')

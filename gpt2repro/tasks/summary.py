@@ -8,60 +8,105 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/summary.html.md"""
 __all__ = ['first_sentences', 'CNNDailyMail']
 
 # %% ../../nbs/tasks/07_summary.ipynb #227e4010
-import hashlib,re
+import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
-from .core import Continue,Hub,Task,accuracy,read_text
+from .core import Continue, Hub, Task, accuracy, read_text
 
 # %% ../../nbs/tasks/07_summary.ipynb #c3dcb796
 def first_sentences(
-    s:str,
-    n:int=3,
-)->list[str]:
+    s: str,
+    n: int = 3,
+) -> list[str]:
     "The first `n` sentences"
     parts = [p.strip() for p in re.split(r"""(?<=[.!?])["'”’)]*\s+|\n+""", s) if p.strip()]
     return parts[:n]
 
+
 @cache
 def _scorer():
     from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(['rouge1', 'rouge2', 'rougeL', 'rougeLsum'], use_stemmer=True)
+
 
 class CNNDailyMail(Task):
     "Summaries of news"
-    name,about = 'cnn-dm','a summary after TL;DR: (ROUGE)'
-    file,source,expected,counted,extra = '*.story','https://cs.nyu.edu/~kcho/DMQA/ (with all_test.txt from abisee/cnn-dailymail)',11490,'articles','rouge_score'
+
+    name, about = 'cnn-dm', 'a summary after TL;DR: (ROUGE)'
+    file, source, expected, counted, extra = (
+        '*.story',
+        'https://cs.nyu.edu/~kcho/DMQA/ (with all_test.txt from abisee/cnn-dailymail)',
+        11490,
+        'articles',
+        'rouge_score',
+    )
     hub = Hub('abisee/cnn_dailymail', '3.0.0')
     metrics = dict(rouge_avg=accuracy, rouge1=accuracy, rouge2=accuracy, rougeL=accuracy)
 
     def locate(self, folder, protocol):
         folder = Path(folder)
-        if not folder.is_dir(): raise FileNotFoundError(f'{folder} is not a folder: give the folder that holds the data')
-        for p in folder,*sorted(folder.glob('*/')),*sorted(folder.glob('*/*/')):
-            if any(p.glob('*.story')): return folder
-        raise FileNotFoundError(f'{self.name} needs .story files in {folder} or up to two folders below it: nothing like it is there; they come from {self.source}')
-    def origin(self, folder, protocol): return 'CNN and Daily Mail stories' if folder else super().origin(folder, protocol)
+        if not folder.is_dir():
+            raise FileNotFoundError(f'{folder} is not a folder: give the folder that holds the data')
+        for p in folder, *sorted(folder.glob('*/')), *sorted(folder.glob('*/*/')):
+            if any(p.glob('*.story')):
+                return folder
+        raise FileNotFoundError(
+            f'{self.name} needs .story files in {folder} or up to two folders below it: nothing like it is '
+            f'there; they come from {self.source}'
+        )
+
+    def origin(self, folder, protocol):
+        return 'CNN and Daily Mail stories' if folder else super().origin(folder, protocol)
+
     def read(self, path):
         files = sorted(f for g in ('*.story', '*/*.story', '*/*/*.story') for f in path.glob(g))
         if lists := [f for g in ('all_test.txt', '*/all_test.txt') for f in path.glob(g)]:
-            keep = {hashlib.sha1(u.strip().encode()).hexdigest() for u in read_text(lists[0], self.name).splitlines()}
+            keep = {
+                hashlib.sha1(u.strip().encode()).hexdigest()
+                for u in read_text(lists[0], self.name).splitlines()
+            }
             files = [f for f in files if f.stem in keep]
         out = []
         for f in files:
-            article,*highlights = (p.strip() for p in read_text(f, self.name).split('@highlight'))
-            if not highlights: raise ValueError(f'{f} is damaged (no @highlight): get it again')
-            if article: out.append(dict(article='\n'.join(l.strip() for l in article.splitlines() if l.strip()), highlights=[h for h in highlights if h]))      # some stories are pictures alone
+            article, *highlights = (p.strip() for p in read_text(f, self.name).split('@highlight'))
+            if not highlights:
+                raise ValueError(f'{f} is damaged (no @highlight): get it again')
+            if article:
+                out.append(
+                    dict(
+                        article='\n'.join(l.strip() for l in article.splitlines() if l.strip()),
+                        highlights=[h for h in highlights if h],
+                    )
+                )  # some stories are pictures alone
         return out
-    def from_rows(self, rows): return [dict(article=r['article'], highlights=r['highlights'].splitlines()) for r in rows]
+
+    def from_rows(self, rows):
+        return [dict(article=r['article'], highlights=r['highlights'].splitlines()) for r in rows]
 
     def requests(self, x, protocol):
-        if protocol=='paper': return [Continue(x['article'], 100, top_k=2, tail='\nTL;DR:')]
-        return [Continue('Summarize the following article:\n\n'+x['article'], 128, tail='\n\nSummary:')]
+        if protocol == 'paper':
+            return [Continue(x['article'], 100, top_k=2, tail='\nTL;DR:')]
+        return [Continue('Summarize the following article:\n\n' + x['article'], 128, tail='\n\nSummary:')]
+
     def score(self, x, answers, protocol):
-        if protocol=='paper': said,gold,last = '\n'.join(first_sentences(answers[0].text)),'\n'.join(x['highlights']),'rougeLsum'
-        else: said,gold,last = ' '.join(answers[0].text.split()),' '.join(' '.join(x['highlights']).split()),'rougeL'
+        if protocol == 'paper':
+            said = '\n'.join(first_sentences(answers[0].text))
+            gold = '\n'.join(x['highlights'])
+            last = 'rougeLsum'
+        else:
+            said = ' '.join(answers[0].text.split())
+            gold = ' '.join(' '.join(x['highlights']).split())
+            last = 'rougeL'
         r = _scorer().score(gold, said)
         f = [r[k].fmeasure for k in ('rouge1', 'rouge2', last)]
-        return dict(rouge_avg=(sum(f)/3, 1), rouge1=(f[0], 1), rouge2=(f[1], 1), rougeL=(f[2], 1))
-    def settings(self, protocol): return dict(normalisation='3 sentences of 100 tokens, top-k 2' if protocol=='paper' else '128 tokens, greedy')
+        return dict(rouge_avg=(sum(f) / 3, 1), rouge1=(f[0], 1), rouge2=(f[1], 1), rougeL=(f[2], 1))
+
+    def settings(self, protocol):
+        return dict(
+            normalisation='3 sentences of 100 tokens, top-k 2'
+            if protocol == 'paper'
+            else '128 tokens, greedy'
+        )

@@ -12,61 +12,104 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from .core import Continue,Hub,Metric,Task,find_file,read_text
+from .core import Continue, Hub, Metric, Task, find_file, read_text
 
 # %% ../../nbs/tasks/08_translation.ipynb #83c5801d
 @cache
 def _bleu():
     from sacrebleu.metrics import BLEU
+
     return BLEU(effective_order=True)
 
+
 def bleu_counts(
-    said:str,
-    gold:str,
-)->list[int]: # right and all n-grams, n from 1 to 4; lengths of both
+    said: str,
+    gold: str,
+) -> list[int]:  # right and all n-grams, n from 1 to 4; lengths of both
     "What a sentence adds to the corpus's BLEU"
     s = _bleu().sentence_score(said, [gold])
     return [*s.counts, *s.totals, s.sys_len, s.ref_len]
 
-def bleu_of(sums): # (…,10) -> (…)
+
+def bleu_of(sums):  # (…,10) -> (…)
     "BLEU of summed counts"
     from sacrebleu.metrics import BLEU
-    one = lambda s: BLEU.compute_bleu(correct=s[:4].tolist(), total=s[4:8].tolist(), sys_len=int(s[8]), ref_len=int(s[9])).score
+
+    one = lambda s: (
+        BLEU.compute_bleu(
+            correct=s[:4].tolist(), total=s[4:8].tolist(), sys_len=int(s[8]), ref_len=int(s[9])
+        ).score
+    )
     return np.apply_along_axis(one, -1, np.asarray(sums))
+
 
 bleu = Metric(bleu_of)
 
 # %% ../../nbs/tasks/08_translation.ipynb #cce439a7
-_pairs = [('The weather is fine today.', "Il fait beau aujourd'hui."), ('She has lived in Paris for ten years.', 'Elle vit à Paris depuis dix ans.'),
-          ('The government has announced new measures.', 'Le gouvernement a annoncé de nouvelles mesures.')]
+_pairs = [
+    ('The weather is fine today.', "Il fait beau aujourd'hui."),
+    ('She has lived in Paris for ten years.', 'Elle vit à Paris depuis dix ans.'),
+    ('The government has announced new measures.', 'Le gouvernement a annoncé de nouvelles mesures.'),
+]
+
 
 class WMT14(Task):
     "newstest2014, one direction"
-    a,b,words = 'fr','en','French English'
-    source,expected,counted,extra = 'https://www.statmt.org/wmt14/test-full.tgz',3003,'sentences','sacrebleu'
+
+    a, b, words = 'fr', 'en', 'French English'
+    source, expected, counted, extra = (
+        'https://www.statmt.org/wmt14/test-full.tgz',
+        3003,
+        'sentences',
+        'sacrebleu',
+    )
     hub = Hub('wmt/wmt14', 'fr-en')
     metrics = dict(bleu=bleu)
 
-    def locate(self, folder, protocol): return find_file(folder, f'newstest2014.{self.a}', self.name, self.source)
+    def locate(self, folder, protocol):
+        return find_file(folder, f'newstest2014.{self.a}', self.name, self.source)
+
     def read(self, path):
-        x,y = ([l.strip() for l in read_text(p, self.name).rstrip('\n').split('\n')] for p in (path, find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source)))
-        if len(x)!=len(y): raise ValueError(f'{path} has {len(x):,} lines and newstest2014.{self.b} {len(y):,}: get both for {self.name} again')
+        x, y = (
+            [l.strip() for l in read_text(p, self.name).rstrip('\n').split('\n')]
+            for p in (path, find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source))
+        )
+        if len(x) != len(y):
+            raise ValueError(
+                f'{path} has {len(x):,} lines and newstest2014.{self.b} {len(y):,}: get both for '
+                f'{self.name} again'
+            )
         return list(zip(x, y))
-    def from_rows(self, rows): return [(r['translation'][self.a], r['translation'][self.b]) for r in rows]
+
+    def from_rows(self, rows):
+        return [(r['translation'][self.a], r['translation'][self.b]) for r in rows]
+
     def requests(self, x, protocol):
-        if protocol=='modern':
-            a,b = self.words.split()
+        if protocol == 'modern':
+            a, b = self.words.split()
             return [Continue(f'{a} phrase: {x[0]}\n{b} phrase:', 256, stop=('\n',))]
-        shots = ''.join(f'{p} = {q}\n' for p,q in (pair if self.a=='en' else pair[::-1] for pair in _pairs))
+        shots = ''.join(
+            f'{p} = {q}\n' for p, q in (pair if self.a == 'en' else pair[::-1] for pair in _pairs)
+        )
         return [Continue(f'{shots}{x[0]} =', 128, stop=('\n',))]
-    def score(self, x, answers, protocol): return dict(bleu=bleu_counts(answers[0].text.strip().split('\n')[0], x[1]))
-    def settings(self, protocol): return dict(normalisation='n-grams, 3 example pairs' if protocol=='paper' else 'n-grams, no examples')
+
+    def score(self, x, answers, protocol):
+        return dict(bleu=bleu_counts(answers[0].text.strip().split('\n')[0], x[1]))
+
+    def settings(self, protocol):
+        return dict(
+            normalisation='n-grams, 3 example pairs' if protocol == 'paper' else 'n-grams, no examples'
+        )
+
 
 class FrEn(WMT14):
     "From French"
-    name,about,file = 'wmt14-fr-en','French to English (BLEU)','newstest2014.fr'
+
+    name, about, file = 'wmt14-fr-en', 'French to English (BLEU)', 'newstest2014.fr'
+
 
 class EnFr(WMT14):
     "Into French"
-    name,about,file = 'wmt14-en-fr','English to French (BLEU)','newstest2014.en'
-    a,b,words = 'en','fr','English French'
+
+    name, about, file = 'wmt14-en-fr', 'English to French (BLEU)', 'newstest2014.en'
+    a, b, words = 'en', 'fr', 'English French'

@@ -11,52 +11,98 @@ __all__ = ['substitute', 'Winograd']
 from xml.etree import ElementTree
 
 import numpy as np
-from .core import Hub,LogLik,Task,accuracy,read_text
+from .core import Hub, LogLik, Task, accuracy, read_text
 
 # %% ../../nbs/tasks/04_winograd.ipynb #bc17f5b5
 _clean = lambda s: ' '.join((s or '').split())
 _possessive = ('my', 'his', 'her', 'our', 'their')
 _capital = ('A', 'An', 'The', 'She', 'He', 'It', 'They', 'My', 'His', 'Her', 'Their')
 
+
 def substitute(
-    option:str,  # candidate
-    pronoun:str,
-    first:bool,  # does the pronoun begin a sentence?
-)->str: # as it stands in the pronoun's place
+    option: str,  # candidate
+    pronoun: str,
+    first: bool,  # does the pronoun begin a sentence?
+) -> str:  # as it stands in the pronoun's place
     "lm-eval's treatment: `'s` for a possessive, no capital inside a sentence"
-    if pronoun.lower() in _possessive: option += "'s"
+    if pronoun.lower() in _possessive:
+        option += "'s"
     word = option.split()[0]
     return option if first or word not in _capital else option.replace(word, word.lower())
 
+
 class Winograd(Task):
     "Winograd Schema Challenge, 273 schemas"
-    name,about = 'winograd','what a pronoun means (accuracy)'
-    file,source,expected = 'WSCollection.xml','https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml',273
+
+    name, about = 'winograd', 'what a pronoun means (accuracy)'
+    file, source, expected = (
+        'WSCollection.xml',
+        'https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml',
+        273,
+    )
     hub = Hub('ErnestDavis/winograd_wsc', 'wsc273', 'test', 'refs/convert/parquet')
     metrics = dict(acc=accuracy, acc_full=accuracy)
 
     def read(self, path):
-        try: root = ElementTree.fromstring(read_text(path, self.name))
-        except ElementTree.ParseError as e: raise ValueError(f'{path} is damaged ({e}): get the file for {self.name} again') from None
+        try:
+            root = ElementTree.fromstring(read_text(path, self.name))
+        except ElementTree.ParseError as e:
+            raise ValueError(f'{path} is damaged ({e}): get the file for {self.name} again') from None
         out = []
-        for i,s in enumerate(root.iter('schema'), 1):
+        for i, s in enumerate(root.iter('schema'), 1):
             get = lambda k: _clean(s.findtext(k))
-            before,pronoun,after = get('text/txt1'),get('text/pron'),get('text/txt2')
-            options,right = [_clean(o.text) for o in s.iter('answer')],get('correctAnswer')[:1]
-            if not pronoun or len(options)!=2 or right not in ('A', 'B'): raise ValueError(f'{path}, schema {i} is damaged (a pronoun, two answers and which is right are needed): get the file for {self.name} again')
-            out.append(self._item(f'{before} {pronoun} {after}'.strip(), pronoun, len(before)+1 if before else 0, options, 'AB'.index(right)))
+            before = get('text/txt1')
+            pronoun = get('text/pron')
+            after = get('text/txt2')
+            options = [_clean(o.text) for o in s.iter('answer')]
+            right = get('correctAnswer')[:1]
+            if not pronoun or len(options) != 2 or right not in ('A', 'B'):
+                raise ValueError(
+                    f'{path}, schema {i} is damaged (a pronoun, two answers and which is right are needed): '
+                    f'get the file for {self.name} again'
+                )
+            out.append(
+                self._item(
+                    f'{before} {pronoun} {after}'.strip(),
+                    pronoun,
+                    len(before) + 1 if before else 0,
+                    options,
+                    'AB'.index(right),
+                )
+            )
         return out[:273]
-    def from_rows(self, rows): return [self._item(r['text'], r['pronoun'], r['pronoun_loc'], r['options'], r['label']) for r in rows]
+
+    def from_rows(self, rows):
+        return [self._item(r['text'], r['pronoun'], r['pronoun_loc'], r['options'], r['label']) for r in rows]
+
     def _item(self, text, pronoun, at, options, gold):
         text = text.replace('  ', ' ')
-        first = text[at-2]=='.'
-        return dict(before=text[:at], after=text[at+len(pronoun):], options=[substitute(o, pronoun, first) for o in options], gold=gold)
+        first = text[at - 2] == '.'
+        return dict(
+            before=text[:at],
+            after=text[at + len(pronoun) :],
+            options=[substitute(o, pronoun, first) for o in options],
+            gold=gold,
+        )
 
     def requests(self, x, protocol):
-        a,b = x['before'],x['after']
-        if protocol=='modern': return [LogLik(a+o, ' '+b) for o in x['options']]
-        return [LogLik(a+o, b) for o in x['options']]+[LogLik('', a+o+b) for o in x['options']]
+        a = x['before']
+        b = x['after']
+        if protocol == 'modern':
+            return [LogLik(a + o, ' ' + b) for o in x['options']]
+        return [LogLik(a + o, b) for o in x['options']] + [LogLik('', a + o + b) for o in x['options']]
+
     def score(self, x, answers, protocol):
-        hit = lambda pair: (int(np.argmax([a.sum for a in pair]))==x['gold'], 1)
-        return dict(acc=hit(answers[:2])) if protocol=='modern' else dict(acc=hit(answers[:2]), acc_full=hit(answers[2:]))
-    def settings(self, protocol): return dict(normalisation='what follows (acc), whole sentence (acc_full)' if protocol=='paper' else 'what follows')
+        hit = lambda pair: (int(np.argmax([a.sum for a in pair])) == x['gold'], 1)
+        return (
+            dict(acc=hit(answers[:2]))
+            if protocol == 'modern'
+            else dict(acc=hit(answers[:2]), acc_full=hit(answers[2:]))
+        )
+
+    def settings(self, protocol):
+        return dict(
+            normalisation='what follows (acc), whole sentence (acc_full)'
+            if protocol == 'paper'
+            else 'what follows'
+        )
