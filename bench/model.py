@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from gpt2repro.backend import autocast, compile_model, get_device, keep_memory, matmul_peak, peak_memory, sync
+from gpt2repro.backend import autocast, compile_model, get_device, retain_heap, matmul_peak, peak_memory, sync
 import torch
 from transformers import GPT2Config as HFConfig, GPT2LMHeadModel
 from gpt2repro.config import sizes
@@ -84,7 +84,7 @@ def race(cfg, device, dtype, B, T, n, limit, keep=True):
     """
     steps = {k: stepper(k, cfg, device, dtype, B, T) for k in makers}
     measure = lambda: matmul_peak.__wrapped__(device, getattr(torch, dtype))
-    with keep_memory(device) if keep else nullcontext():
+    with retain_heap(device) if keep else nullcontext():
         for s in (*steps.values(), *steps.values()):
             s()
         took = {k: [] for k in steps}
@@ -172,7 +172,7 @@ def speed(label, size, dtype, B, T, device, a):
     if cpu:
         as_run = statistics.median(took[False]['transformers']) / statistics.median(took[True]['gpt2repro'])
         note += (
-            f' Memory kept: inside `backend.keep_memory`, as `gpt2repro train` is, both. Ours with it, '
+            f' Memory kept: inside `backend.retain_heap`, as `gpt2repro train` is, both. Ours with it, '
             f'as `gpt2repro train` runs, against transformers without, as it comes: {as_run:.3g} '
             f'(medians).'
         )

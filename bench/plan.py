@@ -17,7 +17,7 @@ configs = [
 code = """
 import json, resource, sys, torch
 from gpt2repro.aot import step_config
-from gpt2repro.backend import get_device, keep_memory, peak_memory, seed_all
+from gpt2repro.backend import get_device, retain_heap, peak_memory, seed_all
 from gpt2repro.model import GPT2
 from gpt2repro.train import fit, make_optimizer
 kw = json.loads(sys.argv[1])
@@ -29,7 +29,7 @@ before = rss()
 model = GPT2(cfg.model, remat=kw.get('remat', 'block')).to(dev)
 opt = make_optimizer(model, cfg.optim, cfg.max_steps)
 steps = fit(model, opt, lambda s: (ids[:, :-1].contiguous(), ids[:, 1:].contiguous()), cfg, dev)
-with keep_memory(dev):
+with retain_heap(dev):
     for _ in range(2): float(next(steps)[1])
 print(json.dumps(dict(device=dev.type, gib=(peak_memory(dev)-before)/2**30)))
 """

@@ -1,4 +1,4 @@
-"""What each knob of sampling does to a trained model's text, for the lesson nbs/21_sampling.ipynb: `python bench/sample_knobs.py RUN` writes bench/sample_knobs.json.
+"""What each knob of sampling does to a trained model's text, for the lesson nbs/41_sampling.ipynb: `python bench/sample_knobs.py RUN` writes bench/sample_knobs.json.
 Measured on beginnings from the run's held-out documents; the same numbers for the documents themselves stand beside them"""
 
 import json

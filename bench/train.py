@@ -289,7 +289,7 @@ if __name__ == '__main__':
     )
     note += (
         '\n\nTwo CPU threads or one GPU. The loop keeps freed memory while it trains '
-        '(`backend.keep_memory`), the bare step does not: that is why it can be the faster one, and why '
+        '(`backend.retain_heap`), the bare step does not: that is why it can be the faster one, and why '
         'its peak is higher.'
     )
     if a.size == '124M':

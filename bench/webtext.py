@@ -15,38 +15,11 @@ from loguru import logger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_mib, save_table, table
-from gpt2repro.webtext import (
-    Bands,
-    CleanConfig,
-    Clusters,
-    CrawlConfig,
-    DedupConfig,
-    Describe,
-    DropCopies,
-    DropNear,
-    Document,
-    ExtractText,
-    FetchPages,
-    FindCopies,
-    FindLinks,
-    Language,
-    LongEnough,
-    MergeLinks,
-    NotRepetitive,
-    NoteContent,
-    PracticeSite,
-    ReadPages,
-    ReadText,
-    Sign,
-    ToJsonl,
-    ToParquet,
-    WebTextConfig,
-    _page,
-    _whole,
-    warc_record,
-    word_grams,
-    Answer,
-)
+from gpt2repro.webtext import Bands, CleanConfig, Clusters, CrawlConfig, DedupConfig, Describe, DropCopies
+from gpt2repro.webtext import DropNear, Document, ExtractText, FetchPages, FindCopies, FindLinks, Language
+from gpt2repro.webtext import LongEnough, MergeLinks, NotRepetitive, NoteContent, PracticeSite, ReadPages
+from gpt2repro.webtext import ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, _page, _whole, warc_record
+from gpt2repro.webtext import word_grams, Answer
 
 
 def cpu():

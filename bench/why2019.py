@@ -2,7 +2,7 @@
 
 python bench/why2019.py [--quick] [--only TEXT] [--minutes M] [--workers N] [--list]
 
-Each run leaves a curve, the size of its updates and its settings in bench/why2019/SIZE-CORPUS.json, which the lesson nbs/23_why_2019_fell_short.ipynb draws. A run that is there is not done again,
+Each run leaves a curve, the size of its updates and its settings in bench/why2019/SIZE-CORPUS.json, which the lesson nbs/43_why_2019_fell_short.ipynb draws. A run that is there is not done again,
 and the most informative ones come first, so the work can be stopped at any time and gone on with later, by any number of processes: `python bench/why2019.py --workers 2` starts two of one thread each.
 """
 
@@ -27,16 +27,8 @@ from gpt2repro.corpus import documents, drop_near_copies, split_documents
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards
 from gpt2repro.tokenizer import SentencePiece
-from gpt2repro.train import (
-    Health,
-    fit,
-    make_model,
-    make_optimizer,
-    train_batches,
-    update_stats,
-    valid_batches,
-    valid_loss,
-)
+from gpt2repro.train import GradientMonitor, fit, make_model, make_optimizer, train_batches, update_stats
+from gpt2repro.train import valid_batches, valid_loss
 
 here = Path(__file__).parent
 kept = here / 'why2019'
@@ -391,7 +383,7 @@ def one(job, root, some=16, many=128):
     seed_all(cfg.seed, dev)
     model = make_model(cfg, dev)
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
-    health = Health(model, opt)
+    health = GradientMonitor(model, opt)
     start = time.process_time()
     n = cfg.max_steps
     v = valid_batches(cfg.replace(eval_batches=many), data / 'raw')

@@ -15,14 +15,14 @@ for k in ('PJRT_DEVICE', 'RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
 code = """
 import json, os, sys, torch
 from itertools import islice
-from gpt2repro.backend import join_processes, processes
+from gpt2repro.backend import init_distributed, rank_and_world_size
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
-from gpt2repro.parallel import divide, latest_pieces, load_pieces, mean_over_processes, save_pieces, whole
+from gpt2repro.parallel import apply_fsdp, latest_sharded, load_sharded, mean_over_processes, save_sharded, full_tensor
 from gpt2repro.train import fit, make_optimizer
 folder, name, last, die = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-dev = join_processes(torch.device('cpu'), minutes=1)
-rank, n = processes()
+dev = init_distributed(torch.device('cpu'), minutes=1)
+rank, n = rank_and_world_size()
 o = OptimConfig(lr=3e-2, warmup_steps=5) if name=='adafactor' else OptimConfig(name='adamw', lr=1e-3, warmup_steps=5)
 cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=8*16, micro_batch=8//n, max_steps=40, optim=o)
 def counting(step, T=16):
@@ -30,14 +30,14 @@ def counting(step, T=16):
     x = (torch.arange(T+1)+torch.tensor([[37*step+11*(rank*B+b)] for b in range(B)])) % 97
     return x[:, :-1], x[:, 1:]
 torch.manual_seed(0)
-model = divide(GPT2(cfg.model))
+model = apply_fsdp(GPT2(cfg.model))
 opt = make_optimizer(model, cfg.optim, 40)
-path = latest_pieces(folder)
-start = load_pieces(path, model, opt)['step'] if path else 0
+path = latest_sharded(folder)
+start = load_sharded(path, model, opt)['step'] if path else 0
 for step, loss, norm in fit(model, opt, counting, cfg.replace(batch_tokens=8//n*16), dev, start):
     loss = float(mean_over_processes(loss))
-    if rank==0: print(json.dumps(dict(step=step, loss=loss, norm=float(whole(norm)))), flush=True)
-    if step%5==0: save_pieces(folder, step, model, opt, dict(n=n))
+    if rank==0: print(json.dumps(dict(step=step, loss=loss, norm=float(full_tensor(norm)))), flush=True)
+    if step%5==0: save_sharded(folder, step, model, opt, dict(n=n))
     if step==die and rank==1: os.kill(os.getpid(), 9)
     if step>=last: break
 """

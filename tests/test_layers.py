@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parent.parent
-nbs = sorted([*(root / 'nbs').glob('[0-9]*.ipynb'), *(root / 'nbs/tasks').glob('[0-9]*.ipynb')])
+nbs = sorted([*(root / 'nbs').glob('[0-9]*.ipynb'), *(root / 'nbs').glob('*/[0-9]*.ipynb')])
 
 
 def module(nb):
@@ -20,11 +20,14 @@ def module(nb):
 
 order = {m: nb.relative_to(root / 'nbs').as_posix() for nb in nbs if (m := module(nb))}
 
+folders = dict(tasks=30, webtext=10)  # folder -> number of the notebook before which its members stand
+
 
 def place(m):
-    "Sort key of a module; the tasks stand where 14_evaluate imports them from"
+    "Sort key of a module: its number; the members of a folder stand just before the number of `folders`"
     nb = order[m]
-    return ('14', nb) if nb.startswith('tasks/') else (nb.split('_')[0], '~')
+    folder, _, name = nb.rpartition('/')
+    return (folders[folder] - 1, name) if folder else (int(nb.split('_')[0]), '~')
 
 
 def imports(m):
@@ -59,7 +62,7 @@ def test_imports_only_from_lower_numbers(m):
 
 def test_names_follow_the_notebooks():
     for m, nb in order.items():
-        assert re.sub(r'^\d+[a-z]?_', '', Path(nb).stem) == m.split('.')[-1], (m, nb)
+        assert re.sub(r'^\d+_', '', Path(nb).stem) == m.split('.')[-1], (m, nb)
 
 
 def test_only_backend_names_an_accelerator():

@@ -8,21 +8,8 @@ import pytest
 import torch
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
-from gpt2repro.sample import (
-    Sampling,
-    ban,
-    beam_search,
-    generate,
-    min_p,
-    no_repeat_ngram,
-    occurrences,
-    repetition_penalty,
-    row_uniforms,
-    samples,
-    temperature,
-    top_k,
-    top_p,
-)
+from gpt2repro.sample import Sampling, ban, beam_search, generate, min_p, no_repeat_ngram, occurrences
+from gpt2repro.sample import repetition_penalty, row_uniforms, samples, temperature, top_k, top_p
 from gpt2repro.tokenizer import SentencePiece
 
 hf = pytest.importorskip('transformers')

@@ -65,7 +65,7 @@ from torch.optim.optimizer import _get_capturable_supported_devices         # wh
 import gpt2repro.backend as b
 b.has_package = lambda name, has=b.has_package: name!='torch_xla' and has(name)          # both could be installed; torch_xla would come first
 dev = b.get_device()
-print(b.available()[0], dev, b.get_device('tpu:1'), b.fixed_shapes(dev), b.prefers_blocks(dev), b.adamw_options(dev))
+print(b.available()[0], dev, b.get_device('tpu:1'), b.needs_static_shapes(dev), b.is_cpu(dev), b.adamw_options(dev))
 b.sync(dev); b.seed_all(3, dev)
 b.end_step(dev)
 print('synchronize' in torch.tpu.calls, ('seed', 3) in torch.tpu.calls)
@@ -84,7 +84,7 @@ import os, torch, torch.distributed
 import gpt2repro.backend as b
 torch.distributed.init_process_group = lambda **kw: print('joined')
 os.environ.update(RANK='2', WORLD_SIZE='4', LOCAL_RANK='2')
-print(b.join_processes(b.get_device('tpu')), torch.tpu.calls)
+print(b.init_distributed(b.get_device('tpu')), torch.tpu.calls)
 """)
     assert out == ['joined', "tpu:2 [('set_device', 'tpu:2')]"], out
 

@@ -186,7 +186,7 @@ def test_memory_is_kept():
     memory is kept, once they have found their place, not any more; afterwards it has them back"""
     import platform
     import resource
-    from gpt2repro.backend import keep_memory
+    from gpt2repro.backend import retain_heap
 
     if platform.libc_ver()[0] != 'glibc':
         pytest.skip('not glibc')
@@ -199,7 +199,7 @@ def test_memory_is_kept():
 
     faults()
     outside = faults()
-    with keep_memory(torch.device('cpu')):
+    with retain_heap(torch.device('cpu')):
         faults(9)
         inside = faults()
     after = faults(1)

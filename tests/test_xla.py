@@ -10,16 +10,8 @@ if os.environ.setdefault('PJRT_DEVICE', 'CPU') != 'CPU':
     pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
 import torch
 from gpt2repro.adafactor import round_stochastic
-from gpt2repro.backend import (
-    autocast,
-    device_counts,
-    end_step,
-    get_device,
-    opaque,
-    recorded_steps,
-    sync,
-    to_device,
-)
+from gpt2repro.backend import autocast, device_counts, end_step, get_device, optimization_barrier
+from gpt2repro.backend import recorded_steps, sync, to_device
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
@@ -116,7 +108,7 @@ def test_what_is_opaque_keeps_its_value(dev):
     import torch_xla
 
     x = torch.arange(3, dtype=torch.int32).to(dev)
-    parts = opaque(list((x * 5).split(1)))
+    parts = optimization_barrier(list((x * 5).split(1)))
     assert 'opt-barrier' in torch_xla._XLAC._get_xla_tensors_hlo(parts)
     assert torch.cat(parts).tolist() == [0, 5, 10] and x.tolist() == [0, 1, 2]
 
