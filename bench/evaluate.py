@@ -50,7 +50,7 @@ def device():
 
 def ours(job, folder, a):
     "(seconds, sum of log-probabilities)"
-    from gpt2repro.checkpoint import from_pretrained
+    from gpt2repro.weights import from_pretrained
     from gpt2repro.evaluate import answers, score_windows
 
     tok = tokenizer()
@@ -95,7 +95,7 @@ def theirs(job, folder, a):
 def stride32(how, folder, a):
     "The last windows of 1,024, each 32 tokens on, as `how` scores them"
     import torch
-    from gpt2repro.checkpoint import from_pretrained
+    from gpt2repro.weights import from_pretrained
     from gpt2repro.evaluate import score_windows
 
     model = from_pretrained(folder).to(device())
@@ -157,7 +157,7 @@ def main():
     if a.child:
         return child(*a.child, a)
     import torch
-    from gpt2repro.checkpoint import save_pretrained
+    from gpt2repro.weights import save_pretrained
     from gpt2repro.config import sizes
     from gpt2repro.model import GPT2
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from common import best_of, save_table
 from gpt2repro.backend import get_device, sync
-from gpt2repro.checkpoint import save_pretrained
+from gpt2repro.weights import save_pretrained
 from gpt2repro.config import sizes
 from gpt2repro.decode import Decoder, rounded
 from gpt2repro.model import GPT2
-from gpt2repro.sample import Sampling, _Rows, _grow
+from gpt2repro.generation import _Rows, _grow
+from gpt2repro.rules import Sampling
 
 rules = Sampling(temperature=0)
 steps, n_prompt = 128, 16

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from common import machine, versions
 from gpt2repro.cli import load_model, read_documents
-from gpt2repro.sample import distinct, samples, token_view
+from gpt2repro.generation import samples
+from gpt2repro.rules import distinct
+from gpt2repro.sample import token_view
 
 n_prompt, n_new = 16, 80
 

@@ -22,7 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from bench.common import machine, versions
 from gpt2repro.backend import describe, get_device, seed_all
-from gpt2repro.config import GPT2Config, RunConfig, override, recipe, to_dict, write_atomic
+from gpt2repro.config import GPT2Config, RunConfig, override, recipe, to_dict
+from gpt2repro.utils import write_atomic
 from gpt2repro.corpus import documents, drop_near_copies, split_documents
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards

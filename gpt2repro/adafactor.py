@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .backend import compile_c, optimization_barrier, is_cpu, shift_right, view_bits
-from .config import nearest
+from .utils import nearest
 from .schedule import paper_relative, warmup_cosine
 
 # %% ../nbs/14_adafactor.ipynb #7235d7b2

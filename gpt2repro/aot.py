@@ -25,7 +25,7 @@ from .backend import sync, to_device, virtual_devices, placeholder_parameters
 from .config import OptimConfig, RunConfig, size as named_size
 from .model import GPT2, KVCache
 from .plan import chip_devices, chips, plan
-from .sample import Sampling
+from .rules import Sampling
 from .train import fit, make_optimizer
 
 # %% ../nbs/36_aot.ipynb #f79bb9df

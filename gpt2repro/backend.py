@@ -31,7 +31,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from .config import nearest, warn
+from .utils import nearest, warn
 
 # %% ../nbs/04_backend.ipynb #d90a9cd2
 _devices = ('auto', 'cpu', 'cuda', 'xla', 'tpu', 'mps')

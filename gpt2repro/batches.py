@@ -19,7 +19,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 import torch
-from .config import nearest
+from .utils import nearest
 from .corpus import mix
 from .shards import open_tokens
 

@@ -27,9 +27,11 @@ from fastcore.script import anno_parser, call_parse
 from .aot import ask_compiler, compiler_problem
 from .backend import available, describe, fast_dtype, get_device, problems, sync
 from .batches import document_spans
-from .checkpoint import fetch, from_pretrained, latest_checkpoint
-from .config import RunConfig, nearest, override, progress, recipe as named_recipe, sizes, warn
-from .config import write_atomic
+from .checkpoint import latest_checkpoint
+from .weights import fetch, from_pretrained
+from .config import RunConfig, override, recipe as named_recipe, sizes
+from .utils import nearest, progress, warn
+from .utils import write_atomic
 from .evaluate import Results, documents_loss, example_texts, heldout as heldout_scores
 from .evaluate import jobs as task_jobs, run_jobs, task, yardsticks
 from .contamination import overlap as text_overlap, shard_grams
@@ -40,7 +42,9 @@ from .loss import bits_per_byte, lm_loss
 from .model import GPT2
 from .plan import plan as plan_step
 from .plots import read_log, report as write_report, trackers, verdict
-from .sample import beam_search, generate, samples, stream as stream_text, word_ids
+from .beams import beam_search
+from .generation import generate, samples, stream as stream_text
+from .rules import word_ids
 from .shards import open_tokens, prepare as prepare_data, verify as verify_prepared
 from .tokenizer import load_tokenizer
 from .train import accumulate, make_optimizer, open_run, read_run, train as train_run

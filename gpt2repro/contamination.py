@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from .batches import document_spans
-from .config import progress
+from .utils import progress
 from .corpus import Bloom, doc_grams
 from .shards import open_tokens
 

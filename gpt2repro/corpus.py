@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 import numpy as np
-from .config import nearest, warn
+from .utils import nearest, warn
 
 # %% ../nbs/05_corpus.ipynb #45395b2c
 def docstrings(

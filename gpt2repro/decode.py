@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .backend import can_compile, compile_c, compile_model, needs_static_shapes, runs_c
-from .config import nearest
+from .utils import nearest
 from .model import GPT2
 from .ops import causal_attention, vectors_c
 

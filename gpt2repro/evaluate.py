@@ -6,8 +6,9 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['tasks', 'Window', 'windows', 'families', 'Packed', 'score_windows', 'check_tokenizer', 'documents_loss', 'smoothed',
-           'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb', 'yardsticks', 'prepared', 'answers', 'Result', 'Table',
-           'Results', 'task', 'Job', 'jobs', 'example_texts', 'evaluate', 'run_jobs', 'heldout']
+           'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb', 'yardsticks', 'prepared', 'answers', 'Result',
+           'finite_or_none', 'Table', 'Results', 'task', 'Job', 'jobs', 'example_texts', 'make_result', 'evaluate',
+           'run_jobs', 'heldout']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -21,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .config import nearest, progress
+from .utils import nearest, progress
 from .backend import autocast, has_package, retain_heap, is_cpu, to_device
 from .batches import document_spans
 from .loss import bits_per_byte
 from .ops import spans
-from .sample import _evaluating, samples
+from .generation import evaluating, samples
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
 from .tasks.core import Continue, LogLik, Metric, Rolling, Scored, Task, Written, average, bits
@@ -280,7 +281,7 @@ def score_windows(
         for at, q in families([ws[i] for i in todo], model.cfg.n_ctx)
     ]
     bar = progress(total=sum(ws[i].n for i in todo), desc=desc, unit='tok') if len(todo) > 64 else None
-    with _evaluating(model), retain_heap(model.wte.weight.device):
+    with evaluating(model), retain_heap(model.wte.weight.device):
         for some in [f for f in fams if len(f[0]) > 1], [f for f in fams if len(f[0]) == 1]:
             for b in _batches([q + sum(len(ws[i].ids) - 1 - q for i in at) for at, q in some], batch_tokens):
                 at = [i for j in b for i in some[j][0]]
@@ -688,7 +689,7 @@ class Result:
     metric_of: Metric = field(default=None, repr=False, compare=False)
 
 
-def _finite(v):
+def finite_or_none(v):
     return None if isinstance(v, float) and not math.isfinite(v) else v
 
 
@@ -736,7 +737,8 @@ class Results(Table):
         "All scores with all that belongs to them"
         return dict(
             results=[
-                {k: _finite(v) for k, v in vars(r).items() if k not in ('rows', 'metric_of')} for r in self
+                {k: finite_or_none(v) for k, v in vars(r).items() if k not in ('rows', 'metric_of')}
+                for r in self
             ]
         )
 
@@ -893,7 +895,7 @@ def example_texts(
     return [max(_texts(t.requests(x, 'paper')), key=len) for x in (t.limit(xs, limit) if limit else xs)]
 
 
-def _result(task, k, m, v, protocol, context, s, tok, truncate, data, seed):
+def make_result(task, k, m, v, protocol, context, s, tok, truncate, data, seed):
     with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
         value = float(m.of(v.sum(0)))
         (lo, hi) = bootstrap(m, v, seed=seed)
@@ -935,7 +937,7 @@ def _run(job, model, tok, truncate, seed, kw):
     if s['stride'] == 'context' or (isinstance(s['stride'], int) and s['stride'] > T):
         s['stride'] = T
     for k, v in t.rows(job.examples, [[next(flat) for _ in rs] for rs in job.requests], p).items():
-        yield _result(t.name, k, t.metrics[k], v, p, T, s, tok, truncate, job.data, seed)
+        yield make_result(t.name, k, t.metrics[k], v, p, T, s, tok, truncate, job.data, seed)
 
 
 def evaluate(
@@ -1051,5 +1053,5 @@ def heldout(
             ('ppl', perplexity, rows),
             ('bpb', bits, np.stack([rows[:, 0], size], 1)),
         ):
-            out.append(_result('heldout', k, m, v, p, T, s, tok, False, str(source), seed))
+            out.append(make_result('heldout', k, m, v, p, T, s, tok, False, str(source), seed))
     return out

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .backend import activation_checkpoint
-from .config import GPT2Config, nearest
+from .config import GPT2Config
+from .utils import nearest
 from .ops import GELU, LayerNorm, Linear, attend, causal_attention, lookup
 
 # %% ../nbs/10_model.ipynb #a174fcc7

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from .config import GPT2Config, nearest, sizes, write_atomic
-from .evaluate import Results, Table, _finite, tasks
+from .config import GPT2Config, sizes
+from .utils import nearest, write_atomic
+from .evaluate import Results, Table, finite_or_none, tasks
 from .plots import RunFiles, palette
 from .shards import load_manifest
 from .tasks.core import paired
@@ -289,7 +290,7 @@ class Differences(Table):
         ]
 
     def to_dict(self):
-        return dict(differences=[{k: _finite(v) for k, v in asdict(d).items()} for d in self])
+        return dict(differences=[{k: finite_or_none(v) for k, v in asdict(d).items()} for d in self])
 
 
 def compare(

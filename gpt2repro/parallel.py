@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from .backend import rank_and_world_size
-from .config import file_sha256, warn, write_atomic
+from .utils import file_sha256, warn, write_atomic
 
 # %% ../nbs/28_parallel.ipynb #d207e192
 def apply_fsdp(

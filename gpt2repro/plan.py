@@ -11,7 +11,8 @@ __all__ = ['chips', 'precisions', 'Chip', 'chip_devices', 'matrices', 'state_byt
 # %% ../nbs/27_plan.ipynb #0ce8bfa5
 from dataclasses import asdict, dataclass
 
-from .config import Config, GPT2Config, nearest, size as named_size
+from .config import Config, GPT2Config, size as named_size
+from .utils import nearest
 
 # %% ../nbs/27_plan.ipynb #cc7bded6
 @dataclass(frozen=True, kw_only=True)

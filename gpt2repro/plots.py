@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from .config import warn, write_atomic
+from .utils import warn, write_atomic
 
 # %% ../nbs/19_plots.ipynb #8d5afa4e
 def read_log(

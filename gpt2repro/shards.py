@@ -30,7 +30,7 @@ from typing import Iterable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .config import file_sha256, progress, write_atomic
+from .utils import file_sha256, progress, write_atomic
 from .corpus import Holdout, clean, docs_versions, documents, drop_near_copies, overlap_marker
 from .corpus import warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer

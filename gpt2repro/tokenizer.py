@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Iterable
 
 import numpy as np
-from .config import nearest, warn, write_atomic
+from .utils import nearest, warn, write_atomic
 
 # %% ../nbs/06_tokenizer.ipynb #77436241
 eot_text = '<|endoftext|>'

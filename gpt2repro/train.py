@@ -26,16 +26,18 @@ from .backend import device_count, end_step, free_memory, get_device, init_distr
 from .backend import matmul_peak, peak_memory, is_cpu, rank_and_world_size, seed_all, shard_model
 from .backend import shard_state, to_device
 from .batches import Batches, key
-from .checkpoint import Saver, checkpoints, from_pretrained, latest_checkpoint, load_checkpoint
+from .checkpoint import Saver, checkpoints, latest_checkpoint, load_checkpoint
+from .weights import from_pretrained
 from .checkpoint import save_checkpoint, retry
-from .config import GPT2Config, OptimConfig, RunConfig, from_dict, progress, to_dict, warn
-from .config import write_atomic
+from .config import GPT2Config, OptimConfig, RunConfig, from_dict, to_dict
+from .utils import progress, warn
+from .utils import write_atomic
 from .loss import bits_per_byte, lm_loss
 from .model import GPT2, TableDropout, init_connor_july, init_connor_june
 from .parallel import apply_fsdp, latest_sharded, load_sharded, mean_over_processes, save_sharded
 from .parallel import full_tensor
 from .plots import LiveChart, in_notebook
-from .sample import generate
+from .generation import generate
 from .schedule import by_tokens, constant, inverse_sqrt, paper_relative, trapezoid, warmup_cosine
 from .shards import folder_lock, load_manifest
 from .tokenizer import load_tokenizer

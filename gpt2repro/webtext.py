@@ -55,7 +55,8 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
-from .config import Config, from_dict, nearest, to_dict, write_atomic
+from .config import Config, from_dict, to_dict
+from .utils import nearest, write_atomic
 from .corpus import read_file, kinds as text_kinds
 
 # %% ../nbs/09_webtext.ipynb #3e3d602f
@@ -2075,6 +2076,7 @@ def funnel_figure(
     log: bool = False,  # a logarithmic axis
 ):
     "The funnel, drawn"
+    import plotly.graph_objects as go
 
     names, n = zip(*steps)
     if log:
@@ -2143,7 +2145,6 @@ def card(
 
 
 def _card_html(c):
-    import plotly.graph_objects as go
     from plotly.offline import get_plotlyjs
 
     e = lambda o: html.escape(str(o))

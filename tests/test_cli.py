@@ -134,7 +134,8 @@ def test_a_finished_run_gives_samples_scores_and_a_report(whole, tmp_path):
 def test_a_checkpoint_loads_in_transformers(whole):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from gpt2repro.checkpoint import from_pretrained, latest_checkpoint
+    from gpt2repro.checkpoint import latest_checkpoint
+    from gpt2repro.weights import from_pretrained
     from gpt2repro.tokenizer import load_tokenizer
 
     last = latest_checkpoint(whole / 'checkpoints')

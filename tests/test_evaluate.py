@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from test_cli import command, env, fails, lines, process
-from gpt2repro.checkpoint import save_pretrained
+from gpt2repro.weights import save_pretrained
 from gpt2repro.config import GPT2Config
 from gpt2repro.evaluate import evaluate
 from gpt2repro.model import GPT2

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gpt2repro.checkpoint import save_pretrained
+from gpt2repro.weights import save_pretrained
 from gpt2repro.config import GPT2Config
 from gpt2repro.evaluate import answers, evaluate, prepared, tasks
 from gpt2repro.loss import lm_loss
@@ -48,7 +48,7 @@ def folder(tok, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(folder):
-    from gpt2repro.checkpoint import from_pretrained
+    from gpt2repro.weights import from_pretrained
 
     return from_pretrained(folder)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import numpy as np, tensorflow as tf, torch
 from transformers import GPT2Config as HFConfig, GPT2LMHeadModel
-from gpt2repro.checkpoint import from_pretrained, from_tensorflow, save_pretrained
+from gpt2repro.weights import from_pretrained, from_tensorflow, save_pretrained
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)

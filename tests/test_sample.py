@@ -8,8 +8,11 @@ import pytest
 import torch
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
-from gpt2repro.sample import Sampling, ban, beam_search, generate, min_p, no_repeat_ngram, occurrences
-from gpt2repro.sample import repetition_penalty, row_uniforms, samples, temperature, top_k, top_p
+from gpt2repro.beams import beam_search
+from gpt2repro.generation import generate
+from gpt2repro.rules import Sampling, ban, min_p, no_repeat_ngram, occurrences
+from gpt2repro.generation import samples
+from gpt2repro.rules import repetition_penalty, row_uniforms, temperature, top_k, top_p
 from gpt2repro.tokenizer import SentencePiece
 
 hf = pytest.importorskip('transformers')
@@ -186,7 +189,7 @@ def chi2(counts, p):
 @pytest.mark.parametrize('kw', [dict(), dict(temperature=0.7, top_k=12), dict(top_p=0.8), dict(min_p=0.1)])
 def test_draws(kw):
     "100,000 draws: the frequencies are the distribution's, and what is cut off never comes"
-    from gpt2repro.sample import draw
+    from gpt2repro.rules import draw
 
     x = rows(5, 1)
     p = Sampling(**kw)(x).softmax(-1)
@@ -204,7 +207,7 @@ def test_first_tokens_are_independent_over_seeds(model, tok):
     n = 3000
     first = samples(model, tok, 'the', 1, seed=0)[0].ids[0]
     u = torch.tensor([row_uniforms(s, tok.encode('the'), 0, 1)[0] for s in range(n)])
-    from gpt2repro.sample import draw
+    from gpt2repro.rules import draw
 
     c = draw(p.float().expand(n, -1), u).bincount(minlength=len(p)).double()
     stat, df = chi2(c, p)

@@ -5,7 +5,7 @@ import json
 import sys
 import pytest
 import torch
-from gpt2repro.checkpoint import save_pretrained
+from gpt2repro.weights import save_pretrained
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
 from gpt2repro.tokenizer import SentencePiece

@@ -10,7 +10,7 @@ import torch
 from gpt2repro.backend import device_counts, get_device
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
-from gpt2repro.sample import samples
+from gpt2repro.generation import samples
 
 
 class Bytes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ..config import nearest
+from ..utils import nearest
 
 # %% ../../nbs/tasks/00_core.ipynb #81739982
 @dataclass(frozen=True)
