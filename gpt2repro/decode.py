@@ -156,6 +156,14 @@ class KVCache:
     def __iter__(self):
         return iter(self.k + self.v)
 
+    def layers(self, used=None):  # number
+        "(k, v) of each layer; of the first `used` slots, if given"
+        if (
+            used is None
+        ):  # no views, even of everything: XLA would keep what was before beside what is written
+            return zip(self.k, self.v)
+        return ((k[:, :, :used], v[:, :, :used]) for k, v in zip(self.k, self.v))
+
     def fill(self, layer, k, v):  # (B,H,T,D) twice
         "Write the keys and values of a text's first T tokens"
         self.k[layer][:, :, : k.shape[2]] = k
@@ -230,8 +238,8 @@ def decode_step(
     slots = torch.arange(used or kv_cache.slots, device=tok.device)
     attn_mask = slots <= pos[:, None]  # (B,S)
     x = embed(w, tok, pos)
-    for l, k, v in zip(w.layers, kv_cache.k, kv_cache.v):
-        x = layer(x, l, k[:, :, :used], v[:, :, :used], pos, attn_mask)
+    for l, (k, v) in zip(w.layers, kv_cache.layers(used)):
+        x = layer(x, l, k, v, pos, attn_mask)
     return x
 
 # %% ../nbs/22_decode.ipynb #6cec520a
