@@ -11,15 +11,15 @@ __all__ = ['weight_kinds', 'Matrix', 'quantize', 'dequantize', 'weight_modules',
 
 # %% ../nbs/22_decode.ipynb #4bc4ebae
 import ctypes
-from importlib.resources import files
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .backend import can_compile, compile_c, compile_model, needs_static_shapes, runs_c
+from .backend import can_compile, compile_model, is_cpu, needs_static_shapes
 from .utils import nearest
 from .model import GPT2
+from .kernels import call_c, load_library
 
 # %% ../nbs/22_decode.ipynb #de9cd1db
 weight_kinds = 'float32', 'bfloat16', 'int8'
@@ -335,15 +335,8 @@ class CStep:
         scores = torch.empty(B, H, S + 16)
         brief = self._brief(B * self.widest)
         ws = _CWorkspace(*map(_address, (normed, wide, scores, brief)))
-        self.lib.decode_step(
-            self.layers,
-            _address(x),
-            k,
-            v,
-            _address(pos),
-            ctypes.byref(ws),
-            *(L, B, H, D, S, self.kind, kind_kv),
-        )
+        sizes = L, B, H, D, S, self.kind, kind_kv
+        call_c(self.lib.decode_step, self.layers, x, k, v, pos, ctypes.byref(ws), *sizes)
         return x
 
     def head(self, x) -> Tensor:  # (B,C) -> (B,V)
@@ -351,8 +344,8 @@ class CStep:
         brief = self._brief(x.numel())
         y = torch.empty(len(x), self.wte.N)
         ws = _CWorkspace(_address(normed), None, None, _address(brief))
-        ln_f, wte = ctypes.byref(self.ln_f), ctypes.byref(self.wte)
-        self.lib.lm_head(ln_f, wte, _address(x), _address(y), ctypes.byref(ws), len(x), self.kind)
+        ln_f, wte, ws = (ctypes.byref(o) for o in (self.ln_f, self.wte, ws))
+        call_c(self.lib.lm_head, ln_f, wte, x, y, ws, len(x), self.kind)
         return y
 
     def linear(self, x, m: Matrix) -> Tensor:  # (…,K), a matrix of the decoder's kind -> (…,N)
@@ -360,8 +353,7 @@ class CStep:
         y = torch.empty(*x.shape[:-1], m.w.shape[0])
         rows = x.numel() // x.shape[-1]
         brief = self._brief(x.numel())
-        m_c = ctypes.byref(_in_c(m))
-        self.lib.linear(m_c, _address(x), _address(y), _address(brief), rows, self.kind)
+        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, brief, rows, self.kind)
         return y
 
 
@@ -373,18 +365,12 @@ def quantize_in_c(lib):
         if kind != 'int8' or w.dtype != torch.float32 or not w.is_contiguous():
             return quantize(w, kind, bias)
         m = Matrix(torch.empty_like(w, dtype=torch.int8), bias, torch.empty(len(w)))
-        lib.quantize_int8(_address(w), _address(m.w), _address(m.scale), *map(_int, w.shape))
+        call_c(lib.quantize_int8, w, m.w, m.scale, *w.shape)
         return m
 
     return quantize_
 
 # %% ../nbs/22_decode.ipynb #55443444
-def _library():
-    folder = files('gpt2repro') / 'csrc'
-    vectors, code = ((folder / f).read_text(encoding='utf-8') for f in ('vectors.h', 'decode.c'))
-    return compile_c(code.replace('#include "vectors.h"', vectors))
-
-
 class Decoder:
     """A model that writes: `prefill` prompts, then `step` token by token.
 
@@ -407,7 +393,7 @@ class Decoder:
         if self.kind not in weight_kinds:
             raise ValueError(f'weights={self.kind!r}: {nearest(self.kind, weight_kinds)}')
         self.dtype = torch.float32 if self.kind == 'float32' else torch.bfloat16  # of the cache
-        lib = _library() if runs_c(self.device) and compile is not False else None
+        lib = load_library('decode') if is_cpu(self.device) and compile is not False else None
         self.weights = decoder_weights(model, self.kind, quantize_in_c(lib) if lib else quantize)
         self.c = lib and CStep(lib, self.weights, self.kind)
         if compile is None:

@@ -2,7 +2,8 @@
 
 Explained function by function in nbs/22_decode.ipynb, which also holds the same step in PyTorch.
 B rows of text, C channels, H heads of D numbers, S slots of the KV cache, N×K a weight matrix (N outputs).
-Activations are float32. Python allocates every buffer, so nothing here can run out of memory. */
+Activations are float32. Python allocates every buffer, so nothing here can run out of memory.
+   The exported functions take whole numbers as int64_t, as `call_c` passes them. */
 #include "vectors.h"
 
 /* [types] What Python passes: addresses of tensors and their sizes */
@@ -57,7 +58,7 @@ INLINE float from_bf16(uint16_t bits) {
     return z.value;
 }
 
-INLINE uint16_t to_bf16(float x) {  /* to the nearest, ties to even */
+INLINE uint16_t to_bf16_1(float x) {  /* to the nearest, ties to even */
     const union { float value; uint32_t bits; } z = { x };
     if (x != x) return 0x7fc0;
     return (z.bits + 0x7fff + (z.bits >> 16 & 1)) >> 16;
@@ -70,7 +71,7 @@ INLINE float read_1(const void *w, int64_t i, int kind) {
 }
 
 INLINE f32 read_16(const void *w, int64_t i, int kind) {
-    if (kind != INT8) return load(w, i, kind == BFLOAT16);
+    if (kind != INT8) return load16(w, i, kind == BFLOAT16);
     const int8_t *p = (const int8_t *)w + i;
 #ifdef __AVX512F__
     return (f32)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
@@ -85,7 +86,7 @@ INLINE int pays_in_threads(int64_t products) { return products >= 1<<20; }
 
 INLINE void write_1(void *x, int64_t i, int kind, float value) {
     if (kind == FLOAT32) ((float *)x)[i] = value;
-    else ((uint16_t *)x)[i] = to_bf16(value);
+    else ((uint16_t *)x)[i] = to_bf16_1(value);
 }
 
 /* [quantize] float32 weights as int8 with a scale per row, to the bit as `quantize` in Python.
@@ -107,15 +108,16 @@ INLINE void quantize_row(
         broken += zero*a;
     }
     float most = 1e-12f;
-    float not_finite = sum(broken);
+    float not_finite = sum16(broken);
     for (; k < K; k++) {
         most = fabsf(row[k]) > most ? fabsf(row[k]) : most;
         not_finite += 0*row[k];
     }
     for (int i = 0; i < 16; i++) most = top[i] > most ? top[i] : most;
     const float s = most/127;
-    for (k = 0; k < K; k++) to[k] = (int8_t)rintf(row[k]/s);
     *scale = s+not_finite;
+    if (not_finite != 0) memset(to, 0, K);
+    else for (k = 0; k < K; k++) to[k] = (int8_t)rintf(row[k]/s);
 }
 
 void quantize_int8(
@@ -143,14 +145,14 @@ INLINE float dot(const char *w, const float *x, int64_t n, int kind) {
         a += read_16(w, i, kind) * *(const f32 *)(x+i);
         b += read_16(w, i+16, kind) * *(const f32 *)(x+i+16);
     }
-    return sum(a+b) + dot_tail(w + i*size_of(kind), (const char *)(x+i), n-i, kind, FLOAT32);
+    return sum16(a+b) + dot_tail(w + i*size_of(kind), (const char *)(x+i), n-i, kind, FLOAT32);
 }
 
 /* [sums] The sums of 16 vectors as one vector: halves are added, 16 vectors to 8, 8 to 4, 4 to 2, 2 to 1 */
 INLINE f32 horizontal_sums(f32 a[16]) {
 #ifdef __clang__
     f32 s;
-    for (int i = 0; i < 16; i++) s[i] = sum(a[i]);
+    for (int i = 0; i < 16; i++) s[i] = sum16(a[i]);
     return s;
 #else
     #define HALVE(n, ...) { \
@@ -257,7 +259,7 @@ INLINE void matmul_kind(
     const char *in = dot_bf16 ? (const char *)brief : (const char *)x;
     if (dot_bf16) {
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < B*K; i++) brief[i] = to_bf16(x[i]);
+        for (int64_t i = 0; i < B*K; i++) brief[i] = to_bf16_1(x[i]);
     }
     #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < N; first += 4*turns) {
@@ -302,9 +304,9 @@ static void matmul(
     const float *x,   /* (B,K) */
     uint16_t *brief,  /* (B,K), workspace */
     float *y,         /* (B,N) */
-    int B, int kind, int then
+    int64_t B, int64_t kind, int then
 ) {
-    for (int b = 0; b < B; b += MAX_ROWS) {
+    for (int64_t b = 0; b < B; b += MAX_ROWS) {
         const float *xs = x + b*m->K;
         float *ys = y + b*m->N;
         const int rows = B-b < MAX_ROWS ? B-b : MAX_ROWS;
@@ -319,10 +321,10 @@ NOINLINE void layer_norm(
     const norm *ln,
     const float *x,  /* (B,C) */
     float *y,        /* (B,C) */
-    int B, int64_t C
+    int64_t B, int64_t C
 ) {
     #pragma omp for schedule(static)
-    for (int b = 0; b < B; b++) {
+    for (int64_t b = 0; b < B; b++) {
         const float *row = x + b*C;
         float mean = 0;
         float var = 0;
@@ -362,7 +364,7 @@ INLINE float softmax_row(
     float total = 0;
     for (int64_t t = 0; t <= pos; t++) most = scores[t] > most ? scores[t] : most;
     for (int64_t t = 0; t <= pos; t += 16)
-        *(f32 *)(scores+t) = exponential((*(f32 *)(scores+t)-most)/sqrtf(D));
+        *(f32 *)(scores+t) = exp16((*(f32 *)(scores+t)-most)/sqrtf(D));
     for (int64_t t = 0; t <= pos; t++) total += scores[t];
     return total;
 }
@@ -413,16 +415,16 @@ void decode_step(
     char **v,             /* (L) addresses of values (B,H,S,D) */
     const int64_t *pos,   /* (B), position of each row's token, which is its slot in the cache */
     const workspace *ws,
-    int L, int B, int H, int D, int S, int kind, int kind_kv
+    int64_t L, int64_t B, int64_t H, int64_t D, int64_t S, int64_t kind, int64_t kind_kv
 ) {
-    const int64_t C = (int64_t)H*D;
+    const int64_t C = H*D;
     #pragma omp parallel if(pays_in_threads(12*C*C*B))
-    for (int i = 0; i < L; i++) {
+    for (int64_t i = 0; i < L; i++) {
         const layer *l = layers+i;
         layer_norm(&l->ln_1, x, ws->normed, B, C);
         matmul(&l->c_attn, ws->normed, ws->brief, ws->wide, B, kind, SET);  /* (B,3C) */
         #pragma omp for schedule(static)
-        for (int64_t j = 0; j < (int64_t)B*H; j++) {
+        for (int64_t j = 0; j < B*H; j++) {
             const int64_t b = j/H;
             const float *qkv = ws->wide + 3*b*C + j%H*D;
             char *kj = k[i] + j*S*D*size_of(kind_kv);
@@ -445,7 +447,7 @@ void lm_head(
     const float *x,  /* (B,C) */
     float *y,        /* (B,N): the logits */
     const workspace *ws,
-    int B, int kind
+    int64_t B, int64_t kind
 ) {
     #pragma omp parallel if(pays_in_threads(wte->N*wte->K*B))
     {
@@ -460,7 +462,7 @@ void linear(
     const float *x,   /* (B,K) */
     float *y,         /* (B,N) */
     uint16_t *brief,  /* (B,K), workspace */
-    int B, int kind
+    int64_t B, int64_t kind
 ) {
     #pragma omp parallel if(pays_in_threads(m->N*m->K*B))
     matmul(m, x, brief, y, B, kind, SET);
