@@ -16,24 +16,42 @@ from common import best_of, save_table
 from gpt2repro.backend import get_device, sync
 from gpt2repro.weights import save_pretrained
 from gpt2repro.config import sizes
-from gpt2repro.decode import Decoder, rounded
+from gpt2repro.decode import Decoder, fake_quantize
 from gpt2repro.model import GPT2
-from gpt2repro.generation import _Rows, _grow
+from gpt2repro.generation import RowBatch, generate, grow
 from gpt2repro.rules import Sampling
 
 rules = Sampling(temperature=0)
 steps, n_prompt = 128, 16
 
 
+class Numbers:
+    "A tokenizer whose texts are numbers: a stand-in for GPT-2's, which is not there offline"
+
+    vocab_size, eot, held = 50257, 50256, ''
+    token_bytes = [f' {i}'.encode() for i in range(vocab_size)]
+
+    def unescape(self, s):
+        return s
+
+    def encode_batch(self, texts):
+        return [list(map(int, t.split())) for t in texts]
+
+
 def ours(dec, rows, steps):
     "`steps` tokens after each of `rows`, the host reading every one, as `samples` does"
-    with torch.no_grad():
-        batch = _Rows(dec, rows, steps)
-    for _ in _grow(
-        batch, np.zeros((len(rows), steps), dtype=np.float32), rules, dec.cfg.vocab_size - 1, steps
-    ):
+    batch = RowBatch(dec, rows, steps)
+    uniforms = np.zeros((len(rows), steps), dtype=np.float32)
+    for _ in grow(batch, uniforms, rules, dec.cfg.vocab_size - 1, steps):
         batch.ids[:, -1].cpu()
     return batch.ids[:, len(rows[0]) :]
+
+
+def by_generate(model, kind, row, steps):
+    "As a user calls it: a model and a prompt. The weights are rounded anew in each call"
+    prompt = ' '.join(map(str, row))
+    kw = dict(temperature=0, min_new_tokens=steps, weights=kind)
+    return generate(model, Numbers(), prompt, steps, **kw)
 
 
 def theirs(hf, rows, steps):
@@ -95,7 +113,7 @@ def greedy(kind='float32', n=7):
     from transformers import GPT2LMHeadModel
 
     goals = dict(
-        float32=dict(transformers=2.5, CTranslate2=1.5),
+        float32=dict(transformers=2.2, CTranslate2=1.5),
         bfloat16=dict(transformers=2.2),
         int8=dict(CTranslate2=1.8),
     )[kind]
@@ -117,25 +135,32 @@ def greedy(kind='float32', n=7):
             if 'CTranslate2' in goals and dev.type == 'cpu'
             else None
         )
-    fns = (
-        {'ours': lambda k: ours(dec, one, k)}
-        | ({'transformers': lambda k: theirs(hf, one, k)} if hf else {})
-        | ({'CTranslate2': lambda k: ct2(gen, one, k)} if gen else {})
-    )
+    fns = {
+        'ours, `Decoder` ready': lambda k: ours(dec, one, k),
+        'ours, `generate`': lambda k: by_generate(model, kind, one[0], k),
+    }
+    if hf:
+        fns['transformers'] = lambda k: theirs(hf, one, k)
+    if gen:
+        fns['CTranslate2'] = lambda k: ct2(gen, one, k)
     rate = read_rate()
     took = rounds(fns, steps, n, dev)
     rate = max(rate, read_rate())
     cfg = model.cfg
     need = dec.weight_bytes + 2 * cfg.n_layer * cfg.n_embd * (n_prompt + steps / 2) * dec.dtype.itemsize
-    rows = [
-        {
-            'what': o,
-            'tokens/s': steps / min(s),
-            'ours / it': '' if o == 'ours' else ratio(took, o),
-            'goal': goals.get(o, ''),
-        }
-        for o, s in took.items()
-    ]
+    ready, user = list(fns)[:2]
+    rows = []
+    for what, s in took.items():
+        peer = what in goals
+        rows.append(
+            {
+                'what': what,
+                'tokens/s': steps / min(s),
+                '`Decoder` / it': ratio(took, ready, what) if peer else '',
+                '`generate` / it': ratio(took, user, what) if peer else '',
+                'goal': goals.get(what, ''),
+            }
+        )
     same = (ours(dec, one, 32).cpu() == theirs(hf, one, 32).cpu()).float().mean().item() if hf else None
     save_table(
         f'Greedy text, 124M random weights, {kind}',
@@ -143,9 +168,11 @@ def greedy(kind='float32', n=7):
         packages=('torch', 'transformers', 'ctranslate2'),
         note=f'One sequence, {n_prompt}+{steps} tokens, {n} rounds in turn, of which the best is named and '
         f"the median of the ratios within a round (the memory's speed changes within seconds), "
-        f'{torch.get_num_threads()} threads, {loaded()}. Floor: {need / 1e6:.0f} MB of weights and '
-        f'cache for a token at the {rate:.0f} GB/s that this run reached at best (sum of 0.5 GB); ours '
-        f'is at {need / (rate * 1e9) / (min(took["ours"]) / steps):.0%} of it. '
+        f'{torch.get_num_threads()} threads, {loaded()}. `generate` is as a user calls it: with a model '
+        f'and a prompt, the weights being rounded and the prompt read in each call. Floor: '
+        f'{need / 1e6:.0f} MB of weights and cache for a token at the {rate:.0f} GB/s that this run '
+        f'reached at best (sum of 0.5 GB); ours is at '
+        f'{need / (rate * 1e9) / (min(took[ready]) / steps):.0%} of it. '
         f'Start, compilation included unless cached: {start:.1f} s. '
         + (f"{same:.0%} of 32 greedy tokens are transformers'. " if same is not None else '')
         + 'Not run on a GPU yet.',
@@ -177,7 +204,7 @@ def several(kind='float32', n=4):
                 'what': what,
                 'ours, tokens/s': len(rows) * k / min(took['ours']),
                 'transformers': len(rows) * k / min(took['transformers']),
-                'ratio': ratio(took, 'transformers'),
+                'ratio': ratio(took, 'ours', 'transformers'),
                 'goal': goal,
             }
         )
@@ -214,8 +241,8 @@ def rounds(fns, k, n, dev):
     return took
 
 
-def ratio(took, peer):
-    return f'{statistics.median(a / b for a, b in zip(took[peer], took["ours"])):.2f}'
+def ratio(took, ours, peer):
+    return f'{statistics.median(a / b for a, b in zip(took[peer], took[ours])):.2f}'
 
 
 def quality(run):
@@ -228,7 +255,7 @@ def quality(run):
     docs = read_documents(Path(run) / 'shards/valid', tok)[:150]
     rows = []
     for kind in ('float32', 'bfloat16', 'int8'):
-        nats, _, n = documents_loss(rounded(model, kind), tok, docs)
+        nats, _, n = documents_loss(fake_quantize(model, kind), tok, docs)
         rows.append(
             {
                 'weights': kind,

@@ -24,6 +24,7 @@ configs = {  # name -> (arguments, most GiB that it should take; 0: it should no
     'adafactor-v3': (dict(train, chip='v3', batch=1), None),
     'greedy': (dict(what='decoding', size='1.5B', chip='v5e', batch=1), 6.0),
     'top-k': (dict(what='decoding', size='1.5B', chip='v5e', batch=1, top_k=40), 6.0),
+    'prefill': (dict(what='decoding', size='1.5B', chip='v5e', batch=1, prompt=512), 6.0),
     '124M': (dict(train, size='124M', batch=8), None),
     '124M-v6e': (dict(train, size='124M', chip='v6e', batch=8), None),
     '124M-v3': (dict(train, size='124M', chip='v3', batch=8), None),
@@ -41,6 +42,21 @@ configs = {  # name -> (arguments, most GiB that it should take; 0: it should no
 }
 
 
+def program(kw):
+    "What is compiled, in words"
+    if kw['what'] == 'training':
+        return f'{kw["size"]} training'
+    if kw.get('prompt'):
+        return f'{kw["size"]} prefill, {kw["prompt"]} tokens'
+    return f'{kw["size"]} decoding, {"top-k" if kw.get("top_k") else "greedy"}'
+
+
+def goal(gib):
+    if gib is None:
+        return ''
+    return f'≤ {gib:g} GiB' if gib else 'does not fit'
+
+
 def row(name, said):
     kw, target = configs[name]
     p = (
@@ -48,9 +64,8 @@ def row(name, said):
         if kw['what'] == 'training'
         else ''
     )
-    what = 'training' if kw['what'] == 'training' else f'decoding, {"top-k" if kw.get("top_k") else "greedy"}'
     return dict(
-        program=f'{kw["size"]} {what}',
+        program=program(kw),
         chip=kw['chip'],
         batch=kw['batch'],
         precision=kw.get('precision', 'mixed' if p else 'bfloat16'),
@@ -59,7 +74,7 @@ def row(name, said):
         GiB=f'{said["total_gib"]:.2f}',
         of=f'{said["usable_gib"]:.2f}',
         verdict='fits' if said['fits'] else 'does not fit',
-        target='does not fit' if target == 0 else f'≤ {target:g} GiB' if target else '',
+        target=goal(target),
         formula=f'{p:.2f}' if p else '',
         TFLOP=f'{said["tflop"]:.1f}' if said['fits'] else '',
         **{'record s': round(said['record_s']), 'compile s': round(said['compile_s'])},

@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 import pytest
 import torch
+from gpt2repro.config import GPT2Config
+from gpt2repro.decode import Decoder, dequantize, quantize, quantize_in_c, weight_kinds
 from gpt2repro.kernels import call_c, csrc, load_library
+from gpt2repro.model import GPT2
 
 needs_compiler = pytest.mark.skipif(not shutil.which('gcc'), reason='gcc is not installed')
 
@@ -84,3 +87,49 @@ def test_sanitizers_see_a_wrong_address(tmp_path):
     if 'skipped' in r.stdout:
         pytest.skip('gcc has no sanitizers here')
     assert r.returncode and 'heap-buffer-overflow' in r.stdout + r.stderr
+
+
+def decoder_model(C, H, V):
+    torch.manual_seed(0)
+    cfg = GPT2Config(vocab_size=V, n_ctx=40, n_embd=C, n_layer=2, n_head=H).no_dropout()
+    model = GPT2(cfg).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape) * (0.1 if p.ndim > 1 else 0.3) + (1.0 if p.ndim == 1 else 0.0))
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize('kind', weight_kinds)
+@pytest.mark.parametrize('C,H,V', [(3, 1, 2), (57, 3, 101), (96, 2, 67), (128, 2, 131)])
+def test_decode(kind, C, H, V):
+    "A step, the head and a product by themselves, at the first and the last slot, for one row to many"
+    assert load_library('decode')
+    model = decoder_model(C, H, V)
+    tol = dict(float32=1e-4, int8=0.05, bfloat16=0.3)[kind]  # bfloat16: activations are rounded too
+    with torch.no_grad():
+        for B in 1, 2, 4, 5, 9, 259:
+            decs = [Decoder(model, kind, compile=c) for c in (True, False)]
+            g = torch.Generator().manual_seed(B)
+            pos = torch.randint(0, 40, (B,), generator=g)
+            pos[0], pos[-1] = 0, 39
+            tok = torch.randint(V, (B,), generator=g)
+            caches = [dec.kv_cache(B, 40) for dec in decs]
+            for a, b in zip(*caches):
+                a.copy_(torch.randn(a.shape, generator=g))
+                b.copy_(a)
+            got, want = (d.logits(d.step(tok, pos, c)) for d, c in zip(decs, caches))
+            torch.testing.assert_close(got, want, rtol=tol, atol=tol)
+            x = torch.randn(B, C, generator=g)
+            for m in decs[0].weights.layers[1][1:3]:
+                got = decs[0].c.linear(x, m)
+                want = x.double() @ dequantize(m).double().T + m.bias
+                torch.testing.assert_close(got.double(), want, rtol=0, atol=tol)
+
+
+@needs_compiler
+def test_decode_quantize():
+    for N, K in (1, 1), (3, 15), (2, 16), (5, 33), (1025, 1024):
+        w = torch.randn(N, K, generator=torch.Generator().manual_seed(K))
+        for got, want in zip(quantize_in_c(load_library('decode'))(w, 'int8'), quantize(w, 'int8')):
+            assert (got is None and want is None) or torch.equal(got, want)
