@@ -22,10 +22,10 @@ needs_compiler = pytest.mark.skipif(not shutil.which('gcc'), reason='gcc is not 
 
 vectors = """#include "vectors.h"
 void map(const void *x, void *y, int64_t n, int64_t half) {
-    for (int64_t i = 0; i + 16 <= n; i += 16) store16(y, i, gelu16(load16(x, i, half)), half);
+    for (int64_t i = 0; i + 16 <= n; i += 16) store(y, i, gelu16(load(x, i, half)), half);
 }
-void powers(const float *x, float *y) { *(f32 *)y = exp16(*(const f32 *)x); }
-float total(const float *x) { return sum16(*(const f32 *)x); }
+void powers(const float *x, float *y) { *(f32 *)y = exponential(*(const f32 *)x); }
+float total(const float *x) { return sum(*(const f32 *)x); }
 """
 
 
