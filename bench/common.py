@@ -12,7 +12,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from datetime import datetime, timezone
@@ -23,11 +22,18 @@ folder = Path(__file__).resolve().parent
 root = folder.parent
 results = folder / 'RESULTS.md'
 
-# before torch and the peers are imported: all cores, nothing from the network, no progress bars
-os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
-for _name in ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'GPT2REPRO_QUIET'):
-    os.environ.setdefault(_name, '1')
-os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+def set_environment():
+    "All cores, nothing from the network, no progress bars; before torch and the peers are imported"
+    os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
+    for name in ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'GPT2REPRO_QUIET'):
+        os.environ.setdefault(name, '1')
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+
+_program = getattr(sys.modules['__main__'], '__spec__', None)
+if _program and _program.name.startswith('bench.'):  # a benchmark is the program, not a test that imports it
+    set_environment()
 
 
 def parser(
@@ -262,11 +268,6 @@ def save_table(title, rows, note='', packages=(), file=results):
     kept = [s.rstrip('\n') for s in sections if s.partition('\n')[0] != title]
     parts = [head.rstrip('\n'), *kept, body.removeprefix('## ').rstrip('\n')]
     file.write_text('\n\n## '.join(parts) + '\n', encoding='utf-8')
-
-
-def say(text):
-    "Print a text of several lines wrapped at 100 columns"
-    print(textwrap.fill(text, 100), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
 """Text to shards to batches: rates against the bare tokenizers, memory, cold start, SentencePiece
 
 The peers are tiktoken's and SentencePiece's own batch encoding. Parts: rates, memory-gpt2, memory-bpe,
-batches, training; all if none is named, which takes half an hour on two cores and 3 GB of disk. GPT-2's tokenizer and
-real sentences come from the folder that GPT2REPRO_TEST_DATA names; without it the parts that need them are
-left out, and sentences are of Python's documentation. `BUSY=1` notes that other work was running."""
+batches, training; all if none is named, which takes half an hour on two cores and 3 GB of disk. GPT-2's
+tokenizer and real sentences come from the folder that GPT2REPRO_TEST_DATA names; without it the parts that
+need them are left out, and sentences are of Python's documentation. `BUSY=1` notes that other work was
+running."""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
 Parts, each in a process of its own with a time of its own, so that one that fails does not end the rest:
   device       the machine, and its measured speed of matrix products in each precision
-  agree        the model, its gradients, Adafactor and greedy text give on the device what they give on the CPU
+  agree        model, gradients, Adafactor and greedy text give on the device what they give on the CPU
   model-124M   a training step against transformers' GPT-2: float32, TF32, bfloat16, bfloat16 compiled
   train        the training loop: tokens/s, share of peak, memory, against transformers' Trainer
   sample       greedy text through `generate` against transformers' generate: one sequence, and a batch
