@@ -15,7 +15,7 @@ The folder gets PART.json and PART.log for each, and results.md with all tables.
 of time keeps the rows that it had; the call then ends with status 1. On a bare machine:
   pip install -e '.[dev]' && python -m bench.gpu --out results
 
-Rehearsed on a CPU with `--toy --device cpu` (two minutes). Nothing of it has been run on a GPU yet."""
+Rehearsed on a CPU with `--toy --device cpu` (a minute). Nothing of it has been run on a GPU yet."""
 
 import json
 import os
@@ -27,10 +27,12 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
-from bench.common import command_for, environment, in_turns, machine, parser, peak_of, root
+from bench.common import alone, command_for, environment, in_turns, machine, parser, peak_of, root
 from bench.common import table, times_faster, versions
 
 whole = 570  # seconds for all parts together
+# notebooks whose cells take the best device that is there; matched by a part of the name
+on_device = ('_backend', '_model', '_loss', '_adafactor', '_decode', '_generation')
 packages = ('torch', 'transformers', 'accelerate', 'triton', 'numpy')
 
 
@@ -183,20 +185,23 @@ def agree_part(part):
 
 
 def batch_that_fits(part, cfg, B, T):
-    "The largest of B, B/2, … with which a float32 step of both fits"
+    "The largest of B, B/2, … with which float32 steps of both fit side by side"
     import torch
     from bench.peers import losses, training_step
 
     while True:
+        steps = []
         try:
             for k in losses:
-                training_step(k, cfg, part.device, 'float32', B, T, compile=False)()
+                steps.append(training_step(k, cfg, part.device, 'float32', B, T, compile=False))
+                steps[-1]()
             return B
         except torch.OutOfMemoryError:
             if B == 1:
                 raise
             B //= 2
         finally:
+            steps.clear()
             empty_cache(part.device)
 
 
@@ -277,15 +282,11 @@ def train_part(part):
             },
         )
         if part.time_for(20, "transformers' Trainer"):
-            got = trainer(size, d, 0, 2 if part.toy else 20, B, part.device_name)
+            got = alone(trainer, size, d, 0, 2 if part.toy else 20, B, part.device_name)
             part.row(
                 what="transformers' Trainer, its Adafactor, bfloat16",
                 batch=f'{B} × {cfg.model.n_ctx}',
                 **{'tokens/s': got['tokens_per_s'], 'peak GiB': got['peak_gib']},
-            )
-            part.note(
-                "Both peaks are of the part's process: the Trainer's is the higher of both on a GPU's "
-                'allocator, never lower than the loop before it.'
             )
 
 
@@ -406,6 +407,24 @@ def flagged(flag):
             yield f.stem
 
 
+def pytest_of(stem, seconds):
+    "Did the notebook's cells pass (None: not done in time), and what pytest printed"
+    command = [sys.executable, '-m', 'pytest', '-x', 'tests/test_notebooks.py', '-k', stem]
+    try:
+        p = subprocess.run(
+            command,
+            cwd=root,
+            env=environment(NB_FLAGS='cuda'),
+            timeout=seconds,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    except subprocess.TimeoutExpired as e:
+        return None, str(e.stdout or '')
+    return p.returncode == 0, p.stdout
+
+
 def cells_part(part):
     stems = [*dict.fromkeys([*flagged('cuda'), *part.notebooks])]
     if not stems:
@@ -415,20 +434,14 @@ def cells_part(part):
         if left < 5:
             part.note(f'left out for want of time: {stem}')
             continue
-        command = [sys.executable, '-m', 'pytest', '-q', '-x', 'tests/test_notebooks.py', '-k', stem]
         t = time.time()
-        p = subprocess.run(
-            command,
-            cwd=root,
-            env=environment(NB_FLAGS='cuda'),
-            timeout=left,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        print(p.stdout)
-        said = (p.stdout.strip().splitlines() or [''])[-1]
-        part.row(notebook=stem, passed=p.returncode == 0, seconds=round(time.time() - t), pytest=said)
+        passed, output = pytest_of(stem, left)
+        print(output, flush=True)
+        said = (output.strip().splitlines() or [''])[-1]
+        if passed is None:
+            part.note(f'stopped for want of time, nothing had failed in it: {stem}')
+        else:
+            part.row(notebook=stem, passed=passed, seconds=round(time.time() - t), pytest=said)
     if failed := [r['notebook'] for r in part.found['rows'] if not r['passed']]:
         raise AssertionError(f'cells failed in {", ".join(failed)}: see cells.log')
 
@@ -528,7 +541,10 @@ def main(argv=None):
     )
     p.add_argument('--seconds', type=float, default=whole, help='for all parts together (%(default)g)')
     p.add_argument(
-        '--notebooks', nargs='*', default=[], metavar='STEM', help='whole notebooks for the part cells'
+        '--notebooks',
+        nargs='*',
+        metavar='NAME',
+        help=f'notebooks for the part cells, flagged or not ({" ".join(on_device)}; none with --toy)',
     )
     a = p.parse_args(argv)
     from gpt2repro.backend import get_device
@@ -537,7 +553,10 @@ def main(argv=None):
     if device.type == 'cpu' and not a.toy:
         p.error('no GPU is here: `--toy --device cpu` rehearses it on a CPU')
     a.out.mkdir(parents=True, exist_ok=True)
-    opts = dict(out=str(a.out.resolve()), toy=a.toy, device=a.device, notebooks=a.notebooks)
+    notebooks = a.notebooks
+    if notebooks is None:
+        notebooks = [] if a.toy else list(on_device)
+    opts = dict(out=str(a.out.resolve()), toy=a.toy, device=a.device, notebooks=notebooks)
     end = time.time() + a.seconds
     found = []
     for name, (_, budget) in parts.items():
