@@ -22,6 +22,8 @@ def hf_config(cfg):
 
     return GPT2Config(
         vocab_size=cfg.vocab_size,
+        bos_token_id=cfg.vocab_size - 1,
+        eos_token_id=cfg.vocab_size - 1,
         n_positions=cfg.n_ctx,
         n_embd=cfg.n_embd,
         n_layer=cfg.n_layer,
