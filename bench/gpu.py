@@ -484,7 +484,7 @@ def run_part(name, opts, seconds):
         p = subprocess.Popen(
             command_for(work, name, dict(opts, seconds=seconds)),
             cwd=root,
-            env=environment(),
+            env=environment(CUDA_VISIBLE_DEVICES=os.environ.get('CUDA_VISIBLE_DEVICES', '0')),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -518,7 +518,8 @@ def stop(p):
 
 def report(found, opts):
     "All tables in one text, for people"
-    head = 'a rehearsal at toy size' if opts['toy'] else machine()
+    named = [r['value'] for o in found for r in o['rows'] if r.get('what') == 'machine']
+    head = ', '.join([*named, *['a rehearsal at toy size'] * opts['toy']])
     lines = [f'# bench.gpu: {head}', f'{time.strftime("%Y-%m-%d")}; {versions(*packages)}.', '']
     lines.append(table([{k: o.get(k, '') for k in ('part', 'status', 'seconds', 'error')} for o in found]))
     for o in found:
