@@ -338,9 +338,9 @@ def rounded(
 
 def three_figures(
     values,  # numbers
-) -> list:  # of floats
+) -> list:  # of floats, None for nan
     "Numbers with three significant figures, for a logarithmic axis"
-    return [float(f'{v:.3g}') for v in values]
+    return [None if math.isnan(v) else float(f'{v:.3g}') for v in values]
 
 
 def waterfall_figure(
@@ -556,7 +556,7 @@ def rate_sum(
     power: int = 1,  # 2: the sum of the squares
 ) -> float:
     "Sum of the learning rates of a run, or of their squares"
-    return float((all_rates(optim, steps).double() ** power).sum())
+    return float((all_rates(optim, steps) ** power).sum())
 
 
 def run_optim(
