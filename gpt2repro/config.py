@@ -18,7 +18,8 @@ from .settings import from_dict, override, size, sizes, to_dict  # noqa: F401
 # %% ../nbs/02_config.ipynb #cea793c5
 def tiny() -> RunConfig:
     """A small GPT-2 on the embedded corpus: `gpt2repro reproduce`, or `gpt2repro train RUN --recipe tiny`.
-    Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits. Loss: about 1.7 bits per byte of held-out text"""
+    Hardware: two laptop cores. Duration: ten minutes with `reproduce`, which sets `max_steps` to what fits.
+    Loss: about 1.7 bits per byte of held-out text"""
     return RunConfig(
         name='tiny',
         model=sizes['tiny'].no_dropout(),
@@ -47,20 +48,27 @@ def _big(
 
 def gpt2_124m() -> RunConfig:
     """GPT-2's smallest model on 10 billion tokens: `gpt2repro train RUN --recipe 124M --data FOLDER`.
-    Hardware: one GPU or TPU chip with 16 GB. Duration: 19 hours at 149,000 tokens/s (published for one v5e chip), 6 at 460,000 (an H100 at 40 % of its peak). Loss: not run to its end yet; for scale, the released weights
+    Hardware: one GPU or TPU chip with 16 GB. Duration: 19 hours at 149,000 tokens/s (published for one v5e
+    chip), 6 at 460,000 (an H100 at 40 % of its peak). Loss: not run to its end yet; for scale, the released
+    weights
     have 3.12 nats per token on OpenWebText, and llm.c reaches 3.28 on FineWeb with as many tokens"""
     return _big('124M', max_steps=19_000, optim=OptimConfig(warmup_steps=700, clip=1.0))
 
 
 def pretty_big() -> RunConfig:
-    """The 25-layer model of 2019 with this project's settings: `gpt2repro train RUN --recipe PrettyBig --data FOLDER`.
-    Hardware: one GPU or TPU chip with 32 GB. Duration: 40 hours at 140,000 tokens/s (an H100 at 35 % of its peak). Loss: not run to its end yet; for scale, the released 355M has 2.84 on OpenWebText"""
+    """The 25-layer model of 2019 with this project's settings: `gpt2repro train RUN --recipe PrettyBig --data
+    FOLDER`.
+    Hardware: one GPU or TPU chip with 32 GB. Duration: 40 hours at 140,000 tokens/s (an H100 at 35 % of its
+    peak). Loss: not run to its end yet; for scale, the released 355M has 2.84 on OpenWebText"""
     return _big('PrettyBig', max_steps=38_000, optim=OptimConfig(warmup_steps=700, clip=1.0), remat='block')
 
 
 def gpt2_1558m() -> RunConfig:
-    """GPT-2 itself, with Adafactor because Adam does not fit: `gpt2repro train RUN --recipe 1.5B --data FOLDER`.
-    Hardware: one chip with 16 GB holds it (15.75 GiB of a v5e). Duration: for 32 billion tokens a day on 8 H100 at half of their peak, as llm.c does it; on a single chip as long as you like. Loss: not run to its end yet; for scale, the released weights have 2.54 on OpenWebText"""
+    """GPT-2 itself, with Adafactor because Adam does not fit: `gpt2repro train RUN --recipe 1.5B --data
+    FOLDER`.
+    Hardware: one chip with 16 GB holds it (15.75 GiB of a v5e). Duration: for 32 billion tokens a day on 8
+    H100 at half of their peak, as llm.c does it; on a single chip as long as you like. Loss: not run to its
+    end yet; for scale, the released weights have 2.54 on OpenWebText"""
     return _big('1.5B', max_steps=61_000, optim=OptimConfig(warmup_steps=700, clip=1.0), remat='block')
 
 
@@ -99,25 +107,31 @@ def _connor2019(name, optim, scale, batch, steps, tables=0.1, **dropout):
 
 def connor2019_117m() -> RunConfig:
     """The smallest model of 2019, as he ran it: `gpt2repro train RUN --recipe connor2019-117M --data FOLDER`.
-    Hardware and duration: his was one v2 TPU for a week. Loss: he names about 3.0 on training text, where it stayed"""
+    Hardware and duration: his was one v2 TPU for a week. Loss: he names about 3.0 on training text, where it
+    stayed"""
     return _connor2019('117M', _adam2019, 12**-0.5, 32, 500_000)
 
 
 def connor2019_prettybig() -> RunConfig:
-    """The middle model of 2019, as he ran it; its residual projections have the 1.5B's scale: `gpt2repro train RUN --recipe connor2019-PrettyBig --data FOLDER`.
+    """The middle model of 2019, as he ran it; its residual projections have the 1.5B's scale: `gpt2repro
+    train RUN --recipe connor2019-PrettyBig --data FOLDER`.
     Hardware and duration: his was a v2-256 pod for a week. Loss: not published"""
     return _connor2019('PrettyBig', _adam2019, 48**-0.5, 256, 604_800, tables=0.0, attn_pdrop=0.0)
 
 
 def connor2019_1558m() -> RunConfig:
-    """The large model of 2019, as he ran it, with Adafactor's *relative* rate at an absolute one's value: `gpt2repro train RUN --recipe connor2019-1.5B --data FOLDER`.
-    Hardware and duration: his was a v3-512 pod for a week. Loss: WikiText-2 perplexity 43.79, where GPT-2 has 18.67"""
+    """The large model of 2019, as he ran it, with Adafactor's *relative* rate at an absolute one's value:
+    `gpt2repro train RUN --recipe connor2019-1.5B --data FOLDER`.
+    Hardware and duration: his was a v3-512 pod for a week. Loss: WikiText-2 perplexity 43.79, where GPT-2 has
+    18.67"""
     return _connor2019('1.5B', _adafactor2019, 48**-0.5, 512, 300_000)
 
 
 def finetune() -> RunConfig:
-    """Pretrained weights, a text of one's own: `gpt2repro train RUN --from openai-community/gpt2 --data FILES`, which takes this recipe and the model's own size and tokenizer.
-    Hardware: whatever holds the model. Duration: 300 steps of 32,768 tokens, minutes on a GPU. Loss: depends on the text; the best checkpoint is kept. A relative rate of a tenth of training's suits every size"""
+    """Pretrained weights, a text of one's own: `gpt2repro train RUN --from openai-community/gpt2 --data
+    FILES`, which takes this recipe and the model's own size and tokenizer.
+    Hardware: whatever holds the model. Duration: 300 steps of 32,768 tokens, minutes on a GPU. Loss: depends
+    on the text; the best checkpoint is kept. A relative rate of a tenth of training's suits every size"""
     return RunConfig(
         name='finetune',
         model=sizes['124M'],

@@ -1,4 +1,7 @@
-"Shards as they meet the world: killed at any point, a full disk, two processes, a flipped bit, files too long to read"
+"""Shards as they meet the world:
+
+killed at any point, a full disk, two processes, a flipped bit, files too long to read
+"""
 
 import json
 import os
@@ -66,7 +69,8 @@ acts = {'open', 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'tempfile.mkst
 
 
 def killed_at(k, folder):
-    "A process that writes shards and dies, without a word, before its act number `k` on the disk or at the document after it; True if it came to its end"
+    """A process that writes shards and dies, without a word, before its act number `k` on the disk or at
+    the document after it; True if it came to its end"""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1] == 0

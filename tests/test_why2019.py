@@ -1,4 +1,7 @@
-"The experiment on 2019: its ends are the recipes, and a design of two switches runs from text to records on a toy model"
+"""The experiment on 2019:
+
+its ends are the recipes, and a design of two switches runs from text to records on a toy model
+"""
 
 import json
 import sys
