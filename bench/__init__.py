@@ -1,0 +1,1 @@
+"Benchmarks and experiments, each run as `python -m bench.NAME [--help]`"
