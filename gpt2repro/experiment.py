@@ -1,4 +1,4 @@
-"""A base recipe, switches, sizes and seeds: the records of many runs become differences with intervals, tables and figures
+"""Records of runs (base × switches × sizes × seeds) become differences with intervals, tables and figures
 
 Docs: https://gpt2repro.github.io/gpt2repro/experiment.html.md"""
 
