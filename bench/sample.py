@@ -2,9 +2,9 @@
 
 `greedy [KIND]` writes one sequence with weights in float32, bfloat16 or int8: with a `Decoder` that is
 ready, and as a user calls it, with a model whose weights are rounded in each call. `several [KIND]` writes
-sixteen at once, and the first token after a long prompt. Contestants take turns. `quality RUN` gives the bits per byte
-that smaller weights cost on a trained run. Each takes one to three minutes on two cores. Needs: pip install
-ctranslate2. Not run on a GPU yet."""
+sixteen at once, and the first token after a long prompt. Contestants take turns. `quality RUN` gives the bits
+per byte that smaller weights cost on a trained run. Each takes one to three minutes on two cores. Needs: pip
+install ctranslate2. Not run on a GPU yet."""
 
 import os
 import tempfile
