@@ -1,4 +1,4 @@
-"""Documents from anywhere: the documentation of your own Python, files of seven kinds, data sets of the Hugging Face hub
+"""Documents from anywhere: the documentation of your own Python, files of eight kinds, data sets of the Hugging Face hub
 
 Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'do
 
 # %% ../nbs/05_corpus.ipynb #30f52a35
 import ast
+import bz2
 import codecs
 import csv
 import glob
@@ -25,6 +26,7 @@ import sys
 import sysconfig
 import zlib
 from collections import Counter
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from heapq import heappop, heappush
@@ -127,8 +129,8 @@ def python_docs() -> Iterator[str]:
     yield from unique(chain(topics, (d for r in roots for f in _python_files(r) for d in _file_docs(f))))
 
 # %% ../nbs/05_corpus.ipynb #32a3000e
-kinds = ('.txt', '.md', '.jsonl', '.json', '.csv', '.parquet')
-packings = ('.gz', '.xz', '.zst')
+kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.json', '.csv', '.parquet', '.arrow')
+packings = ('.gz', '.bz2', '.xz', '.zst')
 policies = ('strict', 'replace', 'skip')
 
 
@@ -139,18 +141,25 @@ def _kind(path):
     return suffixes[-1] if suffixes else ''
 
 
+def _open_zst(path):
+    "A zstd stream; with the package zstandard also one of `zstd --long`, whose window is up to 2 GiB"
+    if find_spec('zstandard'):
+        import zstandard
+
+        unpack = zstandard.ZstdDecompressor(max_window_size=2**31)
+        return io.BufferedReader(
+            unpack.stream_reader(open(path, 'rb'), read_across_frames=True, closefd=True)
+        )
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd'))
+
+
 def _open(path):
     "The file's bytes, unpacked"
+    opens = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open, '.zst': _open_zst}
     packing = Path(path).suffix.lower()
-    if packing == '.gz':
-        return gzip.open(path, 'rb')
-    if packing == '.xz':
-        return lzma.open(path, 'rb')
-    if packing == '.zst':
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd'))
-    return open(path, 'rb')
+    return opens[packing](path) if packing in opens else open(path, 'rb')
 
 # %% ../nbs/05_corpus.ipynb #c35f0538
 class _Reader:
@@ -224,46 +233,51 @@ class _Reader:
         )
 
 # %% ../nbs/05_corpus.ipynb #85794fa4
+def _skip_bom(f):  # -> bytes that were skipped
+    "Pass over the byte order mark that Windows puts in front of UTF-8: it is no part of the text"
+    return len(f.read(3)) if f.peek(3)[:3] == codecs.BOM_UTF8 else 0
+
+
+def _separator(text):
+    "The pattern that finds a separator; a line end in it is that of Unix or of Windows"
+    return re.compile(re.escape(text.encode()).replace(b'\\\n', b'\r?\n')) if text else None
+
+
 def _split(r, f, separator, block=1 << 20):
-    "(bytes, offset) of the documents between separators; (None, offset) stands for one that is too long"
+    """(bytes, offset) of the documents between separators; (None, offset) stands for one that is too long.
+
+    `separator` is a pattern of `_separator`, or None
+    """
     buf = bytearray()
     start = 0
     drop = False
+    width = 2 * len(separator.pattern) if separator else 0  # no match is longer
     while data := f.read(block):
-        at = max(0, len(buf) - len(separator) + 1) if separator else 0
+        at = max(0, len(buf) - width)
         buf += data
-        while separator and (i := buf.find(separator, at)) >= 0:
-            yield (None if drop or i > r.max_bytes else bytes(buf[:i])), start
-            start = start + i + len(separator)
+        while separator and (m := separator.search(buf, at)):
+            yield (None if drop or m.start() > r.max_bytes else bytes(buf[: m.start()])), start
+            start = start + m.end()
             drop = False
             at = 0
-            del buf[: i + len(separator)]
-        if len(buf) > r.max_bytes + len(separator):
+            del buf[: m.end()]
+        if len(buf) > r.max_bytes + width:
             drop = True
-            keep = max(len(separator) - 1, 0)
-            start += len(buf) - keep
-            del buf[: len(buf) - keep]
-            if not separator:
-                break
-            if r.errors != 'skip':
+            start += len(buf) - width
+            del buf[: len(buf) - width]
+            if not separator or r.errors != 'skip':
                 break
     if drop or buf:
         yield (None if drop else bytes(buf)), start
 
 
 def _read_text(r, f, separator):
-    for data, offset in _split(r, f, (separator or '').encode()):
+    mark = _skip_bom(f)
+    for data, offset in _split(r, f, _separator(separator)):
         if data is None:
-            r.too_long(f' before byte {offset}')
-        elif data and (s := r.text(data, offset=offset)) is not None:
+            r.too_long(f' before byte {mark + offset}')
+        elif data and (s := r.text(data, offset=mark + offset)) is not None:
             yield s
-
-
-def _skip_bom(f):
-    """Pass over the mark that Windows puts in front of UTF-8; it belongs to the file, not to the text
-    in its fields"""
-    if f.peek(3)[:3] == codecs.BOM_UTF8:
-        f.read(3)
 
 
 def _lines(r, f):
@@ -404,24 +418,64 @@ def _read_parquet(r, f, _):
             f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema_arrow.names)}): name the '
             f'field that holds the text'
         )
+    # a value that many rows share stays one value in memory: 5 KB of file can hold gigabytes of rows
+    shared = pq.ParquetFile(r.path, memory_map=True, read_dictionary=[r.field])
+    yield from _column(r, (b.column(0) for b in shared.iter_batches(batch_size=256, columns=[r.field])))
+
+
+def _column(r, arrays):
+    "The texts in the arrays of one column, one in memory at a time"
     n = 0
-    for batch in table.iter_batches(batch_size=256, columns=[r.field]):
-        for v in batch.column(0).to_pylist():
-            if (d := r.whole(v, f' row {n}')) is not None:
+    for a in arrays:
+        for v in a:
+            text = v.value if hasattr(v, 'dictionary') else v  # a scalar of Arrow
+            data = text.as_buffer() if hasattr(text, 'as_buffer') else None
+            if data is not None and len(data) > r.max_bytes:
+                r.too_long(f' row {n}')
+            elif (d := r.whole(text and text.as_py(), f' row {n}')) is not None:
                 yield d
             n += 1
+
+
+def _read_arrow(r, f, _):
+    "A file of `datasets`' `save_to_disk`, or of its cache: Arrow's stream format"
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_stream(f)
+    except pa.ArrowInvalid as e:
+        raise ValueError(
+            f'{r.path}: not an Arrow stream ({str(e).splitlines()[0]}): mend the file, or leave it out'
+        ) from None
+    if r.field not in table.schema.names:
+        raise ValueError(
+            f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema.names)}): name the field '
+            f'that holds the text'
+        )
+    yield from _column(r, (b.column(b.schema.get_field_index(r.field)) for b in table))
 
 
 _readers = {
     '.txt': _read_text,
     '.md': _read_text,
     '.jsonl': _read_jsonl,
+    '.ndjson': _read_jsonl,
     '.json': _read_json,
     '.csv': _read_csv,
     '.parquet': _read_parquet,
+    '.arrow': _read_arrow,
 }
 
 # %% ../nbs/05_corpus.ipynb #83250cb3
+def _not_empty(docs, tally):
+    "Without documents of white space alone: a model would learn from them to end at once"
+    for d in docs:
+        if d and not d.isspace():
+            yield d
+        else:
+            tally['empty'] += 1
+
+
 def read_file(
     path,  # a file of one of `kinds`, perhaps compressed
     field: str = 'text',  # where JSON, CSV and parquet hold the text
@@ -429,7 +483,8 @@ def read_file(
     # `strict` raises, `replace` puts U+FFFD in the place of bad bytes, `skip` leaves the document out
     errors: str = 'strict',
     max_bytes: int = 64 << 20,  # longest document
-    tally: Counter = None,  # gets the numbers of documents `skipped` and `replaced`; none: they are printed
+    # gets the numbers of documents that were `empty`, `skipped` or `replaced`; none: they are printed
+    tally: Counter = None,
 ) -> Iterator[str]:
     "The documents of one file. Raises `ValueError` or `OSError` that name file and place"
     if errors not in policies:
@@ -444,7 +499,8 @@ def read_file(
     n = 0
     try:
         with _open(path) as f:
-            for n, d in enumerate(_readers[kind](r, f, separator), 1):
+            for d in _not_empty(_readers[kind](r, f, separator), r.tally):
+                n += 1
                 yield d
     except (EOFError, lzma.LZMAError, zlib.error) as e:
         raise _damaged(path, e) from None
@@ -454,7 +510,7 @@ def read_file(
         raise OSError(
             e.errno, e.strerror, str(path)
         ) from None  # with its name, which a failed read does not give
-    if not n and not r.tally:
+    if not n and not r.tally['skipped']:
         r.bad('', 'no text in it', "remove the file, or choose errors='skip'")
     if tally is not None:
         tally.update(r.tally)
@@ -469,6 +525,7 @@ def _damaged(path, e):
 def warn_tally(tally, source):
     "Say what was left out and what was changed"
     words = dict(
+        empty='left out as empty',
         skipped='left out that could not be read',
         replaced='with U+FFFD in the place of what could not be read',
         mended='mended',
@@ -544,26 +601,75 @@ def _hub_documents(name, split, field, errors, tally):
     if tally is not None:
         r.tally = tally
     texts = (s for i, row in enumerate(rows) if (s := r.pick(row, f' row {i}')) is not None)
-    return _articles(texts) if name.startswith('wikitext') else texts
+    return _not_empty(_articles(texts) if name.startswith('wikitext') else texts, r.tally)
 
 # %% ../nbs/05_corpus.ipynb #3f07c638
-def _paths(source):
+_tables = ('.jsonl', '.ndjson', '.json', '.csv', '.parquet', '.arrow')  # many documents in a file
+_beside = ('dataset_infos.json', 'dataset_info.json', 'dataset_dict.json', 'state.json')  # of `datasets`
+
+
+@cache
+def _say(msg):
+    "A warning, once"
+    warn(msg)
+
+
+def _walk(folder, above=()):
+    "All files below a folder, without hidden ones; links to folders are followed, but not in circles"
+    real = folder.resolve()
+    if real in above:
+        return
+    for p in sorted(folder.iterdir()):
+        if p.name.startswith('.'):
+            continue
+        if p.is_dir():
+            yield from _walk(p, (*above, real))
+        elif p.is_file():
+            yield p
+
+
+def _is_card(path):
+    "A data set's card: a README that begins with its settings between lines of dashes"
+    if not path.name.lower().startswith('readme'):
+        return False
+    with open(path, 'rb') as f:
+        return f.read(16).removeprefix(codecs.BOM_UTF8).startswith(b'---')
+
+
+def _not_a_document(path, tables):
+    "Is this file about the texts? `tables`: the folder holds files of many documents"
+    about = path.name.lower().startswith(('readme', 'license', 'licence', 'citation'))
+    if _kind(path) == '.arrow':
+        return path.name.startswith('cache-')
+    return path.name in _beside or (about and tables) or (_kind(path) == '.md' and _is_card(path))
+
+
+def _files_in(folder, split):
+    "The files of a folder that hold documents; one line says which are left out"
+    if (folder / 'dataset_dict.json').is_file() and (folder / split).is_dir():
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != split)
+        if others:
+            _say(f'{folder}: the split {split!r} is read, not {", ".join(others)}')
+        folder = folder / split
+    found = sorted(_walk(folder))
+    tables = any(_kind(f) in _tables and f.name not in _beside for f in found)
+    files = [f for f in found if _kind(f) in kinds and not _not_a_document(f, tables)]
+    if left := [str(f.relative_to(folder)) for f in found if f not in set(files)]:
+        named = ', '.join(left[:5]) + (f' and {len(left) - 5} more' if len(left) > 5 else '')
+        _say(f'{folder}: left out, no documents of a known kind: {named}')
+    if not files:
+        raise FileNotFoundError(
+            f'{folder}: no file of a known kind in this folder: {", ".join(kinds)} and '
+            f'{", ".join(packings)} of them are read'
+        )
+    return files
+
+
+def _paths(source, split='train'):
     "The files that a path, folder or glob stands for, in the order of their names"
     p = Path(source).expanduser()
     if p.is_dir():
-        files = sorted(
-            f
-            for f in p.rglob('*')
-            if f.is_file()
-            and _kind(f) in kinds
-            and not any(q.startswith('.') for q in f.relative_to(p).parts)
-        )
-        if not files:
-            raise FileNotFoundError(
-                f'{source}: no file of a known kind in this folder: {", ".join(kinds)} and '
-                f'{", ".join(packings)} of them are read'
-            )
-        return files
+        return _files_in(p, split)
     if p.exists():
         return [p]
     if glob.has_magic(str(p)):
@@ -579,7 +685,7 @@ def documents(
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
     separator: str = None,  # what divides a text file into documents; none: each file is one
     errors: str = 'strict',  # `strict`, `replace` or `skip`, see `read_file`
-    split: str = 'train',  # of a data set of the hub
+    split: str = 'train',  # of a data set of the hub, or one that `datasets` saved
     max_bytes: int = 64 << 20,  # longest document of a file
     tally: Counter = None,  # see `read_file`
 ) -> Iterator[str]:  # one document after the other, unchanged
@@ -594,7 +700,7 @@ def documents(
         return python_docs()
     if source in hub_datasets or source.startswith('hf:'):
         return _hub_documents(source, split, field, errors, tally)
-    if not (files := _paths(source)):
+    if not (files := _paths(source, split)):
         names = ['python-docs', *hub_datasets]
         raise FileNotFoundError(
             f'{source}: no such file or folder, and no known corpus: {nearest(source, names)}'
