@@ -146,16 +146,18 @@ def check_tensors(
             )
         if t.shape != want[n].shape:
             raise ValueError(
-                f'{where}: tensor {n} is {tuple(t.shape)}, but this config needs {tuple(want[n].shape)}: is '
-                f'it another size?'
+                f'{where}: tensor {n} is {tuple(t.shape)}, but this config needs {tuple(want[n].shape)}: '
+                f'is it another size?'
             )
         if t.numel() and not torch.stack(t.aminmax()).isfinite().all():
             raise ValueError(f'{where}: tensor {n} has values that are not finite (NaN or infinite)')
 
 
 class _Unfilled(TorchFunctionMode):
-    """A model's init fills nothing: on `meta` that does nothing anyway, but for loading 70 MB of
-    PyTorch's Python"""
+    """A model's init fills nothing.
+
+    On the device `meta` it would have no effect anyway, but would load 70 MB of PyTorch's Python
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -188,14 +190,19 @@ def _as_model(cfg, sd, where):
     return model.eval()
 
 
-def read_tensors(path):
+def read_tensors(
+    path,  # a safetensors file
+) -> dict:  # name -> tensor
+    "Raises `ValueError` for a damaged file"
     try:
         return load_file(path)
     except SafetensorError as e:
         raise ValueError(f'{path}: damaged or no safetensors file ({e}): fetch or write it again') from None
 
 
-def model_tensors(folder):
+def model_tensors(
+    folder: Path,
+) -> dict:  # name -> tensor
     "Everything in model.safetensors, or in the parts that its index lists"
     index = folder / 'model.safetensors.index.json'
     parts = ['model.safetensors']
@@ -211,10 +218,9 @@ def model_tensors(folder):
                 f"write them again with transformers' save_pretrained"
             )
     sd = {n: t for p in parts for n, t in read_tensors(folder / p).items()}
-    if index.exists() and (lost := sorted(where.keys() - sd.keys())):
-        raise ValueError(
-            f'{folder / where[lost[0]]}: tensor {lost[0]} is missing, though the index says it is there'
-        )
+    if index.exists():
+        for n in sorted(where.keys() - sd.keys()):
+            raise ValueError(f'{folder / where[n]}: tensor {n} is missing, though the index says it is there')
     return sd
 
 
@@ -229,7 +235,7 @@ def read_json(path: Path) -> dict:
     return d
 
 # %% ../nbs/16_weights.ipynb #a1f0e016
-_kinds = {
+_dtype_names = {
     torch.float64: 'F64',
     torch.float32: 'F32',
     torch.float16: 'F16',
@@ -243,34 +249,33 @@ _kinds = {
 }
 
 
+def _raw(t):
+    "The bytes of a tensor; one that is not contiguous is copied a few rows at a time"
+    rows = [t] if t.is_contiguous() else t.split(max(1, 2**20 // (t[0].numel() * t.element_size())))
+    for r in rows:
+        yield memoryview(r.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def write_tensors(
     tensors: dict,  # name -> tensor on the CPU, of any layout
     path,  # the file
 ) -> str:  # its SHA-256
     "A safetensors file, synced to the disk. Raises `OSError`"
-    names = sorted(
-        tensors, key=lambda n: -tensors[n].element_size()
-    )  # as the format asks: wide types first, so that all are aligned
+    # As the format asks: wide types first, so that all are aligned
+    names = sorted(tensors, key=lambda n: -tensors[n].element_size())
     head = {'__metadata__': dict(format='pt')}
     at = 0
     for n in names:
         t = tensors[n]
-        head[n] = dict(
-            dtype=_kinds[t.dtype],
-            shape=list(t.shape),
-            data_offsets=[at, at := at + t.numel() * t.element_size()],
-        )
+        end = at + t.numel() * t.element_size()
+        head[n] = dict(dtype=_dtype_names[t.dtype], shape=list(t.shape), data_offsets=[at, end])
+        at = end
     head = json.dumps(head).encode()
     head += b' ' * (-len(head) % 8)
+    head = len(head).to_bytes(8, 'little') + head
     sha = hashlib.sha256()
-
-    def raw(t):  # what lies in another order is put right a few rows at a time
-        rows = [t] if t.is_contiguous() else t.split(max(1, 2**20 // (t[0].numel() * t.element_size())))
-        for r in rows:
-            yield memoryview(r.contiguous().reshape(-1).view(torch.uint8).numpy())
-
     with open(path, 'wb') as f:
-        for part in chain([len(head).to_bytes(8, 'little') + head], *(raw(tensors[n]) for n in names)):
+        for part in chain([head], *(_raw(tensors[n]) for n in names)):
             f.write(part)
             sha.update(part)
         f.flush()
@@ -292,9 +297,8 @@ def fetch(
         raise FileNotFoundError(f'{name}: no such folder')
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(str(name), allow_patterns=['*.json', '*.txt', '*.model', 'model*.safetensors'])
-    )
+    patterns = ['*.json', '*.txt', '*.model', 'model*.safetensors']
+    return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 
 def _from_folder(
@@ -306,9 +310,8 @@ def _from_folder(
         raise FileNotFoundError(
             f'{folder}: no config.json there: give a Hugging Face model folder or a checkpoint of a run'
         )
-    return _as_model(
-        from_hf_config(read_json(folder / 'config.json')), from_hf(model_tensors(folder), folder), folder
-    )
+    cfg = from_hf_config(read_json(folder / 'config.json'))
+    return _as_model(cfg, from_hf(model_tensors(folder), folder), folder)
 
 
 def save_pretrained(
@@ -329,36 +332,39 @@ def save_pretrained(
         if old.name not in parts.filename_to_tensors:
             old.unlink()
     if parts.is_sharded:
-        write_atomic(
-            folder / 'model.safetensors.index.json',
-            json.dumps(dict(metadata=parts.metadata, weight_map=parts.tensor_to_filename), indent=1) + '\n',
-        )
-    write_atomic(
-        folder / 'config.json', json.dumps(hf_config(model.cfg, getattr(tok, 'eot', None)), indent=2) + '\n'
-    )
+        index = dict(metadata=parts.metadata, weight_map=parts.tensor_to_filename)
+        write_atomic(folder / 'model.safetensors.index.json', json.dumps(index, indent=1) + '\n')
+    config = hf_config(model.cfg, getattr(tok, 'eot', None))
+    write_atomic(folder / 'config.json', json.dumps(config, indent=2) + '\n')
     if tok is not None:
         save_hf(tok, folder)
     return folder
 
 # %% ../nbs/16_weights.ipynb #00cdc214
 _tf_var = re.compile(
-    r'model/(wte|wpe|ln_f|h\d+/(?:ln_1|ln_2|attn/c_attn|attn/c_proj|mlp/c_fc|mlp/c_proj))(?:/([gbw]))?(/.+)?'
+    r'model/(wte|wpe|ln_f|h\d+/(?:ln_1|ln_2|attn/c_attn|attn/c_proj|mlp/c_fc|mlp/c_proj))'
+    r'(?:/([gbw]))?'  # gain, bias or matrix
+    r'(/.+)?'  # the optimizer's slot
 )
 
 
 def from_tf_name(
     n: str,  # of a TensorFlow variable
 ) -> str | None:  # None: no weight of the model, but an optimizer's slot or a counter
-    """Our name of a variable; one under `model/` that GPT-2 does not have keeps its own, and is refused
-    later as a tensor too many"""
+    """Our name of a variable.
+
+    One under `model/` that GPT-2 does not have keeps its name, and is refused later as an extra tensor
+    """
     if not n.startswith('model/'):
         return None
     m = _tf_var.fullmatch(n)
     if m is None:
         return n
-    if m[3]:
+    module, kind, slot = m.groups()
+    if slot:
         return None
-    return re.sub(r'^h(\d+)', r'h.\1', m[1].replace('/', '.')) + ('.bias' if m[2] == 'b' else '.weight')
+    ours = re.sub(r'^h(\d+)', r'h.\1', module.replace('/', '.'))
+    return f'{ours}.bias' if kind == 'b' else f'{ours}.weight'
 
 
 def from_tf(arrays: dict) -> dict:  # TensorFlow name -> array
@@ -366,68 +372,61 @@ def from_tf(arrays: dict) -> dict:  # TensorFlow name -> array
     out = {}
     for n, a in arrays.items():
         t = torch.from_numpy(a.astype('float32'))
-        if n.endswith('/w'):
-            t = t.reshape(t.shape[-2:]).T if t.ndim == 3 and len(t) == 1 else t
+        if n.endswith('/w') and t.ndim == 3 and len(t) == 1:
+            t = t[0].T
         if k := from_tf_name(n):
             out[k] = t
     return out
 
 
 def _tf_prefix(path):
-    """The checkpoint that is meant: `path` itself, or the one in that folder which its file
-    `checkpoint` names, or else the last"""
+    """The checkpoint that is meant: `path` itself, or one in that folder.
+
+    In a folder it is the one that the file `checkpoint` names, or else the last
+    """
     path = Path(path)
     if not path.is_dir():
         return path
-    steps = sorted(
-        (o.with_suffix('') for o in path.glob('*.index')),
-        key=lambda o: [int(i) for i in re.findall(r'\d+', o.name)],
-    )
-    if not steps:
+    found = [o.with_suffix('') for o in path.glob('*.index')]
+    if not found:
         raise FileNotFoundError(f'{path}: no TensorFlow checkpoint there (model.ckpt….index)')
     f = path / 'checkpoint'
-    said = re.search(
-        r'^model_checkpoint_path: "(?:.*/)?([^/]+)"',
-        f.read_text(encoding='utf-8') if f.exists() else '',
-        re.M,
-    )
-    return path / said[1] if said and path / said[1] in steps else steps[-1]
+    text = f.read_text(encoding='utf-8') if f.exists() else ''
+    named = re.search(r'^model_checkpoint_path: "(?:.*/)?([^/]+)"', text, re.M)
+    if named and path / named[1] in found:
+        return path / named[1]
+    return max(found, key=lambda o: [int(i) for i in re.findall(r'\d+', o.name)])
 
 
 def _tf_config(folder, sd, where):
-    """The shape from hparams.json, as OpenAI keeps it there; without it from the tensors, as every
-    GPT-2 has heads of 64 channels"""
+    """The shape from OpenAI's hparams.json; without that file from the tensors.
+
+    Every GPT-2 has heads of 64 channels
+    """
     if (folder / 'hparams.json').exists():
         d = read_json(folder / 'hparams.json')
-        return GPT2Config(
-            **{
-                {'n_vocab': 'vocab_size'}.get(k, k): v
-                for k, v in d.items()
-                if k in ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
-            }
-        )
+        shape = {k: d[k] for k in ('n_ctx', 'n_embd', 'n_head', 'n_layer') if k in d}
+        if 'n_vocab' in d:
+            shape['vocab_size'] = d['n_vocab']
+        return GPT2Config(**shape)
     for n in 'wte.weight', 'wpe.weight':
         if n not in sd:
             raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2')
-    (V, C) = sd['wte.weight'].shape
+    V, C = sd['wte.weight'].shape
     T = len(sd['wpe.weight'])
     if C % 64:
         raise ValueError(
-            f'{where}: {C} channels are no multiple of the head size 64, so the number of heads is not '
-            f'known: put a hparams.json with n_vocab, n_ctx, n_embd, n_head and n_layer beside it'
+            f'{where}: {C} channels are no multiple of the head size 64, '
+            f'so the number of heads is not known: '
+            f'put a hparams.json with n_vocab, n_ctx, n_embd, n_head and n_layer beside it'
         )
-    return GPT2Config(
-        vocab_size=V,
-        n_ctx=T,
-        n_embd=C,
-        n_head=C // 64,
-        n_layer=len({n.split('.')[1] for n in sd if n.startswith('h.')}) or 1,
-    )
+    n_layer = len({n.split('.')[1] for n in sd if n.startswith('h.')}) or 1
+    return GPT2Config(vocab_size=V, n_ctx=T, n_embd=C, n_head=C // 64, n_layer=n_layer)
 
 
 def from_tensorflow(
-    path: str
-    | Path,  # a checkpoint (`…/model.ckpt`), or the folder that holds it, such as OpenAI's `models/117M`
+    # a checkpoint (`…/model.ckpt`), or the folder that holds it, such as OpenAI's `models/117M`
+    path: str | Path,
 ) -> GPT2:  # float32, on the CPU, in evaluation mode
     """The model in a TensorFlow checkpoint of OpenAI's or of the reproduction of 2019.
 
@@ -443,7 +442,8 @@ def from_tensorflow(
 
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        sd = from_tf({n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if from_tf_name(n)})
+        names = [n for n in reader.get_variable_to_shape_map() if from_tf_name(n)]
+        sd = from_tf({n: reader.get_tensor(n) for n in names})
     except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as e:
         raise ValueError(
             f'{prefix}: damaged, TensorFlow cannot read it ({str(e).splitlines()[0]}): fetch it again'
@@ -462,8 +462,8 @@ def from_nanogpt(
         d = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(
-            f'{path}: damaged, or it holds more than tensors and plain values, which is not read because it '
-            f'could run code ({str(e).splitlines()[0][:100]})'
+            f'{path}: damaged, or it holds more than tensors and plain values, '
+            f'which is not read because it could run code ({str(e).splitlines()[0][:100]})'
         ) from None
     if not isinstance(d, dict) or not {'model', 'model_args'} <= d.keys():
         raise ValueError(
@@ -488,24 +488,23 @@ def from_nanogpt(
     )
     sd = bare_names(d['model'], path)
     if not a.get('bias', True):
-        sd |= {
-            n.replace('weight', 'bias'): t.new_zeros(len(t))
-            for n, t in sd.items()
-            if n.startswith(('h.', 'ln_f')) and n.replace('weight', 'bias') not in sd
-        }
+        for n, t in list(sd.items()):
+            if n.startswith(('h.', 'ln_f')):
+                sd.setdefault(n.replace('weight', 'bias'), t.new_zeros(len(t)))
     return _as_model(cfg, sd, path)
 
 # %% ../nbs/16_weights.ipynb #182ba127
 def from_pretrained(
-    name: str
-    # a Hugging Face folder, one of our checkpoints, a name on the hub such as `openai-community/gpt2`, a
-    # folder with a TensorFlow checkpoint, or nanoGPT's `ckpt.pt`
-    | Path,
+    # a Hugging Face folder, one of our checkpoints, a name on the hub such as `openai-community/gpt2`,
+    # a folder with a TensorFlow checkpoint, or nanoGPT's `ckpt.pt`
+    name: str | Path,
 ) -> GPT2:  # float32, on the CPU, in evaluation mode
     "The model that is stored there. Raises `FileNotFoundError`, or `ValueError` naming what does not fit"
     p = Path(name)
     if p.suffix == '.pt' and p.is_file():
         return from_nanogpt(p)
-    if Path(f'{p}.index').exists() or not (p / 'config.json').exists() and any(p.glob('*.ckpt*.index')):
+    if Path(f'{p}.index').exists():
+        return from_tensorflow(p)
+    if not (p / 'config.json').exists() and any(p.glob('*.ckpt*.index')):
         return from_tensorflow(p)
     return _from_folder(name)
