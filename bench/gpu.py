@@ -138,6 +138,7 @@ def worst(pairs):
 def one_step(size, device):
     "A model after one step of Adafactor: loss, gradients, weights"
     import torch
+    from bench.peers import optimize_model
     from gpt2repro.adafactor import Adafactor
     from gpt2repro.config import sizes
     from gpt2repro.loss import lm_loss
@@ -146,7 +147,7 @@ def one_step(size, device):
     torch.manual_seed(0)
     model = GPT2(sizes[size].no_dropout())
     ids = torch.randint(model.cfg.vocab_size, (2, 65))
-    model = model.to(device)
+    model = optimize_model(model.to(device))
     ids = ids.to(device)
     opt = Adafactor(model.parameters())
     loss = lm_loss(model, ids[:, :-1], ids[:, 1:])

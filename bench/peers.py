@@ -9,6 +9,13 @@ from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
 from gpt2repro.tokenizer import Tokenizer
 
+try:
+    from gpt2repro.optimize import optimize_model
+except ImportError:  # where the model itself decides about devices, there is nothing to apply from outside
+
+    def optimize_model(model):
+        return model
+
 
 def random_model(size, device):
     "Our GPT-2 with random weights and no dropout, for writing and scoring"
@@ -54,7 +61,7 @@ def hf_copy(folder, dtype, device):
 
 def our_loss(cfg, device, compile=True):
     "A function (x, y) -> loss, and its parameters"
-    model = GPT2(cfg).to(device)
+    model = optimize_model(GPT2(cfg).to(device))
     loss = lambda x, y: lm_loss(model, x, y)
     return compile_model(loss, device) if compile else loss, list(model.parameters())
 
@@ -110,7 +117,7 @@ def prompts_of(rows):
     return [' '.join(map(str, r)) for r in rows]
 
 
-def our_text(model, rows, steps):
+def our_text(model, rows, steps, weights=None):
     "`steps` ids after each of `rows`, as `generate` makes them; a model, or a `Decoder` made of one"
     tok = Numbers(model.cfg.vocab_size)
     out = samples(
@@ -121,6 +128,7 @@ def our_text(model, rows, steps):
         temperature=0,
         min_new_tokens=steps,
         batch_size=len(rows),
+        weights=weights,
         seed=0,
     )
     return [s.ids for s in out]

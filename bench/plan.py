@@ -19,6 +19,7 @@ configs = [
 def measure(kw):
     "Device, and GiB that two training steps take above what was there"
     import torch
+    from bench.peers import optimize_model
     from gpt2repro.aot import step_config
     from gpt2repro.backend import get_device, peak_memory, retain_heap
     from gpt2repro.model import GPT2
@@ -30,7 +31,7 @@ def measure(kw):
     x = ids[:, :-1].contiguous()
     y = ids[:, 1:].contiguous()
     before = 0 if dev.type == 'cuda' else resident()
-    model = GPT2(cfg.model, remat=kw.get('remat', 'block')).to(dev)
+    model = optimize_model(GPT2(cfg.model, remat=kw.get('remat', 'block')).to(dev))
     opt = make_optimizer(model, cfg.optim, cfg.max_steps)
     steps = fit(model, opt, lambda s: (x, y), cfg, dev)
     with retain_heap(dev):

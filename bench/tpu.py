@@ -26,6 +26,7 @@ configs = {  # name -> (arguments, most GiB that it should take; 0: it should no
     'adafactor-v3': (dict(train, chip='v3', batch=1), None),
     'greedy': (decode, 6.0),
     'top-k': (dict(decode, top_k=40), 6.0),
+    'prefill': (dict(decode, prompt=512), 6.0),
     '124M': (small, None),
     '124M-v6e': (dict(small, chip='v6e'), None),
     '124M-v3': (dict(small, chip='v3'), None),
@@ -47,34 +48,34 @@ def target_of(gib):
     return f'≤ {gib:g} GiB' if gib else 'does not fit'
 
 
+def program(kw):
+    "What is compiled, in words"
+    if kw['what'] == 'training':
+        return f'{kw["size"]} training'
+    if kw.get('prompt'):
+        return f'{kw["size"]} prefill, {kw["prompt"]} tokens'
+    return f'{kw["size"]} decoding, {"top-k" if kw.get("top_k") else "greedy"}'
+
+
 def row(name, said):
     "The table's row for a configuration and what the compiler said"
     kw, target = configs[name]
-    shared = dict(
-        chip=kw['chip'],
-        batch=kw['batch'],
-    )
-    if kw['what'] == 'training':
-        formula = plan(kw['size'], **{k: v for k, v in kw.items() if k not in ('what', 'size')}).total_gib
-        shared = dict(
-            program=f'{kw["size"]} training',
-            **shared,
-            precision=kw.get('precision', 'mixed'),
-            optimizer=kw.get('optimizer', 'adafactor'),
-            remat=kw.get('remat', 'block'),
-        )
-    else:
-        formula = None
-        rule = 'top-k' if kw.get('top_k') else 'greedy'
-        program = f'{kw["size"]} decoding, {rule}'
-        shared = dict(program=program, **shared, precision='bfloat16', optimizer='', remat='')
+    training = kw['what'] == 'training'
+    about = dict(program=program(kw), chip=kw['chip'], batch=kw['batch'])
+    formula = ''
+    if training:
+        asked = {k: v for k, v in kw.items() if k not in ('what', 'size')}
+        formula = f'{plan(kw["size"], **asked).total_gib:.2f}'
     return dict(
-        **shared,
+        **about,
+        precision=kw.get('precision', 'mixed' if training else 'bfloat16'),
+        optimizer=kw.get('optimizer', 'adafactor') if training else '',
+        remat=kw.get('remat', 'block') if training else '',
         GiB=f'{said["total_gib"]:.2f}',
         of=f'{said["usable_gib"]:.2f}',
         verdict='fits' if said['fits'] else 'does not fit',
         target=target_of(target),
-        formula=f'{formula:.2f}' if formula else '',
+        formula=formula,
         TFLOP=f'{said["tflop"]:.1f}' if said['fits'] else '',
         **{'record s': round(said['record_s']), 'compile s': round(said['compile_s'])},
     )

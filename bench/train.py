@@ -43,13 +43,14 @@ def setting(size, data, batch=0, device_name='auto', **kw):
 def bare(size, data, born, n=6):
     "Forward, backward, Adafactor, and nothing else"
     import torch
+    from bench.peers import optimize_model
     from gpt2repro.backend import autocast, compile_model, peak_memory
     from gpt2repro.loss import lm_loss
     from gpt2repro.model import GPT2
     from gpt2repro.train import make_optimizer
 
     cfg, dev = setting(size, data)
-    model = GPT2(cfg.model).to(dev)
+    model = optimize_model(GPT2(cfg.model).to(dev))
     opt = make_optimizer(model, cfg.optim, 100)
     f = compile_model(lambda x, y: lm_loss(model, x, y), dev)
     ids = torch.randint(300, (cfg.batch_size, cfg.model.n_ctx + 1), device=dev)
