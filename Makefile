@@ -9,7 +9,7 @@ SOURCES := settings.ini pyproject.toml setup.py constraints.txt
 XLA     := .venv-xla
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow test-xla docs why2019 why2019-quick export save prepare clean
+.PHONY: help reproduce test test-slow test-xla sanitize docs why2019 why2019-quick export save prepare clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ $(XLA)/run: settings.ini setup.py constraints-xla.txt # torch_xla with the versi
 
 test-xla: $(XLA)/run ## under torch_xla on the CPU: one compilation, steps compiled for TPUs, every notebook
 	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_*xla*.py tests/test_distributed*.py) $(ARGS)
+
+sanitize: $(VENV)/dev ## the kernels' tests with the C compiler's checks of addresses and of undefined behaviour
+	$(BIN)/python tools/sanitize.py $(ARGS)
 
 node_modules: package-lock.json
 	npm ci --no-audit --no-fund --silent

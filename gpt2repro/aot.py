@@ -23,7 +23,9 @@ import torch
 from .backend import end_step, has_package, recorded_steps, seed_all, set_tpu_flags, shard_model
 from .backend import sync, to_device, virtual_devices, placeholder_parameters
 from .config import OptimConfig, RunConfig, size as named_size
-from .model import GPT2, KVCache
+from .decode import Decoder, weight_modules
+from .generation import RowBatch, generation_step
+from .model import GPT2
 from .plan import chip_devices, chips, plan
 from .rules import Sampling
 from .train import fit, make_optimizer
@@ -94,35 +96,35 @@ def record_training(
         )
     return programs[-1]
 
-
+# %% ../nbs/36_aot.ipynb #ba142ae1
 def record_decoding(
     size: str,
-    batch: int = 1,
-    precision: str = 'bfloat16',
+    batch: int = 1,  # rows of text
+    precision: str = 'bfloat16',  # of the weights; or `float32`
     top_k: int = 0,  # 0: greedy
-) -> bytes:
-    """The program that reads one token of each row with a full static cache, and chooses the next.
+    prompt: int = 0,  # tokens of a prompt: the program that reads it, instead of the step
+) -> bytes:  # StableHLO
+    """The program that `samples` runs for each token, with a KV cache for the whole context.
 
     Needs `torch_xla`
     """
     dev = virtual_devices(1)
-    cfg = named_size(size)
-    model = _model(cfg, precision, 'none', dev).eval()
-    cache = KVCache(cfg, batch, cfg.n_ctx, dev, model.wte.weight.dtype)
-    tok, pos, u = (
-        to_device(o, dev)
-        for o in (
-            torch.zeros(batch, 1, dtype=torch.long),
-            torch.full((batch, 1), cfg.n_ctx - 1),
-            torch.rand(batch),
-        )
-    )
+    cfg = named_size(size).no_dropout()
+    with torch.device('meta'):
+        model = GPT2(cfg).eval()
+    for module in weight_modules(model):
+        module.weight.data = module.weight.data.to(getattr(torch, precision))
+    dec = Decoder(placeholder_parameters(model), precision)
+    rows = RowBatch(dec, [[0] * max(1, prompt)] * batch, steps=cfg.n_ctx - max(1, prompt))
+    uniforms = to_device(torch.zeros(cfg.n_ctx, batch), dev)
+    rules = Sampling(top_k=top_k) if top_k else Sampling(temperature=0)
     sync(dev)
     with torch.no_grad(), recorded_steps() as programs:
-        logits = model(tok, cache=cache, pos=pos)[:, -1].float()
-        rules = Sampling(top_k=top_k) if top_k else Sampling(temperature=0)
-        tok = rules.choose(rules(logits), u)
-        end_step(dev)
+        if prompt:
+            rows.prefill()
+            end_step(dev)
+        else:
+            generation_step(rows, uniforms, rules, eot=cfg.vocab_size - 1)
     return programs[-1]
 
 # %% ../nbs/36_aot.ipynb #8030bef2

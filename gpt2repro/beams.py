@@ -1,4 +1,4 @@
-"""Several continuations kept at once, for the most probable text
+"""Several beginnings kept at once, in search of the most probable text
 
 Docs: https://gpt2repro.github.io/gpt2repro/beams.html.md"""
 
@@ -8,57 +8,66 @@ Docs: https://gpt2repro.github.io/gpt2repro/beams.html.md"""
 __all__ = ['beam_search']
 
 # %% ../nbs/25_beams.ipynb #56291ee8
+from typing import NamedTuple
+
 import torch
-from .generation import check_request
-from .rules import is_whole_number
-from .generation import Sample, RowBatch, not_finite, cut_at_stop, as_decoder, all_forbidden, require
-from .generation import prompt_ids
-from .generation import as_sampling, as_list
-from .rules import is_number
+from .generation import RowBatch, Sample, all_forbidden, as_decoder, as_list, as_sampling
+from .generation import check_request, cut_at_stop, not_finite, prompt_ids, require
+from .rules import is_number, is_whole_number
 
 # %% ../nbs/25_beams.ipynb #2b4a0f2b
+class _Beam(NamedTuple):
+    "A finished text"
+
+    score: float  # log-probability over a power of the length
+    ids: list  # of the continuation, without `<|endoftext|>`
+    logprobs: list
+    ended: str  # by 'eot' or 'length'
+
+
+def _finished(batch, n_prompt, steps, row, tok, logprob, score, eot):
+    written = slice(n_prompt, n_prompt + steps - 1)
+    ids = batch.ids[row, written].tolist()
+    logprobs = batch.logprobs[row, written].tolist()
+    if tok == eot:
+        return _Beam(score, ids, logprobs, 'eot')
+    return _Beam(score, [*ids, tok], [*logprobs, logprob.item()], 'length')
+
+
 @torch.no_grad()
-def _beams(dec, ids, steps, K, rules, eot, min_new, power):  # -> [(score, ids, logprobs, ended)], best first
+def _search(dec, ids, steps, K, rules, eot, min_new_tokens, power):  # -> list of `_Beam`, best first
+    impossible = -1e9
     batch = RowBatch(dec, [ids] * K, steps)
-    score = torch.full((K,), -1e9, device=dec.device)
+    batch.prefill()
+    score = torch.full((K,), impossible, device=dec.device)
+    score[0] = 0.0  # at first all beams are the same: one counts
     done = []
-    score[0], n0 = 0.0, len(ids)  # at first all beams are the same: one counts
     for t in range(1, steps + 1):
-        lp = batch.logits().float().log_softmax(-1)
-        require(bool(lp.amax().isfinite()), not_finite)
-        x = lp if t > min_new else lp.index_fill(1, torch.tensor([eot], device=lp.device), -torch.inf)
-        V = x.shape[1]
-        total = (score[:, None] + rules(x, batch.ids, batch.length, batch.n_prompt)).flatten()
+        logp = batch.logits().log_softmax(-1)  # (K,V)
+        require(bool(logp.amax().isfinite()), not_finite)
+        allowed = logp
+        if t <= min_new_tokens:
+            allowed = logp.index_fill(1, torch.tensor([eot], device=logp.device), -torch.inf)
+        allowed = rules(allowed, batch.ids, batch.length, batch.n_prompt)
+        total = (score[:, None] + allowed).flatten()
         best = total.topk(min(2 * K, len(total)))
-        vals = best.values.tolist()
-        flat = best.indices.tolist()
-        going = []
-        for rank, (s, i) in enumerate(zip(vals, flat)):
-            row, tok = divmod(i, V)
-            if tok == eot or t == steps:
-                if rank < K and s > -1e8:
-                    done.append((s / t**power, row, tok))
-            elif len(going) < K:
-                going.append((s, row, tok))
-        for j, d in enumerate(done):
-            if len(d) == 3:
-                s, row, tok = d
-                new = [] if tok == eot else [(tok, lp[row, tok].item())]
-                done[j] = (
-                    s,
-                    [*batch.ids[row, n0 : n0 + t - 1].tolist(), *(o for o, _ in new)],
-                    [*batch.logprobs[row, n0 : n0 + t - 1].tolist(), *(o for _, o in new)],
-                    'eot' if tok == eot else 'length',
-                )
-        done = sorted(done, key=lambda d: -d[0])[:K]
-        if t == steps or not going or (len(done) == K and going[0][0] / t**power <= done[-1][0]):
+        beams = []  # (score, row, token) that go on
+        for rank, (s, i) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
+            row, tok = divmod(i, logp.shape[1])
+            if tok != eot and t < steps:
+                beams.append((s, row, tok))
+            elif rank < K and s > impossible / 10:
+                text = _finished(batch, len(ids), t, row, tok, logp[row, tok], s / t**power, eot)
+                done.append(text)
+        beams = beams[:K]
+        done = sorted(done, key=lambda text: -text.score)[:K]
+        if not beams or (len(done) == K and beams[0][0] / t**power <= done[-1].score):
             break
-        require(len(going) == K and going[0][0] > -1e8, all_forbidden)
-        vals, rows, toks = (torch.tensor(o, device=dec.device) for o in zip(*going))
+        require(len(beams) == K and beams[0][0] > impossible / 10, all_forbidden)
+        score, rows, toks = (torch.tensor(o, device=dec.device) for o in zip(*beams))
         batch.reorder(rows)
-        score = vals
-        batch.put(toks, lp[rows, toks])
-        batch.advance(toks)
+        batch.append(toks, logp[rows, toks])
+        batch.read(toks)
     return done
 
 
@@ -90,10 +99,9 @@ def beam_search(
     require(is_number(length_penalty), f'length_penalty={length_penalty!r}: give a number')
     dec = as_decoder(model, weights, len(prompts) * max_new_tokens)
     out = []
-    for p, ids in zip(prompts, prompt_ids(tok, prompts, model.cfg.n_ctx)):
-        for _, new, lps, ended in _beams(
-            dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty
-        )[:n]:
-            text, cut = cut_at_stop(tok.decode(new), stop)
-            out.append(Sample(p, text, new, lps, 'stop' if cut else ended))
+    for prompt, ids in zip(prompts, prompt_ids(tok, prompts, model.cfg.n_ctx)):
+        found = _search(dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty)
+        for beam in found[:n]:
+            text, cut = cut_at_stop(tok.decode(beam.ids), stop)
+            out.append(Sample(prompt, text, beam.ids, beam.logprobs, 'stop' if cut else beam.ended))
     return out

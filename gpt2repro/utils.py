@@ -1,4 +1,4 @@
-"""What every module needs: a word for a wrong name, progress bars, warnings, files written whole or not at all
+"""What every module needs: hints for misspelt names, progress bars, warnings, files written whole or not at all
 
 Docs: https://gpt2repro.github.io/gpt2repro/utils.html.md"""
 
@@ -42,6 +42,12 @@ class _Lines:
         self.out.flush()
 
 
+_line_format = (
+    '{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, '
+    '{remaining} left, {rate_fmt}{postfix}'
+)
+
+
 def _interactive():
     return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
@@ -54,21 +60,16 @@ def progress(
     every: float = 10.0,  # seconds between lines where output is not a terminal
     **kw,  # more for tqdm
 ) -> tqdm:
-    """A tqdm bar in a terminal or a notebook, plain lines elsewhere, nothing with the environment's
-    `GPT2REPRO_QUIET=1`"""
+    """A tqdm bar in a terminal or a notebook, plain lines elsewhere.
+
+    The environment's `GPT2REPRO_QUIET=1` hides both
+    """
     if os.environ.get('GPT2REPRO_QUIET') == '1':
         return tqdm(it, total=total, disable=True)
     if not _interactive():
-        kw.update(
-            file=_Lines(sys.stderr),
-            mininterval=every,
-            maxinterval=2 * every,
-            miniters=1,
-            bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {unit} in {elapsed}, {remaining} '
-            'left, {rate_fmt}{postfix}'
-            if total or hasattr(it, '__len__')
-            else None,
-        )
+        kw.update(file=_Lines(sys.stderr), mininterval=every, maxinterval=2 * every, miniters=1)
+        length_known = total or hasattr(it, '__len__')
+        kw['bar_format'] = _line_format if length_known else None
     return tqdm(it, desc=desc, total=total, unit=unit, unit_scale=True, dynamic_ncols=_interactive(), **kw)
 
 
@@ -105,7 +106,7 @@ def write_atomic(
 def file_sha256(
     path,
 ) -> str:  # 64 hexadecimal digits
-    "By which a file is recognised. Raises `OSError`"
+    "The SHA-256 of a file's content. Raises `OSError`"
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -113,8 +114,9 @@ def file_sha256(
 def reference_data(
     name: str = '',  # a file or folder below the one that `GPT2REPRO_TEST_DATA` names
 ) -> Path:  # does not exist where the data are not at hand
-    "Where published texts for tests are, with a line that says so where they are not"
-    f = Path(os.environ.get('GPT2REPRO_TEST_DATA') or 'GPT2REPRO_TEST_DATA-is-not-set') / name
+    "Where published texts for tests are; prints one line if they are missing"
+    folder = os.environ.get('GPT2REPRO_TEST_DATA') or 'GPT2REPRO_TEST_DATA-is-not-set'
+    f = Path(folder) / name
     if not f.exists():
         print(f'skipped: {name or "reference data"} not found, GPT2REPRO_TEST_DATA names no folder with it')
     return f

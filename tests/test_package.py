@@ -47,6 +47,8 @@ def test_wheel_holds_the_package_alone(wheel):
     }
     assert not [n for n in names if n.endswith('.ipynb') or 'test' in n]
     assert {'gpt2repro/py.typed', 'gpt2repro/cli.py', 'gpt2repro/tasks/core.py'} <= set(names)
+    sources = {f'gpt2repro/csrc/{f.name}' for f in (root / 'gpt2repro' / 'csrc').glob('*.[ch]')}
+    assert sources and sources <= set(names)  # kernels are compiled where they are used
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
     runtime = [l for l in meta.splitlines() if l.startswith('Requires-Dist') and 'extra ==' not in l]
     assert runtime and not [l for l in runtime if 'nbdev' in l or '==' in l], (

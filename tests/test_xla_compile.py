@@ -7,6 +7,7 @@ import json
 import pytest
 from gpt2repro.aot import Verdict, _worker, ask_compiler, compiler_problem
 from gpt2repro.cli import main
+from gpt2repro.config import size
 from gpt2repro.plan import chip_devices, plan
 
 if compiler_problem():
@@ -75,6 +76,31 @@ def test_the_command(capsys):
         and d['tflop'] > 0
         and set(d['parts']) == {'arguments', 'outputs', 'temporaries', 'code'}
     )
+
+
+def test_the_token_step_compiles():
+    "The step that sampling runs: weights and cache are there once, and the cache is written in place"
+    cfg = size('124M')
+    weights = 2 * cfg.n_params / 2**30  # bfloat16
+    cache = 2 * 2 * cfg.n_layer * cfg.n_ctx * cfg.n_embd / 2**30
+    for kw in dict(), dict(top_k=40), dict(batch=4):
+        B = kw.get('batch', 1)
+        v = ask_compiler('decoding', '124M', **dict(dict(batch=1), **kw))
+        assert v.fits and v.parts['arguments'] == pytest.approx(weights + B * cache, rel=0.05), v
+        assert v.parts['outputs'] < 0.01 and v.parts['temporaries'] < 0.05, v
+
+
+def test_reading_a_prompt_compiles():
+    v = ask_compiler('decoding', '124M', batch=1, prompt=512)
+    assert v.fits and v.total_gib < 0.5, v
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('top_k', [0, 40])
+def test_sampling_from_the_largest_model(top_k):
+    "Ten seconds each: the weights are 2.9 GiB, the cache 0.3"
+    v = ask_compiler('decoding', '1.5B', chip='v5e', batch=1, top_k=top_k)
+    assert v.fits and v.total_gib < 4, v
 
 
 @pytest.mark.slow
