@@ -7,14 +7,8 @@ from gpt2repro.config import sizes
 from gpt2repro.generation import samples
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
+from gpt2repro.optimize import optimize_model
 from gpt2repro.tokenizer import Tokenizer
-
-try:
-    from gpt2repro.optimize import optimize_model
-except ImportError:  # where the model itself decides about devices, there is nothing to apply from outside
-
-    def optimize_model(model):
-        return model
 
 
 def random_model(size, device):

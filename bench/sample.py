@@ -150,7 +150,8 @@ def several(kind, n=4):
 
 def quality(run):
     "Held-out bits per byte of a trained run with weights of each kind"
-    from gpt2repro.cli import load_model, read_documents
+    from gpt2repro.batches import read_documents
+    from gpt2repro.checkpoint import load_model
     from gpt2repro.decode import fake_quantize
     from gpt2repro.evaluate import documents_loss
     from gpt2repro.loss import bits_per_byte

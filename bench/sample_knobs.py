@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from bench.common import folder, machine, parser, versions
 import numpy as np
-from gpt2repro.cli import load_model, read_documents
+from gpt2repro.batches import read_documents
+from gpt2repro.checkpoint import load_model
 from gpt2repro.generation import samples
 from gpt2repro.rules import distinct
 from gpt2repro.sample import token_view
