@@ -1,4 +1,4 @@
-"""What temperature, top-k, top-p, min-p and penalties do to a distribution, and how a token is drawn
+"""What temperature, top-k, top-p, min-p and the penalties do to a distribution, and how a token is drawn from it
 
 Docs: https://gpt2repro.github.io/gpt2repro/rules.html.md"""
 
@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
@@ -110,9 +109,8 @@ def no_repeat_ngram(
     at = (length[:, None] - (n - 1) + torch.arange(n - 1, device=ids.device)).clamp(min=0)
     hit = (grams[..., :-1] == ids.gather(1, at)[:, None]).all(-1)  # began like the last n-1 tokens
     hit &= torch.arange(grams.shape[1], device=ids.device) + n <= length[:, None]
-    return logits.masked_fill(
-        torch.zeros_like(logits).scatter_add_(1, grams[..., -1], hit.to(logits.dtype)) > 0, -torch.inf
-    )
+    times = torch.zeros_like(logits).scatter_add_(1, grams[..., -1], hit.to(logits.dtype))
+    return logits.masked_fill(times > 0, -torch.inf)
 
 
 def ban(
@@ -124,10 +122,10 @@ def ban(
     "Forbid sequences of tokens"
     logits = logits.clone()
     for *head, last in banned:
-        tail = torch.tensor(head, dtype=torch.long, device=ids.device)
-        logits[:, last] = logits[:, last].masked_fill(
-            _ends_with(ids, length, tail) if head else torch.ones_like(length, dtype=torch.bool), -torch.inf
-        )
+        hit = torch.ones_like(length, dtype=torch.bool)
+        if head:
+            hit = _ends_with(ids, length, torch.tensor(head, dtype=torch.long, device=ids.device))
+        logits[:, last] = logits[:, last].masked_fill(hit, -torch.inf)
     return logits
 
 # %% ../nbs/23_rules.ipynb #92c37c4f
@@ -198,59 +196,32 @@ class Sampling:
     banned: list | None = None  # sequences of token ids that must not appear
 
     def __post_init__(self):
-        def need(name, ok, rule):
+        for name, ok, remedy in self._checks():
             if not ok:
-                raise ValueError(f'{name}={getattr(self, name)!r}: {rule}')
+                raise ValueError(f'{name}={getattr(self, name)!r}: {remedy}')
 
-        need('temperature', is_number(self.temperature) and self.temperature >= 0, 'give 0 (greedy) or more')
-        need(
-            'top_k',
-            self.top_k is None or is_whole_number(self.top_k) and self.top_k >= 1,
-            'give a whole number of at least 1, or leave it out for all tokens',
-        )
-        need(
-            'top_p',
-            self.top_p is None or is_number(self.top_p) and 0 < self.top_p <= 1,
-            'give a probability above 0 and at most 1',
-        )
-        need(
-            'min_p',
-            self.min_p is None or is_number(self.min_p) and 0 <= self.min_p <= 1,
-            'give a share from 0 to 1',
-        )
-        need(
-            'repetition_penalty',
-            is_number(self.repetition_penalty) and self.repetition_penalty > 0,
-            'give a number above 0, such as 1.2',
-        )
-        for n in ('frequency_penalty', 'presence_penalty'):
-            need(n, is_number(getattr(self, n)), 'give a number')
-        need(
-            'no_repeat_ngram',
-            self.no_repeat_ngram is None
-            or is_whole_number(self.no_repeat_ngram)
-            and self.no_repeat_ngram >= 1,
-            'give a length of at least 1',
-        )
-        need('banned', not any(len(b) == 0 for b in self.banned or []), 'an empty sequence cannot be banned')
-        need(
-            'logit_bias',
-            all(
-                is_whole_number(k) and (is_number(v) or v == -math.inf)
-                for k, v in (self.logit_bias or {}).items()
-            ),
-            'give token ids and the nats to add, such as {11: -2.5}',
-        )
+    def _checks(self):
+        t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
+        penalty, n = self.repetition_penalty, self.no_repeat_ngram
+        biases = (self.logit_bias or {}).items()
+        known = all(is_whole_number(i) and (is_number(v) or v == -math.inf) for i, v in biases)
+        whole = 'give a whole number of at least 1, or leave it out for all tokens'
+        yield 'temperature', is_number(t) and t >= 0, 'give 0 (greedy) or more'
+        yield 'top_k', k is None or (is_whole_number(k) and k >= 1), whole
+        yield 'top_p', p is None or (is_number(p) and 0 < p <= 1), 'give a probability above 0 and at most 1'
+        yield 'min_p', m is None or (is_number(m) and 0 <= m <= 1), 'give a share from 0 to 1'
+        yield 'repetition_penalty', is_number(penalty) and penalty > 0, 'give a number above 0, such as 1.2'
+        yield 'frequency_penalty', is_number(self.frequency_penalty), 'give a number'
+        yield 'presence_penalty', is_number(self.presence_penalty), 'give a number'
+        yield 'no_repeat_ngram', n is None or (is_whole_number(n) and n >= 1), 'give a length of at least 1'
+        yield 'banned', all(len(b) for b in self.banned or []), 'an empty sequence cannot be banned'
+        yield 'logit_bias', known, 'give token ids and the nats to add, such as {11: -2.5}'
 
     @property
     def looks_back(self):
-        return (
-            self.repetition_penalty != 1
-            or self.frequency_penalty
-            or self.presence_penalty
-            or self.no_repeat_ngram
-            or self.banned
-        )
+        "Does a rule depend on the text so far?"
+        counts = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty
+        return bool(counts or self.no_repeat_ngram or self.banned)
 
     def _history(self, logits, ids, length, n_prompt):
         V = logits.shape[-1]

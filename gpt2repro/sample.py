@@ -1,4 +1,4 @@
-"""A text with the surprise of each token, in a notebook
+"""How surprised the model is by each token of a text, and what else it would have written, as a picture
 
 Docs: https://gpt2repro.github.io/gpt2repro/sample.html.md"""
 
@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 import torch
 from plotly.colors import sample_colorscale
 from .generation import Sample, as_decoder
-from .beams import beam_search  # noqa: F401  one door for all that writes
+from .beams import beam_search  # noqa: F401  all that writes text can be imported from here
 from .generation import generate, samples, stream  # noqa: F401
 from .rules import Sampling  # noqa: F401
 
-# %% ../nbs/26_sample.ipynb #71af3561
+# %% ../nbs/26_sample.ipynb #a3414401
 @torch.no_grad()
 def token_view(
     model,  # a `GPT2`, or a `Decoder` made of one
@@ -40,26 +40,57 @@ def token_view(
     seq = [*before, *ids][-T:]
     if not ids:
         return []
-    lp = (
-        dec.logits(dec.hidden(torch.tensor([seq], device=dec.device))[0, len(seq) - len(ids) - 1 : -1])
-        .float()
-        .log_softmax(-1)
-        .cpu()
-    )  # (N,V)
-    at = lp.gather(1, torch.tensor(ids)[:, None])
-    top = lp.topk(min(best, lp.shape[1]))
-    rank = (lp > at).sum(1) + 1
-    return [
-        dict(
-            text=tok.decode([i]),
-            bits=-p / math.log(2),
-            rank=r,
-            best=[(tok.decode([j]), math.exp(q)) for j, q in zip(js, qs)],
+    first = len(seq) - len(ids)  # place of the first of them
+    hidden = dec.hidden(torch.tensor([seq], device=dec.device))[0, first - 1 : -1]  # (N,C)
+    logprobs = dec.logits(hidden).float().log_softmax(-1).cpu()  # (N,V)
+    own = logprobs.gather(1, torch.tensor(ids)[:, None])  # (N,1)
+    rank = (logprobs > own).sum(1) + 1
+    top = logprobs.topk(min(best, logprobs.shape[1]))
+    view = []
+    for n, i in enumerate(ids):
+        others = zip(top.indices[n].tolist(), top.values[n].tolist())
+        view.append(
+            dict(
+                text=tok.decode([i]),
+                bits=-own[n].item() / math.log(2),
+                rank=rank[n].item(),
+                best=[(tok.decode([j]), math.exp(logprob)) for j, logprob in others],
+            )
         )
-        for i, p, r, js, qs in zip(
-            ids, at[:, 0].tolist(), rank.tolist(), top.indices.tolist(), top.values.tolist()
-        )
-    ]
+    return view
+
+# %% ../nbs/26_sample.ipynb #71af3561
+def _escape(s):
+    return html.escape(s).replace('\n', '⏎').replace(' ', '\xa0')
+
+
+def _places(texts, width):  # strings -> column of each, and the negative number of its line
+    x, y = [], []
+    column = line = 0
+    for text in texts:
+        if column and column + len(text) > width:
+            column = 0
+            line += 1
+        x.append(column)
+        y.append(-line)
+        column += max(1, len(text))
+        if '\n' in text:
+            column = 0
+            line += 1
+    return x, y
+
+
+def _box(x, y, text, color):
+    end = x + max(1, len(text))
+    return dict(
+        type='rect', x0=x, x1=end, y0=y - 0.45, y1=y + 0.45, fillcolor=color, line_width=0, layer='below'
+    )
+
+
+def _colour_bar(most):  # bits; belongs to a marker that is nowhere
+    bar = dict(title='bits', thickness=10)
+    marker = dict(colorscale='OrRd', cmin=0, cmax=most, color=[0], showscale=True, colorbar=bar)
+    return go.Scatter(x=[None], y=[None], mode='markers', showlegend=False, marker=marker)
 
 
 def surprise_figure(
@@ -67,74 +98,31 @@ def surprise_figure(
     width: int = 78,  # characters in a line
 ) -> go.Figure:
     "Tokens as coloured text: the redder, the less expected; alternatives on hover"
-    x, y, col, line, most = [], [], 0, 0, 10.0
-    for o in view:
-        if col and col + len(o['text']) > width:
-            col = 0
-            line = line + 1
-        x.append(col)
-        y.append(-line)
-        col += max(1, len(o['text']))
-        if '\n' in o['text']:
-            col = 0
-            line = line + 1
-    show = lambda s: html.escape(s).replace('\n', '⏎').replace(' ', '\xa0')
+    most = 10.0  # bits of the darkest red
+    x, y = _places([o['text'] for o in view], width)
     hover = [
-        f'<b>{show(o["text"])}</b> {o["bits"]:.1f} bits, number {o["rank"]}<br>'
-        + '<br>'.join(f'{p:6.1%} {show(t)}' for t, p in o['best'])
+        f'<b>{_escape(o["text"])}</b> {o["bits"]:.1f} bits, number {o["rank"]}<br>'
+        + '<br>'.join(f'{p:6.1%} {_escape(t)}' for t, p in o['best'])
         for o in view
     ]
     colors = sample_colorscale('OrRd', [min(1.0, o['bits'] / most) for o in view])
-    shapes = [
-        dict(
-            type='rect',
-            x0=a,
-            x1=a + max(1, len(o['text'])),
-            y0=b - 0.45,
-            y1=b + 0.45,
-            fillcolor=c,
-            line_width=0,
-            layer='below',
-        )
-        for a, b, o, c in zip(x, y, view, colors)
-    ]
-    text = dict(
+    font = ['white' if o['bits'] > 0.6 * most else 'black' for o in view]
+    tokens = go.Scatter(
+        x=x,
+        y=y,
+        text=[_escape(o['text']) for o in view],
+        hovertext=hover,
+        hoverinfo='text',
+        showlegend=False,
         mode='text',
         textposition='middle right',
-        textfont=dict(
-            family='monospace', size=12, color=['white' if o['bits'] > 0.6 * most else 'black' for o in view]
-        ),
+        textfont=dict(family='monospace', size=12, color=font),
     )
-    fig = go.Figure(
-        [
-            go.Scatter(
-                x=x,
-                y=y,
-                text=[show(o['text']) for o in view],
-                hovertext=hover,
-                hoverinfo='text',
-                showlegend=False,
-                **text,
-            ),
-            go.Scatter(
-                x=[None],
-                y=[None],
-                mode='markers',
-                showlegend=False,
-                marker=dict(
-                    colorscale='OrRd',
-                    cmin=0,
-                    cmax=most,
-                    color=[0],
-                    showscale=True,
-                    colorbar=dict(title='bits', thickness=10),
-                ),
-            ),
-        ]
-    )
+    fig = go.Figure([tokens, _colour_bar(most)])
     axis = dict(visible=False, fixedrange=True)
+    line = -min(y, default=0)
     return fig.update_layout(
-        shapes=shapes,
+        shapes=[_box(*o) for o in zip(x, y, [o['text'] for o in view], colors)],
         xaxis=dict(range=[-0.5, width + 8], **axis),
         yaxis=dict(range=[-line - 0.8, 0.8], **axis),
         height=90 + 24 * (line + 1),
@@ -143,7 +131,7 @@ def surprise_figure(
         paper_bgcolor='rgba(0,0,0,0)',
     )
 
-
+# %% ../nbs/26_sample.ipynb #7626ef20
 @dataclass(frozen=True)
 class Shown:
     "A sample as a notebook shows it: prompt, continuation, and the picture of its surprise"

@@ -1,4 +1,7 @@
-"Training steps compiled for TPUs that are not there, each in a process of its own. Runs in `.venv-xla` (`make test-xla`)"
+"""Training steps compiled for TPUs that are not there, each in a process of its own.
+
+Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import json
 import pytest
@@ -84,7 +87,7 @@ def test_the_token_step_compiles():
         B = kw.get('batch', 1)
         v = ask_compiler('decoding', '124M', **dict(dict(batch=1), **kw))
         assert v.fits and v.parts['arguments'] == pytest.approx(weights + B * cache, rel=0.05), v
-        assert v.parts['outputs'] < 0.01 and v.total_gib < 1.1 * (weights + B * cache), v
+        assert v.parts['outputs'] < 0.01 and v.parts['temporaries'] < 0.05, v
 
 
 def test_reading_a_prompt_compiles():

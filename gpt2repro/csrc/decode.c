@@ -70,6 +70,11 @@ INLINE float read_1(const void *w, int64_t i, int kind) {
     return from_bf16(((const uint16_t *)w)[i]);
 }
 
+typedef float f32_anywhere __attribute__((vector_size(64), aligned(1), may_alias));
+
+/* 16 float32 or 32 bfloat16, at any address */
+INLINE f32 read_64_bytes(const char *p) { return *(const f32_anywhere *)p; }
+
 INLINE f32 read_16(const void *w, int64_t i, int kind) {
     if (kind != INT8) return load16(w, i, kind == BFLOAT16);
     const int8_t *p = (const int8_t *)w + i;
@@ -188,12 +193,12 @@ INLINE f32 dot_tile(
     for (int64_t k = 0; k < whole; k += step) {
         UNROLL for (int p = 0; p < P; p++) __builtin_prefetch(next + (k/step*P+p)*64, 0, 2);
         f32 v[4];
-        UNROLL for (int b = 0; b < T; b++) v[b] = *(const f32 *)(x + (b*K+k)*size_x);
+        UNROLL for (int b = 0; b < T; b++) v[b] = read_64_bytes(x + (b*K+k)*size_x);
         UNROLL for (int r = 0; r < 4; r++) {
             const char *row = w + r*stride*K*size_of(kind);
 #ifdef __AVX512BF16__
             if (dot_bf16) {
-                const __m512bh m = (__m512bh)*(const f32 *)(row+2*k);
+                const __m512bh m = (__m512bh)read_64_bytes(row+2*k);
                 UNROLL for (int b = 0; b < T; b++)
                     a[4*r+b] = (f32)_mm512_dpbf16_ps((__m512)a[4*r+b], m, (__m512bh)v[b]);
                 continue;
