@@ -1,128 +1,103 @@
-"Adafactor at 124M: seconds a step, memory and state beside AdamW, torch's and transformers' Adafactor. (The three-seed comparison of losses is bench/adafactor_runs.py.)"
+"""One step of Adafactor: time, memory and state beside fused AdamW, torch's and transformers' Adafactor
 
-import argparse
-import ctypes
-import os
+Every optimizer steps the same weights with the same gradients, in turns. Without our kernels it runs once
+more in a process that has no C compiler. A minute on two cores for the 124M. The comparison of losses over
+three seeds is bench.adafactor_runs. Not run on a GPU yet."""
+
 import statistics
-import sys
-import threading
-import time
-from pathlib import Path
-
-os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench.common import alone, in_turns, parser, peak_of, save_table
 import torch
 from transformers.optimization import Adafactor as HFAdafactor
-from bench.common import save_table
-from gpt2repro.adafactor import Adafactor, param_groups
-from gpt2repro.backend import get_device, sync
+from gpt2repro.adafactor import Adafactor
+from gpt2repro.adafactor import param_groups
+from gpt2repro.backend import get_device
 from gpt2repro.config import sizes
 from gpt2repro.model import GPT2
 
-
-def resident():
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-
-
-def peak_of(f, device):
-    "Bytes that `f()` takes above what is there, at its worst; on a CPU looked at every half millisecond"
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        f()
-        sync(device)
-        return torch.cuda.max_memory_allocated() - before
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident()
-    top = [0]
-    done = threading.Event()
-
-    def watch():
-        while not done.is_set():
-            top[0] = max(top[0], resident())
-            time.sleep(0.0005)
-
-    w = threading.Thread(target=watch)
-    w.start()
-    f()
-    done.set()
-    w.join()
-    return max(0, top[0] - before)
+ours = 'Adafactor, ours'
+peers = ('AdamW, fused', 'torch.optim.Adafactor', "transformers' Adafactor")
 
 
-def state_bytes(size):
+def state_mb(size):
+    "Megabytes of Adafactor's state, counted on meta tensors"
     with torch.device('meta'):
         opt = Adafactor(GPT2(sizes[size]).parameters())
-    return sum(v.numel() * v.element_size() for s in opt.state.values() for v in s.values())
+    return sum(v.numel() * v.element_size() for s in opt.state.values() for v in s.values()) / 1e6
 
 
-def steps(size, n, device):
-    "Every optimizer in turns, n rounds, on the same weights and gradients"
-    m = GPT2(sizes[size]).to(device)
-    ps = list(m.parameters())
+def optimizers(model):
+    "Name -> the optimizer over the model's parameters"
+    ps = list(model.parameters())
+    return {
+        ours: Adafactor(param_groups(model)),
+        'the same, with statistics': Adafactor(param_groups(model), track=True),
+        'AdamW, fused': torch.optim.AdamW(ps, lr=1e-4, fused=True),
+        'torch.optim.Adafactor': torch.optim.Adafactor(ps),
+        "transformers' Adafactor": HFAdafactor(ps),
+    }
+
+
+def steps(
+    size,
+    n,  # rounds
+    device_name='auto',
+):  # list of rows of the table
+    "Every optimizer in turns on the same weights and gradients"
+    device = get_device(device_name)
+    model = GPT2(sizes[size]).to(device)
+    ps = list(model.parameters())
     for p in ps:
         p.grad = torch.randn_like(p) * 1e-3
     largest = max(p.numel() * p.element_size() for p in ps)
-    makers = {
-        'Adafactor, ours': lambda: Adafactor(param_groups(m)),
-        'the same, with statistics': lambda: Adafactor(param_groups(m), track=True),
-        'AdamW, fused': lambda: torch.optim.AdamW(ps, lr=1e-4, fused=True),
-        'torch.optim.Adafactor': lambda: torch.optim.Adafactor(ps),
-        "transformers' Adafactor": lambda: HFAdafactor(ps),
-    }
-    opts, memory, times = {}, {}, {}
-
-    def timed(name):
-        t = time.perf_counter()
-        opts[name].step()
-        sync(device)
-        times.setdefault(name, []).append(time.perf_counter() - t)
-
-    for name, make in makers.items():
-        opts[name] = make()
-        opts[name].step()
-        sync(device)
-        memory[name] = peak_of(opts[name].step, device)
-    for _ in range(n):
-        for name in makers:
-            timed(name)
-    if device.type == 'cpu':
-        import gpt2repro.adafactor as a
-
-        a.compile_c = lambda source: None  # as on a machine that has none
-        name = 'Adafactor, ours, without a compiler'
-        opts[name] = opts['Adafactor, ours']
-        memory[name] = peak_of(opts[name].step, device)
-        for _ in range(n):
-            timed(name)
-    rows = [
-        {
-            'optimizer': k,
-            'ms': min(times[k]) * 1e3,
-            'median ms': statistics.median(times[k]) * 1e3,
-            'temporary memory, × the largest parameter': memory[k] / largest,
+    opts = optimizers(model)
+    memory = {}
+    for name, opt in opts.items():
+        opt.step()  # makes its state
+        memory[name] = peak_of(opt.step, device)
+    took = in_turns({name: opt.step for name, opt in opts.items()}, n, device, warmup=0)
+    rows = []
+    for name, seconds in took.items():
+        row = {
+            'optimizer': name,
+            'ms': min(seconds) * 1e3,
+            'median ms': statistics.median(seconds) * 1e3,
+            'temporary memory, × the largest parameter': memory[name] / largest,
         }
-        for k in opts
-    ]
-    for r in rows:
-        for k in ('AdamW, fused', 'torch.optim.Adafactor', "transformers' Adafactor"):
-            r[f'time / {k}'] = statistics.median(a / b for a, b in zip(times[r['optimizer']], times[k]))
+        for peer in peers:
+            row[f'time / {peer}'] = statistics.median(a / b for a, b in zip(seconds, took[peer]))
+        rows.append(row)
     return rows
 
 
-if __name__ == '__main__':
-    arg = argparse.ArgumentParser(description=__doc__)
-    arg.add_argument('--size', default='124M')
-    arg.add_argument('--n', type=int, default=10, help='steps of each optimizer, in turns; the median counts')
-    arg.add_argument('--device', default='auto')
-    a = arg.parse_args()
-    small = state_bytes('124M') / 1e6
-    large = state_bytes('1.5B') / 1e6
+def without_compiler(size, n, device_name):
+    "The row of ours in a process that has no compiler, beside the same peers"
+    [row] = [
+        r
+        for r in alone(steps, size, n, device_name, env=dict(PATH='', CC='', CXX='', GPT2REPRO_NO_C='1'))
+        if r['optimizer'] == ours
+    ]
+    return {**row, 'optimizer': f'{ours}, without a compiler'}
+
+
+def main(argv=None):
+    p = parser(__doc__)
+    p.add_argument('--size', default='124M')
+    p.add_argument('--n', type=int, default=10, help='steps of each optimizer, in turns; the median counts')
+    p.add_argument('--device', default='auto')
+    a = p.parse_args(argv)
     device = get_device(a.device)
+    rows = steps(a.size, a.n, a.device)
+    if device.type == 'cpu':
+        rows.append(without_compiler(a.size, a.n, a.device))
     save_table(
         f'Adafactor: one step at {a.size}',
-        steps(a.size, a.n, device),
+        rows,
         f'{torch.get_num_threads()} threads. Steps of all optimizers in turns; the ratios are medians over '
-        f'the rounds of ratios within a round. State: {small:.2f} MB at 124M, {large:.2f} MB at 1.5B '
-        f'(counted on meta tensors). ' + ('' if device.type == 'cuda' else 'Not run on a GPU yet.'),
+        f'the rounds of ratios within a round. State: {state_mb("124M"):.2f} MB at 124M, '
+        f'{state_mb("1.5B"):.2f} MB at 1.5B (counted on meta tensors). '
+        + ('' if device.type == 'cuda' else 'Not run on a GPU yet.'),
     )
+
+
+if __name__ == '__main__':
+    main()

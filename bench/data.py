@@ -1,4 +1,10 @@
-"Text to shards to batches: rates against the bare tokenizers, memory, cold start, training of SentencePiece. `python bench/data.py [PART …]`, all parts if none is named"
+"""Text to shards to batches: rates against the bare tokenizers, memory, cold start, SentencePiece
+
+The peers are tiktoken's and SentencePiece's own batch encoding. Parts: rates, memory-gpt2, memory-bpe,
+batches, training; all if none is named, which takes half an hour on two cores and 3 GB of disk. GPT-2's
+tokenizer and real sentences come from the folder that GPT2REPRO_TEST_DATA names; without it the parts that
+need them are left out, and sentences are of Python's documentation. `BUSY=1` notes that other work was
+running."""
 
 import json
 import os
@@ -9,17 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-
-os.environ['GPT2REPRO_QUIET'] = '1'
 from pathlib import Path
+from bench.common import alone, best_of, environment, parser, reference, save_table
 import numpy as np
 import psutil
-from common import best_of, save_table
+from gpt2repro.batches import Batches
 from gpt2repro.corpus import documents, python_docs
+from gpt2repro.shards import write_shards
 from gpt2repro.tokenizer import GPT2BPE, SentencePiece, gpt2_pattern
 
-here = Path(__file__).parent
-data = here / '../../shared/data'
 note = ' Other work was running on the machine.' if os.environ.get('BUSY') else ''
 packages = ('tiktoken', 'sentencepiece', 'numpy')
 tmp = Path(tempfile.gettempdir()) / 'gpt2repro-bench'
@@ -28,13 +32,11 @@ tmp = Path(tempfile.gettempdir()) / 'gpt2repro-bench'
 def sentences():
     """Real sentences to build documents of: OpenWebText and WikiText-2 if they are here, else Python's
     documentation"""
-    if data.exists():
-        docs = [
-            *documents(data / 'openwebtext/openwebtext-1000.decoded.jsonl'),
-            *(data / 'wikitext2/wiki.train.tokens').read_text().split('\n'),
-        ]
-    else:
-        docs = python_docs()
+    web = reference('openwebtext/openwebtext-1000.decoded.jsonl')
+    wiki = reference('wikitext2/wiki.train.tokens')
+    docs = python_docs()
+    if web and wiki:
+        docs = [*documents(web), *wiki.read_text(encoding='utf-8').split('\n')]
     return [s + '.' for d in docs for s in d.split('. ') if 20 < len(s) < 500]
 
 
@@ -61,71 +63,79 @@ def make_corpus(n_bytes):
     return f.with_suffix('.part').rename(f)
 
 
-def tokenizers():
-    """(name, tokenizer, its library's own batch encoding with two threads) of each kind; those that are
-    trained are trained once"""
+def gpt2_bpe():
+    "GPT-2's own tokenizer from the published files, or None without them"
+    folder = reference('tokenizer')
+    return GPT2BPE.from_folder(folder) if folder else None
+
+
+def bare_tiktoken(tok):
+    "tiktoken's batch encoding with two threads"
     import tiktoken
 
-    if data.exists():
-        g = GPT2BPE.from_folder(data / 'tokenizer')
-        own = tiktoken.Encoding(
-            'gpt2',
-            pat_str=gpt2_pattern,
-            mergeable_ranks={b: i for i, b in enumerate(g.token_bytes[:-1])},
-            special_tokens={},
-        )
-        yield (
-            'GPT-2 BPE (tiktoken)',
-            g,
-            lambda docs: own.encode_ordinary_batch(docs, num_threads=2),
-            60_000_000,
-        )
-    for kind in ('bpe', 'unigram'):
+    ranks = {b: i for i, b in enumerate(tok.token_bytes[:-1])}
+    own = tiktoken.Encoding('gpt2', pat_str=gpt2_pattern, mergeable_ranks=ranks, special_tokens={})
+    return lambda docs: own.encode_ordinary_batch(docs, num_threads=2)
+
+
+def bare_sentencepiece(model):
+    "SentencePiece's batch encoding with two threads"
+    import sentencepiece
+
+    own = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return lambda docs: own.encode(docs, num_threads=2)
+
+
+def tokenizers():
+    """(name, tokenizer, its library's own batch encoding, bytes of text) of each kind; those that are
+    trained are trained once"""
+    if tok := gpt2_bpe():
+        yield 'GPT-2 BPE (tiktoken)', tok, bare_tiktoken(tok), 60_000_000
+    for kind, size in dict(bpe=12_000_000, unigram=40_000_000).items():
         f = tmp / f'{kind}.model'
         if not f.exists():
             f.write_bytes(SentencePiece.train(documents(make_corpus(100_000_000)), 4096, kind, 8 << 20).model)
-        sp = SentencePiece(f.read_bytes())
-        yield (
-            f'SentencePiece {kind}',
-            sp,
-            lambda docs: sp._sp.encode(docs, num_threads=2),
-            12_000_000 if kind == 'bpe' else 40_000_000,
-        )
+        model = f.read_bytes()
+        yield f'SentencePiece {kind}', SentencePiece(model), bare_sentencepiece(model), size
+
+
+def cpu_seconds():
+    "Processor time of this process and of those it has waited for"
+    return sum(os.times()[:4])
+
+
+def rate_row(name, tok, bare, size):
+    "Two rounds in turn, the better one counts"
+    f = make_corpus(size)
+    docs = list(documents(f))
+    mb = sum(len(d.encode()) for d in docs) / 1e6
+    out = tmp / 'shards'
+
+    def shards(workers):
+        shutil.rmtree(out, ignore_errors=True)
+        write_shards(documents(f), tok, out, workers=workers)
+
+    ways = {'bare': lambda: bare(docs), **{w: (lambda w=w: shards(w)) for w in (1, 2, 3)}}
+    best, cpu = {}, {}
+    for _ in range(2):
+        for k, run in ways.items():
+            before = cpu_seconds()
+            best[k] = max(best.get(k, 0), mb / best_of(run, 1))
+            cpu[k] = min(cpu.get(k, 1e9), cpu_seconds() - before)
+    return {
+        'tokenizer': name,
+        'bare, 2 threads, MB/s': best['bare'],
+        **{f'{w} worker{"s" * (w > 1)}, MB/s': best[w] for w in (1, 2, 3)},
+        'ratio of 2 workers': best[2] / best['bare'],
+        'ratio by processor time': cpu['bare'] / cpu[2],
+    }
 
 
 def rates():
-    """Text (a .jsonl file) to shards on the disk, against the bare tokenizer with all texts in memory;
-    two rounds in turn, the better one counts"""
-    from gpt2repro.shards import write_shards
-
+    "Text (a .jsonl file) to shards on the disk, against the bare tokenizer with all texts in memory"
     rows = []
-    out = tmp / 'shards'
-    for name, tok, bare, size in tokenizers():
-        f = make_corpus(size)
-        docs = list(documents(f))
-        mb = sum(len(d.encode()) for d in docs) / 1e6
-
-        def shards(workers):
-            shutil.rmtree(out, ignore_errors=True)
-            write_shards(documents(f), tok, out, workers=workers)
-
-        best, cpu = {}, {}
-        for _ in range(2):
-            for k in ('bare', 1, 2, 3):
-                before = sum(os.times()[:4])
-                best[k] = max(
-                    best.get(k, 0), mb / best_of(lambda: bare(docs) if k == 'bare' else shards(k), 1)
-                )
-                cpu[k] = min(cpu.get(k, 1e9), sum(os.times()[:4]) - before)
-        rows.append(
-            {
-                'tokenizer': name,
-                'bare, 2 threads, MB/s': best['bare'],
-                **{f'{w} worker{"s" * (w > 1)}, MB/s': best[w] for w in (1, 2, 3)},
-                'ratio of 2 workers': best[2] / best['bare'],
-                'ratio by processor time': cpu['bare'] / cpu[2],
-            }
-        )
+    for o in tokenizers():
+        rows.append(rate_row(*o))
         save_table(
             'Text to shards',
             rows,
@@ -141,7 +151,7 @@ def peak_pss(argv):
     its seconds"""
     t = time.perf_counter()
     peak = 0
-    p = psutil.Popen(argv, env={**os.environ, 'OMP_NUM_THREADS': '1'}, stdout=subprocess.DEVNULL)
+    p = psutil.Popen(argv, env=environment(OMP_NUM_THREADS='1'), stdout=subprocess.DEVNULL)
     while p.poll() is None:
         total = 0
         for q in [p, *p.children(recursive=True)]:
@@ -156,29 +166,17 @@ def peak_pss(argv):
 
 
 def memory(name):
-    kinds = {'SentencePiece bpe': 'bpe', **({'GPT-2 BPE': data / 'tokenizer'} if data.exists() else {})}
-    if name not in kinds:
-        return
+    "`gpt2repro prepare` on 100 MB and 1 GB, with one tokenizer"
+    tokenizer = 'bpe' if name == 'SentencePiece bpe' else reference('tokenizer')
+    if tokenizer is None:
+        return print(f'not run: {name} needs the tokenizer in the folder GPT2REPRO_TEST_DATA')
     rows = []
     out = tmp / 'prepared'
     for size in (100_000_000, 1_000_000_000):
         f = make_corpus(size)
         shutil.rmtree(out, ignore_errors=True)
-        mib, s = peak_pss(
-            [
-                sys.executable,
-                '-m',
-                'gpt2repro',
-                'prepare',
-                str(f),
-                '--out',
-                str(out),
-                '--tokenizer',
-                str(kinds[name]),
-                '--overlap',
-                '1.1',
-            ]
-        )
+        command = f'{sys.executable} -m gpt2repro prepare {f} --out {out} --tokenizer {tokenizer}'
+        mib, s = peak_pss([*command.split(), '--overlap', '1.1'])
         rows.append(
             {'text, MB': size // 1_000_000, 'peak PSS, MiB': mib, 'seconds': s, 'MB/s': size / 1e6 / s}
         )
@@ -192,80 +190,67 @@ def memory(name):
         )
 
 
-cold_code = """
-import sys, time, os, glob
-from gpt2repro.batches import Batches
-for f in glob.glob(sys.argv[1]+'/*'):
-    fd = os.open(f, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-t = time.perf_counter()
-x, y = Batches(sys.argv[1], batch_size=32, n_ctx=1024)(1_000_000)
-print(time.perf_counter()-t)
-"""
+class RandomIds(GPT2BPE):
+    "GPT-2's vocabulary, and 999,999 random ids for the text of a seed"
+
+    def encode_np(self, text):
+        return np.random.default_rng(int(text)).integers(0, 50256, 999_999).astype(np.uint32)
 
 
-def make_row(n):
+def random_row(n):
     "A folder of shards of `n` random tokens"
-    from gpt2repro.shards import write_shards
-
-    class Any(GPT2BPE):
-        def encode_np(self, text):
-            return np.random.default_rng(int(text)).integers(0, 50256, 999_999).astype(np.uint32)
-
     folder = tmp / f'row-{n}'
     if not (folder / 'manifest.json').exists():
-        write_shards(
-            map(str, range(n // 1_000_000)),
-            Any.from_folder(data / 'tokenizer'),
-            folder,
-            workers=0,
-            group_bytes=1,
-        )
+        tok = RandomIds.from_folder(reference('tokenizer'))
+        write_shards(map(str, range(n // 1_000_000)), tok, folder, workers=0, group_bytes=1)
     return folder
 
 
+def cold_start(folder):
+    "Seconds to the batch of step 1,000,000, files not in the system's cache; in a process of its own"
+    for f in Path(folder).iterdir():
+        fd = os.open(f, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+    t = time.perf_counter()
+    Batches(folder, batch_size=32, n_ctx=1024)(1_000_000)
+    return time.perf_counter() - t
+
+
+def batch_rate(source, n, B, T, threads, **kw):
+    "Million tokens a second of `n` batches that some threads share"
+    b = Batches(source, batch_size=B, n_ctx=T, **kw)
+    steps = iter(range(n))
+
+    def work():
+        for s in steps:
+            b(s)
+
+    working = [threading.Thread(target=work) for _ in range(threads)]
+
+    def all_of_them():
+        for t in working:
+            t.start()
+        for t in working:
+            t.join()
+
+    return n * B * T / best_of(all_of_them, 1) / 1e6
+
+
 def batches():
-    from gpt2repro.batches import Batches
-
-    folder = make_row(300_000_000)
-    cold = sorted(
-        float(
-            subprocess.run(
-                [sys.executable, '-c', cold_code, str(folder)], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        * 1000
-        for _ in range(7)
-    )
-
-    def run(n, B, T, threads, **kw):
-        b = Batches(kw.pop('source', folder), batch_size=B, n_ctx=T, **kw)
-        steps = iter(range(n))
-
-        def work():
-            for s in steps:
-                b(s)
-
-        working = [threading.Thread(target=work) for _ in range(threads)]
-
-        def all_of_them():
-            for t in working:
-                t.start()
-            for t in working:
-                t.join()
-
-        return n * B * T / best_of(all_of_them, 1) / 1e6
-
+    "Batches from 300 million tokens, with one, two and three threads"
+    if gpt2_bpe() is None:
+        return print('not run: batches need the tokenizer in the folder GPT2REPRO_TEST_DATA')
+    folder = random_row(300_000_000)
+    cold = sorted(1000 * alone(cold_start, str(folder)) for _ in range(7))
+    kinds = {
+        'windows, 32 × 1024': (folder, 1500, 32, 1024),
+        'windows, 64 × 128': (folder, 2000, 64, 128),
+        'mixture of two, 32 × 1024': ({folder: 0.7, random_row(100_000_000): 0.3}, 1000, 32, 1024),
+    }
     rows = []
-    for name, kw in {
-        'windows, 32 × 1024': dict(n=1500, B=32, T=1024),
-        'windows, 64 × 128': dict(n=2000, B=64, T=128),
-        'mixture of two, 32 × 1024': dict(
-            n=1000, B=32, T=1024, source={folder: 0.7, make_row(100_000_000): 0.3}
-        ),
-    }.items():
-        r = {k: sorted(run(threads=k, **kw) for _ in range(3)) for k in (2, 1, 3)}
+    for name, args in kinds.items():
+        r = {k: sorted(batch_rate(*args, k) for _ in range(3)) for k in (2, 1, 3)}
         rows.append(
             {
                 'batches': name,
@@ -285,18 +270,14 @@ def batches():
 
 
 def training():
+    "Training of SentencePiece from 100 MB of text"
     rows = []
     f = make_corpus(100_000_000)
     for kind in ('bpe', 'unigram'):
         s = best_of(lambda: SentencePiece.train(documents(f), 4096, kind), 1)
+        sample = (16 << 20) / 1e6
         rows.append(
-            {
-                'model': kind,
-                'text, MB': 100,
-                'sample, MB': (16 << 20) / 1e6,
-                'seconds': s,
-                'asked for': '< 120',
-            }
+            {'model': kind, 'text, MB': 100, 'sample, MB': sample, 'seconds': s, 'asked for': '< 120'}
         )
         save_table(
             'Training SentencePiece',
@@ -314,6 +295,18 @@ parts = {
     'batches': batches,
     'training': training,
 }
-if __name__ == '__main__':
-    for part in sys.argv[1:] or parts:
+
+
+def main(argv=None):
+    p = parser(__doc__)
+    p.add_argument('part', nargs='*', help=', '.join(parts))
+    named = p.parse_args(argv).part
+    for part in named:
+        if part not in parts:
+            p.error(f'no part {part!r}; known: {", ".join(parts)}')
+    for part in named or parts:
         parts[part]()
+
+
+if __name__ == '__main__':
+    main()

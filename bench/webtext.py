@@ -1,25 +1,24 @@
-"""The WebText pipeline: links per second, extraction against bare trafilatura, near-duplicates found, memory at 1x and 10x
+"""The WebText pipeline: links a second, extraction against bare trafilatura, near-duplicates, memory
 
-python bench/webtext.py [--rough]        rough: a twentieth of everything, nothing kept
-"""
+`speed` compares with json.loads and with trafilatura on the same pages; `near` counts planted near-duplicates
+found; `memory` is each stage's peak at 1 and 10 times the input, in a process of its own. All three if none
+is named: some fifteen minutes on two cores. `--rough` does a twentieth of everything and keeps nothing."""
 
 import json
 import random
 import resource
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from pathlib import Path
+from bench.common import alone, parser, peak_mib, save_table, section
 from loguru import logger
+from gpt2repro.webtext import Answer, Bands, CleanConfig, Clusters, CrawlConfig, DedupConfig, Describe
+from gpt2repro.webtext import Document, DropCopies, DropNear, ExtractText, FetchPages, FindCopies, FindLinks
+from gpt2repro.webtext import Language, LongEnough, MergeLinks, NotRepetitive, NoteContent, PracticeSite
+from gpt2repro.webtext import ReadPages, ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, dump_lines
+from gpt2repro.webtext import warc_record, word_grams
 
-sys.path.insert(0, str(Path(__file__).parent))
-from common import peak_mib, save_table, table
-from gpt2repro.webtext import Bands, CleanConfig, Clusters, CrawlConfig, DedupConfig, Describe, DropCopies
-from gpt2repro.webtext import DropNear, Document, ExtractText, FetchPages, FindCopies, FindLinks, Language
-from gpt2repro.webtext import LongEnough, MergeLinks, NotRepetitive, NoteContent, PracticeSite, ReadPages
-from gpt2repro.webtext import ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, _page, _whole, warc_record
-from gpt2repro.webtext import word_grams, Answer
+packages = ('datatrove', 'trafilatura', 'orjson', 'zstandard', 'numpy')
 
 
 def cpu():
@@ -45,43 +44,46 @@ def through(steps):
 # what goes in
 
 
+images = 'https://b.thumbs.redditmedia.com/abcdef.jpg'
+extra = {f'field_{i}': v for i, v in enumerate([None, False, [], 'public', images, 0] * 8)}
+
+
+def submission(rng, words, i, n):
+    "A submission of 1.4 kB with the 60 fields of a dump"
+    own = rng.random() < 0.25
+    if own:
+        url = f'https://www.reddit.com/r/x/comments/{i:x}/'
+    else:
+        site = int(rng.paretovariate(0.6)) % 50_000
+        page = f'{rng.choice(words)}/{rng.randrange(max(2, n * 9 // 10))}'
+        url = f'https://www.site{site}.com/{page}?utm_source=reddit'
+    return dict(
+        extra,
+        id=f'{i:x}',
+        author=rng.choice(words),
+        created_utc=1500000000 + i,
+        domain='x.com',
+        is_self=own,
+        num_comments=rng.randrange(99),
+        permalink=f'/r/x/comments/{i:x}/',
+        score=rng.choice((0, 1, 1, 3, 40)),
+        subreddit=rng.choice(words),
+        title=' '.join(rng.choices(words, k=10)),
+        selftext=' '.join(rng.choices(words, k=60)) if own else '',
+        url=url,
+    )
+
+
 def write_dump(path, n, seed=0, copies=1):
-    """`n` submissions of 1.4 kB with the 60 fields of a dump, zstd; two in five have a score of 3 or
-    more, one in four is text, names repeat as on Reddit; `copies` times, with other addresses"""
+    """`n` submissions, zstd; two in five have a score of 3 or more, one in four is text, names repeat as
+    on Reddit; `copies` times, with other addresses"""
     import zstandard
 
     rng = random.Random(seed)
-    extra = {
-        f'field_{i}': v
-        for i, v in enumerate(
-            [None, False, [], 'public', 'https://b.thumbs.redditmedia.com/abcdef.jpg', 0] * 8
-        )
-    }
     words = [''.join(rng.choices('etaoinshrdlu', k=rng.randint(3, 9))) for _ in range(2000)]
     with open(path, 'wb') as f, zstandard.ZstdCompressor(level=3).stream_writer(f) as z:
         for i in range(n):
-            own = rng.random() < 0.25
-            url = (
-                f'https://www.reddit.com/r/x/comments/{i:x}/'
-                if own
-                else f'https://www.site{int(rng.paretovariate(0.6)) % 50_000}.com/{rng.choice(words)}/{rng.randrange(max(2, n * 9 // 10))}?utm_source=reddit'
-            )
-            d = dict(
-                extra,
-                id=f'{i:x}',
-                author=rng.choice(words),
-                created_utc=1500000000 + i,
-                domain='x.com',
-                is_self=own,
-                num_comments=rng.randrange(99),
-                permalink=f'/r/x/comments/{i:x}/',
-                score=rng.choice((0, 1, 1, 3, 40)),
-                subreddit=rng.choice(words),
-                title=' '.join(rng.choices(words, k=10)),
-                selftext=' '.join(rng.choices(words, k=60)) if own else '',
-                url=url,
-            )
-            line = json.dumps(d).encode() + b'\n'
+            line = json.dumps(submission(rng, words, i, n)).encode() + b'\n'
             for k in range(copies):
                 z.write(line.replace(b'utm_source=reddit', b'copy=%d' % k) if k else line)
 
@@ -93,16 +95,26 @@ def prose(n, seed=0):
     return [' '.join(rng.choices(words, k=rng.randint(100, 800))) for _ in range(n)]
 
 
+def html_page(title, paragraphs, links):
+    menu = ''.join(f'<li><a href="/page/{i}">Section {i} of the site</a></li>' for i in range(links))
+    text = ''.join(f'<p>{p}</p>' for p in paragraphs)
+    return (
+        f'<!doctype html><html lang="en"><head><title>{title}</title><script>var x = "<p>not '
+        f'text</p>";</script></head><body><nav><ul>{menu}</ul></nav>'
+        f'<main><article><h1>{title}</h1>{text}</article></main>'
+        f'<footer>Copyright, imprint, privacy, cookies: accept all of them now.</footer></body></html>'
+    )
+
+
 def python_pages(n):
     "Pages of some 25 kB: a menu of 250 links and a footer around text of the embedded corpus"
     from gpt2repro.corpus import python_docs
 
     docs = [d for d in python_docs() if 1500 < len(d) < 30_000]
     for i in range(n):
-        d = docs[i % len(docs)]
-        yield _page(
-            f'Page {i}', [p.replace('&', '&amp;').replace('<', '&lt;') for p in d.split('\n\n')], nav=250
-        )
+        paragraphs = docs[i % len(docs)].split('\n\n')
+        safe = [p.replace('&', '&amp;').replace('<', '&lt;') for p in paragraphs]
+        yield html_page(f'Page {i}', safe, 250)
 
 
 def write_warc(path, pages):
@@ -122,8 +134,13 @@ def write_warc(path, pages):
             )
 
 
+def all_fields(writer, doc):
+    "All of a document, as the stage of text keeps it"
+    return dict(text=doc.text, id=doc.id, metadata=doc.metadata)
+
+
 def write_text(folder, texts):
-    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', _whole)])
+    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', all_fields)])
 
 
 class Feed:
@@ -145,15 +162,12 @@ class Feed:
 
 
 def links_row(tmp, n):
-
     dump = tmp / 'RS.zst'
     write_dump(dump, n)
     step = FindLinks([dump], tmp / 'runs', WebTextConfig())
     t = cpu()
     drain(step)
     ours = cpu() - t
-    from gpt2repro.webtext import dump_lines
-
     t = cpu()
     k = 0
     for lines in dump_lines(dump):
@@ -172,37 +186,45 @@ def links_row(tmp, n):
     )
 
 
+def text_stage(warc, cfg, tmp):
+    "The steps from a WARC file to clean text"
+    return [
+        ReadPages([warc]),
+        ExtractText(cfg),
+        Language('en'),
+        LongEnough(200),
+        NotRepetitive(),
+        NoteContent(tmp / 'c'),
+        ToJsonl(tmp / 't', all_fields),
+    ]
+
+
+def cpu_of(fn):
+    "CPU seconds of one call"
+    t = cpu()
+    fn()
+    return cpu() - t
+
+
 def extraction_row(tmp, n):
     from trafilatura import extract
 
-    write_warc(tmp / 'x.warc.gz', python_pages(n))
+    warc = tmp / 'x.warc.gz'
+    write_warc(warc, python_pages(n))
     cfg = CleanConfig()
-    html = [d.text for d in ReadPages([tmp / 'x.warc.gz']).run()]
+    html = [d.text for d in ReadPages([warc]).run()]
     for h in html[:20]:
         extract(h, include_comments=False)
-    ratios, whole = [], []
+    ways = {
+        'bare': lambda: [extract(h, include_comments=False, deduplicate=False) for h in html],
+        'ours': lambda: through([ReadPages([warc]), ExtractText(cfg)]),
+        'stage': lambda: through(text_stage(warc, cfg, tmp)),
+    }
+    took = {k: [] for k in ways}
     for _ in range(3):  # in turns: the machine's speed drifts
-        t = cpu()
-        for h in html:
-            extract(h, include_comments=False, deduplicate=False)
-        bare = cpu() - t
-        t = cpu()
-        through([ReadPages([tmp / 'x.warc.gz']), ExtractText(cfg)])
-        ratios.append((bare, cpu() - t))
-        t = cpu()
-        through(
-            [
-                ReadPages([tmp / 'x.warc.gz']),
-                ExtractText(cfg),
-                Language('en'),
-                LongEnough(200),
-                NotRepetitive(),
-                NoteContent(tmp / 'c'),
-                ToJsonl(tmp / 'text', _whole),
-            ]
-        )
-        whole.append(cpu() - t)
-    bare, ours = (min(o[i] for o in ratios) for i in (0, 1))
+        for k, fn in ways.items():
+            took[k].append(cpu_of(fn))
+    bare, ours, stage = (min(s) for s in took.values())
     peer = {'peer is': 'bare trafilatura on the same decoded pages'}
     return [
         dict(
@@ -215,9 +237,9 @@ def extraction_row(tmp, n):
         ),
         dict(
             what='the whole text stage: with language, length, repetition, output',
-            ours=n / min(whole),
+            ours=n / stage,
             peer=n / bare,
-            ratio=bare / min(whole),
+            ratio=bare / stage,
             **peer,
             target='',
         ),
@@ -229,25 +251,32 @@ def jaccard(a, b, n):
     return len(a & b) / len(a | b)
 
 
-def near_rows(tmp, n):
-    """Pairs with a similarity spread over 0.3 to 1, among documents that have no relative; found: one
-    of the two is dropped"""
+def near_copy(rng, text, others, n_grams):
+    "The text with words exchanged, to a similarity somewhere between 0.3 and 1"
+    words = text.split()
+    want = rng.uniform(0.3, 1)
+    changed = min(len(words), round(len(words) * (1 - want) / (1 + want) / n_grams * 1.15))
+    for at in rng.sample(range(len(words)), changed):
+        words[at] = rng.choice(others) + 'x'
+    return ' '.join(words)
+
+
+def planted(n, n_grams):
+    "Texts, and (number of one, number of its near-copy, Jaccard similarity) of `n` pairs among them"
     rng = random.Random(1)
-    cfg = DedupConfig()
     docs = prose(2 * n, 1)
+    others = docs[-1].split()
     pairs = []
-    words = docs[-1].split()
     for i in range(n):
-        w = docs[i].split()
-        want = rng.uniform(0.3, 1)
-        for at in rng.sample(
-            range(len(w)), min(len(w), round(len(w) * (1 - want) / (1 + want) / cfg.n_grams * 1.15))
-        ):
-            w[at] = rng.choice(words) + 'x'
-        docs.append(' '.join(w))
-        pairs.append((i, len(docs) - 1, jaccard(docs[i], docs[-1], cfg.n_grams)))
+        docs.append(near_copy(rng, docs[i], others, n_grams))
+        pairs.append((i, len(docs) - 1, jaccard(docs[i], docs[-1], n_grams)))
     order = list(range(len(docs)))
     rng.shuffle(order)
+    return docs, pairs, order
+
+
+def dropped(tmp, docs, order, cfg):
+    "Numbers of the documents that de-duplication drops, and documents a second of processor time"
     write_text(tmp, [docs[i] for i in order])
     read = lambda: [ReadText(tmp / 'text'), DropCopies(tmp / 'copies')]
     t = cpu()
@@ -259,68 +288,59 @@ def near_rows(tmp, n):
     for s in (*read(), DropNear(tmp / 'clusters')):
         data = s.run(data, 0, 1)
     gone = set(range(len(docs))) - {order[int(d.id)] for d in data}
-    speed = len(docs) / (cpu() - t)
+    return gone, len(docs) / (cpu() - t)
+
+
+def near_rows(tmp, n):
+    """Pairs with a similarity spread over 0.3 to 1, among documents that have no relative; found: one
+    of the two is dropped"""
+    cfg = DedupConfig()
+    docs, pairs, order = planted(n, cfg.n_grams)
+    gone, speed = dropped(tmp, docs, order, cfg)
     hit = [(s, a in gone or b in gone) for a, b, s in pairs]
     true = sum(f for s, f in hit if s >= 0.8)
-    related = {i for a, b, _ in pairs for i in (a, b)}
-    strangers = len(gone - related)
-    recall = true / sum(s >= 0.8 for s, _ in hit)
-    low = sum(f for s, f in hit if s < 0.6)
+    alike = sum(s >= 0.8 for s, _ in hit)
+    unlike = sum(s < 0.6 for s, _ in hit)
+    false = sum(f for s, f in hit if s < 0.6) + len(gone - {i for a, b, _ in pairs for i in (a, b)})
     rows = [
         dict(
-            what=f'near-duplicates: recall of {sum(s >= 0.8 for s, _ in hit):,} pairs at Jaccard >= 0.8',
-            ours=recall,
+            what=f'near-duplicates: recall of {alike:,} pairs at Jaccard >= 0.8',
+            ours=true / alike,
             target='0.95',
         ),
         dict(
-            what=f'precision, among {len(docs):,} documents and {sum(s < 0.6 for s, _ in hit):,} '
-            f'look-alikes below 0.6',
-            ours=true / (true + low + strangers),
+            what=f'precision, among {len(docs):,} documents and {unlike:,} look-alikes below 0.6',
+            ours=true / (true + false),
             target='0.95',
         ),
     ]
     for lo, hi in ((0.3, 0.5), (0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.85), (0.85, 0.9), (0.9, 1.01)):
         g = [f for s, f in hit if lo <= s < hi]
-        rows.append(
-            dict(
-                what=f'share found at Jaccard {lo} to {min(hi, 1.0)}', ours=sum(g) / max(1, len(g)), target=''
-            )
-        )
+        what = f'share found at Jaccard {lo} to {min(hi, 1.0)}'
+        rows.append(dict(what=what, ours=sum(g) / max(1, len(g)), target=''))
     return rows + [dict(what='documents/s per core, all steps, 450 words each', ours=speed, target='')]
 
 
 # memory: each stage in a process of its own
 
 
-def stage_run(name, tmp):
-    "One stage on what is in `tmp`; prints the peak of this process and of the largest it started, MiB"
+crawl = CrawlConfig(
+    delay=0.0, private='127.0.0.0/8', retries=0, timeout=5.0, deadline=1.0, max_bytes=1 << 20, backoff=0.01
+)
+
+
+def stage_peak(name, tmp):
+    "Peak of this process and of the largest it started while one stage runs on what is in `tmp`, MiB"
+    logger.disable('datatrove')
+    tmp = Path(tmp)
     cfg = WebTextConfig(tasks=1)
     d = DedupConfig()
-    crawl = CrawlConfig(
-        delay=0.0,
-        private='127.0.0.0/8',
-        retries=0,
-        timeout=5.0,
-        deadline=1.0,
-        max_bytes=1 << 20,
-        backoff=0.01,
-    )
     read = [ReadText(tmp / 'text'), DropCopies(tmp / 'copies')]
     run = dict(
         links=lambda: drain(FindLinks([tmp / 'RS.zst'], tmp / 'runs', cfg)),
         merge=lambda: drain(MergeLinks(tmp / 'runs', tmp / 'links')),
         pages=lambda: drain(FetchPages(tmp / 'links', tmp / 'pages', tmp / 'work', crawl)),
-        text=lambda: through(
-            [
-                ReadPages([tmp / 'x.warc.gz']),
-                ExtractText(cfg.clean),
-                Language('en'),
-                LongEnough(200),
-                NotRepetitive(),
-                NoteContent(tmp / 'c'),
-                ToJsonl(tmp / 't', _whole),
-            ]
-        ),
+        text=lambda: through(text_stage(tmp / 'x.warc.gz', cfg.clean, tmp)),
         copies=lambda: drain(FindCopies(tmp / 'content', tmp / 'copies')),
         sign=lambda: through([*read, Sign(tmp / 'sig', d)]),
         bands=lambda: drain(Bands(tmp / 'sig', tmp / 'pairs', d), None, 0, 1),
@@ -330,17 +350,11 @@ def stage_run(name, tmp):
         ),
     )[name]
     run()
-    print(max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024))
-
-
-def peak(name, tmp):
-    r = subprocess.run([sys.executable, __file__, '--stage', name, str(tmp)], capture_output=True, text=True)
-    assert r.returncode == 0, r.stderr
-    return float(r.stdout.split()[-1])
+    return max(peak_mib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 
 
 def memory_rows(tmp, n_subs, n_urls, n_pages, n_docs):
-    peaks, size = {}, {}
+    peaks = {}
     for k in (1, 10):
         f = tmp / f'x{k}'
         f.mkdir()
@@ -348,12 +362,12 @@ def memory_rows(tmp, n_subs, n_urls, n_pages, n_docs):
         write_warc(f / 'x.warc.gz', python_pages(n_pages * k))
         write_text(f, prose(n_docs * k))
         for s in ('links', 'merge', 'text', 'copies', 'sign', 'bands', 'clusters', 'write'):
-            peaks[s, k] = peak(s, f)
+            peaks[s, k] = alone(stage_peak, s, str(f))
         with PracticeSite(pages=n_urls * k, hosts=12) as site:
             (f / 'links/00000.jsonl').write_text(
                 ''.join(json.dumps(dict(url=u, score=3, date='2019-02-14')) + '\n' for u in sorted(site.urls))
             )
-            peaks['pages', k] = peak('pages', f)
+            peaks['pages', k] = alone(stage_peak, 'pages', str(f))
     size = dict(
         links=f'{n_subs:,} submissions',
         merge='their links',
@@ -373,45 +387,50 @@ def memory_rows(tmp, n_subs, n_urls, n_pages, n_docs):
     ]
 
 
-def main():
-    logger.disable('datatrove')
-    if '--stage' in sys.argv:
-        return stage_run(sys.argv[-2], Path(sys.argv[-1]))
-    k = 20 if '--rough' in sys.argv else 1
-    show = (
-        (lambda title, rows, **kw: print(title + '\n' + table(rows) + '\n', flush=True))
-        if k > 1
-        else save_table
+def speed(tmp, k):
+    rows = [links_row(tmp, 1_000_000 // k), *extraction_row(tmp, 300 // k)]
+    note = (
+        'CPU seconds of the step and of the processes it started; one task; other work ran on the machine '
+        'at the same time.'
     )
-    what = [a for a in sys.argv[1:] if not a.startswith('-')] or ['speed', 'near', 'memory']
-    pk = dict(packages=('datatrove', 'trafilatura', 'orjson', 'zstandard', 'numpy'))
-    for w in what:
+    return 'WebText: speed', rows, note
+
+
+def near(tmp, k):
+    note = (
+        '30 bands of 10 hashes over word 5-grams; planted pairs of known Jaccard similarity, spread evenly '
+        'over 0.3 to 1.'
+    )
+    return 'WebText: near-duplicates', near_rows(tmp, 2000 // k), note
+
+
+def memory(tmp, k):
+    note = (
+        'Each stage in a process of its own; the larger of the process and of those it started. The sorted '
+        'runs of links (100,000 lines in memory) are full at 10 x only.'
+    )
+    return 'WebText: peak memory', memory_rows(tmp, 60_000 // k, 200 // k, 40 // k, 400 // k), note
+
+
+parts = dict(speed=speed, near=near, memory=memory)
+
+
+def main(argv=None):
+    p = parser(__doc__)
+    p.add_argument('part', nargs='*', help=', '.join(parts))
+    p.add_argument('--rough', action='store_true', help='a twentieth of everything, nothing kept')
+    a = p.parse_args(argv)
+    for part in a.part:
+        if part not in parts:
+            p.error(f'no part {part!r}; known: {", ".join(parts)}')
+    logger.disable('datatrove')
+    for part in a.part or parts:
         with tempfile.TemporaryDirectory() as d:
-            tmp = Path(d)
-            if w == 'speed':
-                show(
-                    'WebText: speed',
-                    [links_row(tmp, 1_000_000 // k), *extraction_row(tmp, 300 // k)],
-                    note='CPU seconds of the step and of the processes it started; one task; other work ran '
-                    'on the machine at the same time.',
-                    **pk,
-                )
-            if w == 'near':
-                show(
-                    'WebText: near-duplicates',
-                    near_rows(tmp, 2000 // k),
-                    note='30 bands of 10 hashes over word 5-grams; planted pairs of known Jaccard '
-                    'similarity, spread evenly over 0.3 to 1.',
-                    **pk,
-                )
-            if w == 'memory':
-                show(
-                    'WebText: peak memory',
-                    memory_rows(tmp, 60_000 // k, 200 // k, 40 // k, 400 // k),
-                    note='Each stage in a process of its own; the larger of the process and of those it '
-                    'started. The sorted runs of links (100,000 lines in memory) are full at 10 x only.',
-                    **pk,
-                )
+            title, rows, note = parts[part](Path(d), 20 if a.rough else 1)
+        if a.rough:
+            print(section(title, rows, note, packages), flush=True)
+        else:
+            save_table(title, rows, note, packages)
 
 
 if __name__ == '__main__':

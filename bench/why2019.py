@@ -1,13 +1,13 @@
-"""Why the reproduction of 2019 fell short: its recipe and this project's, with everything that differs between them as a switch, on small models.
+"""Why the reproduction of 2019 fell short: the recipe of 2019 and this project's on small models.
 
-python bench/why2019.py [--quick] [--only TEXT] [--minutes M] [--workers N] [--list]
+Everything that differs between the two recipes is a switch. Each run leaves a curve, the size of its updates
+and its settings in bench/why2019/SIZE-CORPUS.json, which the lesson nbs/43_why_2019_fell_short.ipynb draws.
 
-Each run leaves a curve, the size of its updates and its settings in bench/why2019/SIZE-CORPUS.json, which the lesson nbs/43_why_2019_fell_short.ipynb draws. A run that is there is not done again,
-and the most informative ones come first, so the work can be stopped at any time and gone on with later, by any number of processes: `python bench/why2019.py --workers 2` starts two of one thread each.
+A run that is there is not done again, and the most informative ones come first. So the work can be stopped at
+any time and gone on with later, by any number of processes: `--workers 2` starts two of one thread each.
 """
 
 import argparse
-import json
 import math
 import os
 import re
@@ -16,35 +16,35 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from filelock import FileLock, Timeout
 from bench.common import machine, versions
 from gpt2repro.backend import describe, get_device, seed_all
 from gpt2repro.config import GPT2Config, RunConfig, override, recipe, to_dict
-from gpt2repro.utils import write_atomic
 from gpt2repro.corpus import documents, drop_near_copies, split_documents
+from gpt2repro.experiment import add_run, cell_levels, cell_settings, runs_done
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards
 from gpt2repro.tokenizer import SentencePiece
 from gpt2repro.train import GradientMonitor, fit, make_model, make_optimizer, train_batches, update_stats
 from gpt2repro.train import valid_batches, valid_loss
+from gpt2repro.utils import reference_data
 
 here = Path(__file__).parent
-kept = here / 'why2019'
-vocab, context, batch, steps = (
-    2048,
-    128,
-    4,
-    1000,
-)  # 512,000 tokens; a batch of 2 kB of text, so that there are steps to take
+kept = here / 'why2019'  # the records
+vocab = 2048
+context = 128
+batch = 4  # sequences: 2 kB of text, so that there are steps to take
+steps = 1000  # of 512 tokens
+
+
+# sizes
 
 
 def shape(n_layer, n_embd, n_head, n_ctx=context):
-    return GPT2Config(
-        vocab_size=vocab, n_ctx=n_ctx, n_layer=n_layer, n_embd=n_embd, n_head=n_head
-    ).no_dropout()
+    "A small GPT-2 without dropout, which is a switch"
+    m = GPT2Config(vocab_size=vocab, n_ctx=n_ctx, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+    return m.no_dropout()
 
 
 sizes = {
@@ -56,76 +56,68 @@ sizes = {
     '85M': shape(12, 768, 12),
 }
 
-# the switches: name -> level -> settings; a function is of the run's steps. Both ends are read off the
-# recipes
-# Adafactor is the paper's at both ends (`preset=paper`), the settings his: that his counts its steps from 0
-# and lets the weights shrink before the update is left out
 
-ours, his, adam = (recipe(n) for n in ('1.5B', 'connor2019-1.5B', 'connor2019-117M'))
+# switches: name -> level -> settings; a function is of the run's steps
 
-
-def warm(r):
-    return lambda n: max(1, round(n * r.optim.warmup_steps / r.max_steps))  # the same share of the run
+# Both ends are read off the recipes. Adafactor is the paper's at both ends (`preset=paper`), so one detail of
+# 2019 is left out: its code counts steps from 0 and decays weights before the update.
+ours, of2019, adam2019 = (recipe(n) for n in ('1.5B', 'connor2019-1.5B', 'connor2019-117M'))
 
 
-def rate(r, **kw):
-    return {
-        'optim.lr': r.optim.lr,
-        'optim.schedule': r.optim.schedule,
-        'optim.final': r.optim.final,
-        'optim.warmup_steps': warm(r),
-    } | {f'optim.{k}': v for k, v in kw.items()}
+def same_share(r):
+    "Warm-up that is the same share of a run as in the recipe"
+    return lambda n: max(1, round(n * r.optim.warmup_steps / r.max_steps))
+
+
+def rate(r, **changes):
+    "A recipe's schedule, some of its settings changed"
+    o = r.optim
+    schedule = dict(lr=o.lr, schedule=o.schedule, final=o.final, warmup_steps=same_share(r))
+    return {f'optim.{k}': v for k, v in (schedule | changes).items()}
 
 
 def dropout(embd, attn, resid, tables):
-    return {
-        'model.embd_pdrop': embd,
-        'model.attn_pdrop': attn,
-        'model.resid_pdrop': resid,
-        'table_pdrop': tables,
-    }
+    "Dropout on the sum of the embeddings, in attention, on the residual branches, on the embedding tables"
+    model = {'model.embd_pdrop': embd, 'model.attn_pdrop': attn, 'model.resid_pdrop': resid}
+    return model | {'table_pdrop': tables}
 
 
-def adamw(lr, **kw):
-    return {'optim.name': 'adamw', 'optim.lr': lr, 'optim.beta1': 0.9} | {
-        f'optim.{k}': v for k, v in kw.items()
-    }
+def adamw(lr, **changes):
+    "AdamW with an absolute rate; the schedule keeps its shape"
+    return {f'optim.{k}': v for k, v in (dict(name='adamw', lr=lr, beta1=0.9) | changes).items()}
+
+
+def decay(on):
+    return {'optim.weight_decay': of2019.optim.weight_decay, 'optim.decay': on}
 
 
 tuned = 1e-3  # the best of `tuning` below at 1M parameters
+other_peaks = (5e-4, 1e-3, 3e-3, 4e-3, 1e-2, 3e-2)
+whole_schedule = dict(warmup_steps=of2019.optim.warmup_steps, schedule_steps=of2019.max_steps)
 switches = dict(
     lr={
         'ours': rate(ours),
-        '2019': rate(his),
+        '2019': rate(of2019),
         'paper': {'optim.lr': 1e-2, 'optim.schedule': 'paper'},
-        '2019 cut': rate(
-            his, warmup_steps=his.optim.warmup_steps, schedule_steps=his.max_steps
-        ),  # its 300,000 steps, stopped where the run ends
-        **{f'2019 at {x:g}': rate(his, lr=x) for x in (5e-4, 1e-3, 3e-3, 4e-3, 1e-2, 3e-2)},
-    },  # its shape, another peak
+        '2019 cut': rate(of2019, **whole_schedule),  # its 300,000 steps, stopped where the run ends
+        **{f'2019 at {x:g}': rate(of2019, lr=x) for x in other_peaks},  # its shape, another peak
+    },
     optimizer={
         'adafactor': {},
-        'adamw 2019': adamw(adam.optim.lr, beta2=adam.optim.beta2, eps=adam.optim.eps),
+        'adamw 2019': adamw(adam2019.optim.lr, beta2=adam2019.optim.beta2, eps=adam2019.optim.eps),
         **{f'adamw {x:g}': adamw(x) for x in (1e-3, 3e-3, 1e-2)},
     },
-    init={
-        'openai': {'init': 'openai'},
-        'june': {'init': 'connor_june'},
-        'july': {'init': 'connor_july'},
-    },  # the scale of his 1.5B is 1/√L, as `connor_june` has it for every depth
+    # the scale of the 1.5B of 2019 is 1/√L, as `connor_june` has it for every depth
+    init={k: {'init': v} for k, v in dict(openai='openai', june='connor_june', july='connor_july').items()},
     dropout={
         'none': dropout(0, 0, 0, 0),
         'sum': dropout(0.1, 0.1, 0.1, 0),
         'tables': dropout(0, 0.1, 0.1, 0.1),
     },
-    sampler={'windows': {'sampler': 'windows'}, 'stitch2019': {'sampler': 'stitch2019'}},
+    sampler={k: {'sampler': k} for k in ('windows', 'stitch2019')},
     text={'raw': {}, 'nfkc': {}},  # which shards; 2019: ftfy with NFKC, and no document under 25 tokens
-    decay={
-        'none': {'optim.weight_decay': 0},
-        'all': {'optim.weight_decay': his.optim.weight_decay, 'optim.decay': 'all'},
-        'matrices': {'optim.weight_decay': his.optim.weight_decay, 'optim.decay': 'matrices'},
-    },
-    clip={'1': {'optim.clip': ours.optim.clip}, 'none': {'optim.clip': his.optim.clip}},
+    decay={'none': {'optim.weight_decay': 0}, 'all': decay('all'), 'matrices': decay('matrices')},
+    clip={'1': {'optim.clip': ours.optim.clip}, 'none': {'optim.clip': of2019.optim.clip}},
 )
 ends = {
     'ours': dict(
@@ -153,7 +145,7 @@ ends = {
 
 @dataclass(frozen=True)
 class Job:
-    "One run: a cell of the design at a size, on a corpus, with a seed"
+    "One run: a cell of the design at a size, on a corpus, with a seed. `KeyError` for an unknown level"
 
     cell: str  # '2019' or 'ours', then what is changed: '2019, lr=ours'
     size: str = '1M'
@@ -166,11 +158,7 @@ class Job:
 
     @property
     def levels(self):
-        end, *changes = self.cell.split(', ')
-        new = dict(c.split('=') for c in changes)
-        for k, v in new.items():
-            switches[k][v]  # a KeyError names what is not there
-        return ends[end] | new
+        return cell_levels(self.cell, ends, switches)
 
     @property
     def slug(self):
@@ -178,9 +166,6 @@ class Job:
 
     @property
     def config(self):
-        def value(v):
-            return v(self.steps) if callable(v) else v
-
         m = sizes[self.size]
         cfg = RunConfig(
             name=self.cell,
@@ -192,20 +177,23 @@ class Job:
             seed=self.seed,
         )
         return override(
-            cfg, [f'{k}={value(v)}' for s, l in self.levels.items() for k, v in switches[s][l].items()]
+            cfg, [f'{k}={v}' for k, v in cell_settings(self.levels, switches, self.steps).items()]
         )
 
     @property
     def flops(self):
         return self.config.model.flops_per_token() * self.config.batch_tokens * self.steps
 
+    @property
+    def key(self):
+        return self.cell, self.seed, self.steps
+
+    def file(self, folder):
+        "Where the record goes"
+        return Path(folder) / f'{self.size}-{self.corpus}.json'
+
 
 # the design, in the order in which it is done
-
-
-def others(end):
-    return ends['2019' if end == 'ours' else 'ours']
-
 
 strong = [
     '2019',
@@ -223,62 +211,63 @@ strong = [
     f'ours, optimizer=adamw {tuned:g}',
     'ours, init=june',
 ]
+small = ('sampler', 'text', 'decay', 'clip')
 weak = [
     'ours, dropout=sum',
-    *[f'{e}, {s}={others(e)[s]}' for e in ('ours', '2019') for s in ('sampler', 'text', 'decay', 'clip')],
+    *(f'ours, {s}={ends["2019"][s]}' for s in small),
+    *(f'2019, {s}={ends["ours"][s]}' for s in small),
     '2019, dropout=sum',
     '2019, init=july',
 ]
 few = strong[:5]
-core = strong[:7] + strong[9:10]
-corners = [
+core = strong[:7] + ['2019, lr=ours, dropout=none']
+corners = [  # with `ours` and its single switches: 2 × 2 × 2
     'ours, lr=2019, init=july',
     'ours, lr=2019, dropout=tables',
     'ours, init=july, dropout=tables',
     'ours, lr=2019, init=july, dropout=tables',
-]  # with `ours` and its single switches: 2 × 2 × 2
+]
 ladder = [f'2019, lr=2019 at {x:g}' for x in (1e-3, 3e-3, 1e-2, 3e-2)]
 cut = ['2019, lr=2019 cut', '2019, lr=paper', 'ours, lr=paper', 'ours, lr=2019 cut']
-same_sum = [
-    f'2019, lr=2019 at {x:g}' for x in (5e-4, 4e-3)
-]  # with the 1e-3 of the ladder, the sums of 2, 4 and 16 times as many steps at 2.5e-4
-whole = [
-    Job(c, size='0.1M', steps=n)
-    for n in (1000, 4000, 16_000, his.max_steps)
-    for c in ('ours, lr=2019', 'ours')
-]  # as many steps as 2019's 1.5B, an hour each on a model that small
+# with the 1e-3 of the ladder, the sums of 2, 4 and 16 times as many steps at 2.5e-4
+same_sum = [f'2019, lr=2019 at {x:g}' for x in (5e-4, 4e-3)]
 tuning = [f'ours, optimizer=adamw {x:g}' for x in (1e-3, 3e-3, 1e-2)]
 
 
-def jobs(cells, seeds=(0,), **kw):
-    return [Job(c, seed=s, **kw) for s in seeds for c in cells]
+def jobs(cells, seeds=(0,), **place):
+    "All cells with the first seed, then with the next"
+    return [Job(c, seed=s, **place) for s in seeds for c in cells]
 
 
-def design():
-    "Every run, once, the most informative first"
+def longer(seeds=(0,)):
+    "The first three cells with fewer steps and with more"
+    return [
+        j for s in seeds for n in (steps // 4, 2 * steps, 4 * steps) for j in jobs(few[:3], (s,), steps=n)
+    ]
 
-    def long(seeds):
-        return [
-            Job(c, seed=s, steps=n)
-            for s in seeds
-            for n in (steps // 4, 2 * steps, 4 * steps)
-            for c in few[:3]
-        ]
 
-    out = [
+def whole_length():
+    "As many steps as the 1.5B of 2019 had, an hour each on a model that small, and fewer"
+    lengths = (1000, 4000, 16_000, of2019.max_steps)
+    return [Job(c, size='0.1M', steps=n) for n in lengths for c in ('ours, lr=2019', 'ours')]
+
+
+def cpu_design():
+    "Runs at up to 10M parameters, the most informative first; some stand there twice"
+    return [
         *jobs(strong),
-        *long((0,))[:3],
+        *longer()[:3],
         *jobs(core[:5], (1,)),
         *jobs(ladder[1::2]),
         *jobs(weak[:5]),
-        *long((0,))[3:4],
+        *longer()[3:4],
         *jobs(core, (1,)),
         *jobs(core[:5], (2,)),
         *jobs(weak[:5], (1,)),
         *jobs(few[:3], size='3M'),
         *jobs(strong + weak[:5], (1, 2)),
         *jobs(tuning + cut + corners + ladder),
-        *long((0,)),
+        *longer(),
         *jobs(weak),
         *jobs(few, (0, 1), size='3M'),
         *jobs(few, corpus='wikitext2'),
@@ -288,22 +277,31 @@ def design():
         *jobs(few, (1, 2), corpus='wikitext2'),
         *jobs(cut + ladder + corners, (1, 2)),
         *jobs(few[:3], (1, 2), size='10M'),
-        *whole,
+        *whole_length(),
         *jobs(strong + weak, (3, 4)),
         *jobs(strong, (0, 1, 2), size='3M'),
         *jobs(few, (0, 1, 2), size='10M'),
         *jobs(few, (0, 1, 2), size='3M', corpus='wikitext2'),
         *jobs(same_sum, (0, 1, 2)),
         *jobs(few[:3], steps=16 * steps),
-        *long((1, 2)),
-        *[Job('2019, lr=ours, dropout=none', steps=n) for n in (16 * steps, 4 * steps)],
+        *longer((1, 2)),
+        *jobs(['2019, lr=ours, dropout=none'], steps=16 * steps),
+        *jobs(['2019, lr=ours, dropout=none'], steps=4 * steps),
         *jobs(core, (0, 1, 2), size='10M'),
     ]
+
+
+def gpu_design():
+    "Larger models, where there is a GPU"
+    sets = dict(size='30M', steps=8 * steps), dict(size='85M', steps=32 * steps)
+    return [j for place in sets for j in jobs(few, (0, 1, 2), **place)]
+
+
+def design():
+    "Every run, once, the most informative first"
+    out = cpu_design()
     if torch.cuda.is_available():
-        out += [
-            *jobs(few, (0, 1, 2), size='30M', steps=8 * steps),
-            *jobs(few, (0, 1, 2), size='85M', steps=32 * steps),
-        ]
+        out += gpu_design()
     return list(dict.fromkeys(out))
 
 
@@ -314,26 +312,30 @@ def quick_design():
 # data: one tokenizer for both corpora
 
 
-def articles(path):
-    return [
-        a for a in re.split(r'(?m)^(?= = [^=\n]+ = $)', Path(path).read_text(encoding='utf-8')) if a.strip()
-    ]
-
-
 def python_docs():
+    "Training and held-out documents of Python's documentation"
     return split_documents(drop_near_copies(documents('python-docs'), 0.3))
 
 
+def articles(path):
+    "Articles of WikiText, each from its title on"
+    text = Path(path).read_text(encoding='utf-8')
+    return [a for a in re.split(r'(?m)^(?= = [^=\n]+ = $)', text) if a.strip()]
+
+
 def wikitext2():
-    folder = here.parent.parent / 'shared/data/wikitext2'
-    return [articles(folder / f'wiki.{k}.tokens') for k in ('train', 'valid')] if folder.exists() else None
+    "Training and held-out articles, or None where `GPT2REPRO_TEST_DATA` has no WikiText-2"
+    folder = reference_data('wikitext2')
+    if not folder.exists():
+        return None
+    return [articles(folder / f'wiki.{k}.tokens') for k in ('train', 'valid')]
 
 
 corpora = {'python-docs': python_docs, 'wikitext2': wikitext2}
 
 
 def as_2019(docs, tok):
-    "His treatment: ftfy with NFKC, and no document under 25 tokens"
+    "The treatment of 2019: ftfy with NFKC, and no document under 25 tokens"
     import ftfy
 
     new = (ftfy.fix_text(d, normalization='NFKC') for d in docs)
@@ -363,193 +365,227 @@ def make_data(
 # a run and its record
 
 
-def short(x, n=4):
-    return None if x is None or not math.isfinite(x) else float(f'{x:.{n}g}')
+def short(x, digits=4):
+    "A number as a record keeps it, None if there is none"
+    if x is None or not math.isfinite(x):
+        return None
+    return float(f'{x:.{digits}g}')
 
 
-def one(job, root, some=16, many=128):
-    """Train; returns the record: `curve` [tokens, bits per byte], `groups` name -> [tokens, RMS of the
-    weights, RMS of the update], `bpb` at the end"""
-    cfg = job.config
-    dev = get_device('auto')
+def recorded_steps(n):
+    "Steps of a run of `n` at which its record has a point: some early ones, then sixteen"
+    return sorted({n // 64, n // 32, n // 16, *(n * k // 16 for k in range(1, 17))} - {0})
+
+
+class HeldOut:
+    "Held-out text of a run, 128 batches at most, and a model's bits per byte on it"
+
+    def __init__(self, cfg, data, device):
+        self.cfg = cfg
+        self.device = device
+        self.manifest = load_manifest(data / 'raw/shards/valid')
+        self.batches, self.n_batches = valid_batches(cfg.replace(eval_batches=128), data / 'raw')
+
+    def bits_per_byte(self, model, n_batches):
+        n = min(n_batches, self.n_batches)
+        loss = float(valid_loss(model, self.batches, n, self.device, self.cfg.dtype))
+        return bits_per_byte(loss * self.manifest.n_tokens, self.manifest.n_bytes)
+
+
+class Observed:
+    "What a run's record says of its way: curve, training loss, size of weights and updates"
+
+    def __init__(self):
+        self.curve = []  # [tokens, bits per byte]
+        self.train_loss = []
+        self.groups = {}  # name -> [[tokens, RMS of the weights, RMS of the update], …]
+        self.skipped = 0
+
+    def add(self, tokens, bpb, loss, stats, skipped):
+        self.curve.append([tokens, short(bpb, 5)])
+        self.train_loss.append(short(loss, 5))
+        self.skipped += skipped
+        for group, s in stats.items():
+            point = [tokens, short(s.get('param_rms')), short(s.get('update_rms'))]
+            self.groups.setdefault(group, []).append(point)
+
+
+def train_and_observe(job, cfg, root, device):
+    "Train; returns what was observed, and bits per byte at the end"
     data = Path(root) / job.corpus
-    held = load_manifest(data / 'raw/shards/valid')
-
-    def bpb(n, batches):
-        v, most = batches
-        return bits_per_byte(
-            float(valid_loss(model, v, min(n, most), dev, cfg.dtype)) * held.n_tokens, held.n_bytes
-        )
-
-    seed_all(cfg.seed, dev)
-    model = make_model(cfg, dev)
+    seed_all(cfg.seed, device)
+    model = make_model(cfg, device)
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
-    health = GradientMonitor(model, opt)
-    start = time.process_time()
-    n = cfg.max_steps
-    v = valid_batches(cfg.replace(eval_batches=many), data / 'raw')
-    look = sorted({n // 64, n // 32, n // 16, *(n * k // 16 for k in range(1, 17))} - {0})
-    curve = [[0, short(bpb(some, v))]]
-    groups = {}
-    losses = []
-    skipped = 0
-    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, dev, health=health)
+    monitor = GradientMonitor(model, opt)
+    held_out = HeldOut(cfg, data, device)
+    seen = Observed()
+    seen.curve.append([0, short(held_out.bits_per_byte(model, 16))])
+    look = recorded_steps(cfg.max_steps)
+    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, device, health=monitor)
     step = 0
-    while step < n:
+    while step < cfg.max_steps:
         opt.track = step + 1 in look
         step, loss, _ = next(run)
         if step not in look:
             continue
-        stats = update_stats(opt, health)
-        (bad, _, (loss,)) = health.read(loss)
-        skipped += bad
-        for g, s in stats.items():
-            groups.setdefault(g, []).append(
-                [step * cfg.batch_tokens, short(s.get('param_rms')), short(s.get('update_rms'))]
-            )
-        curve.append([step * cfg.batch_tokens, short(bpb(some, v), 5)])
-        losses.append(short(loss, 5))
+        stats = update_stats(opt, monitor)
+        bad, _, (loss,) = monitor.read(loss)
+        seen.add(step * cfg.batch_tokens, held_out.bits_per_byte(model, 16), loss, stats, bad)
+    return seen, held_out.bits_per_byte(model, 128)
+
+
+def record_of(job, root):
+    "Train, and return the record"
+    cfg = job.config
+    start = time.process_time()
+    seen, bpb = train_and_observe(job, cfg, root, get_device('auto'))
     return dict(
         cell=job.cell,
         seed=job.seed,
-        steps=n,
-        bpb=short(bpb(many, v), 6),
-        curve=curve,
-        train_loss=losses,
-        groups=groups,
-        skipped=skipped,
+        steps=job.steps,
+        bpb=short(bpb, 6),
+        curve=seen.curve,
+        train_loss=seen.train_loss,
+        groups=seen.groups,
+        skipped=seen.skipped,
         cpu_seconds=round(time.process_time() - start, 1),
         levels=job.levels,
         settings={k: v for k, v in to_dict(cfg).items() if k in ('optim', 'init', 'table_pdrop')},
     )
 
 
-def file_of(job, folder):
-    return Path(folder) / f'{job.size}-{job.corpus}.json'
-
-
-def read(f):
-    return json.loads(Path(f).read_text()) if Path(f).exists() else dict(about={}, runs=[])
-
-
-def done(job, folder):
-    return any(
-        (r['cell'], r['seed'], r['steps']) == (job.cell, job.seed, job.steps)
-        for r in read(file_of(job, folder))['runs']
+def about(job, root):
+    "What the runs of a file have in common"
+    model = job.config.model
+    data = {}
+    for k in ('raw/shards/train', 'nfkc/shards/train', 'raw/shards/valid'):
+        m = load_manifest(Path(root) / job.corpus / k)
+        data[k] = dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes, sha256=m.docs_sha256[:16])
+    return dict(
+        size=job.size,
+        corpus=job.corpus,
+        n_params=model.n_params,
+        model=f'{model.n_layer} layers × {model.n_embd}',
+        batch_tokens=job.config.batch_tokens,
+        n_ctx=model.n_ctx,
+        vocab_size=vocab,
+        data=data,
+        device=describe(get_device('auto')),
+        machine=machine(),
+        versions=versions('torch'),
     )
 
 
-def keep(job, record, root, folder):
-    "Put the record into its file, one run a line"
-    f = file_of(job, folder)
-    data = Path(root) / job.corpus
-    with FileLock(str(Path(root) / f'.{f.stem}')):
-        d = read(f)
-        runs = sorted([*d['runs'], record], key=lambda r: (r['steps'], r['cell'], r['seed']))
-        tokens = {
-            k: load_manifest(data / k) for k in ('raw/shards/train', 'nfkc/shards/train', 'raw/shards/valid')
-        }
-        about = dict(
-            size=job.size,
-            corpus=job.corpus,
-            n_params=job.config.model.n_params,
-            model=f'{job.config.model.n_layer} layers × {job.config.model.n_embd}',
-            batch_tokens=job.config.batch_tokens,
-            n_ctx=job.config.model.n_ctx,
-            vocab_size=vocab,
-            data={
-                k: dict(documents=m.n_docs, tokens=m.n_tokens, bytes=m.n_bytes, sha256=m.docs_sha256[:16])
-                for k, m in tokens.items()
-            },
-            device=describe(get_device('auto')),
-            machine=machine(),
-            versions=versions('torch'),
-        )
-        lines = ',\n'.join(json.dumps(r, separators=(',', ':'), ensure_ascii=False) for r in runs)
-        write_atomic(f, f'{{"about":{json.dumps(about, ensure_ascii=False)},\n"runs":[\n{lines}\n]}}\n')
+# work, shared among processes
+
+
+def is_done(job, folder):
+    return job.key in runs_done(job.file(folder))
+
+
+def do(job, root, folder):
+    "One run, from training to its line in the file"
+    start = time.monotonic()
+    record = record_of(job, root)
+    file = job.file(folder)
+    with FileLock(str(Path(root) / f'.{file.stem}')):
+        add_run(file, about(job, root), record)
+    print(
+        f'{job.size} {job.corpus} {job.steps} steps, seed {job.seed}: {job.cell}: '
+        f'{record["bpb"]:.3f} bits per byte, {time.monotonic() - start:.0f} s',
+        flush=True,
+    )
+
+
+class Deadline:
+    "Would a run end in time, at the speed of the last one? Before the first there is no estimate"
+
+    def __init__(self, minutes):
+        self.end = time.monotonic() + 60 * minutes
+        self.flops_per_s = math.inf
+
+    def allows(self, job):
+        return time.monotonic() + job.flops / self.flops_per_s <= self.end
+
+    def measure(self, job, seconds):
+        self.flops_per_s = job.flops / seconds
 
 
 def work(todo, root, folder, minutes=math.inf):
     "Do the runs that nobody has done or is doing, until no time is left for the next one"
-    start = time.monotonic()
-    speed = 0
-    (locks := Path(root) / 'locks').mkdir(exist_ok=True)
+    deadline = Deadline(minutes)
+    locks = Path(root) / 'locks'
+    locks.mkdir(exist_ok=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for job in todo:
         if not (Path(root) / job.corpus).exists():
             print(f'not run: {job.corpus} is not here')
             continue
-        lock = FileLock(str(locks / job.slug), timeout=0)
         try:
-            lock.acquire()
+            with FileLock(str(locks / job.slug), timeout=0):
+                if is_done(job, folder) or not deadline.allows(job):  # a shorter one may fit
+                    continue
+                start = time.monotonic()
+                do(job, root, folder)
+                deadline.measure(job, time.monotonic() - start)
         except Timeout:
             continue  # another process has it
-        try:
-            if done(job, folder):
-                continue
-            t = time.monotonic()
-            if (t - start + (job.flops / speed if speed else 0)) / 60 > minutes:
-                continue  # a shorter one may fit
-            record = one(job, root)
-            keep(job, record, root, folder)
-            speed = job.flops / (time.monotonic() - t)
-            print(
-                f'{job.size} {job.corpus} {job.steps} steps, seed {job.seed}: {job.cell}: '
-                f'{record["bpb"]:.3f} bits per byte, {time.monotonic() - t:.0f} s',
-                flush=True,
-            )
-        finally:
-            lock.release()
 
 
-if __name__ == '__main__':
-    arg = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arg.add_argument(
-        '--quick',
-        action='store_true',
-        help='the strong switches at the smallest size, one seed: under 15 minutes on two cores',
+def start_workers(a, minutes):
+    "Processes of one thread each, which share the work; returns the worst exit status"
+    argv = [sys.executable, '-m', 'bench.why2019', f'--minutes={minutes}', f'--only={a.only}']
+    argv += [f'--data={a.data.resolve()}', f'--out={a.out.resolve()}', *['--quick'] * a.quick]
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    procs = [subprocess.Popen(argv, env=env, cwd=here.parent) for _ in range(a.workers)]
+    return max(p.wait() for p in procs)
+
+
+def list_jobs(todo, folder):
+    "Print each run with whether it is done"
+    done = {f: runs_done(f) for f in {j.file(folder) for j in todo}}
+    for j in todo:
+        print('done' if j.key in done[j.file(folder)] else '    ', j)
+
+
+def arguments():
+    p = argparse.ArgumentParser(
+        prog='python -m bench.why2019',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    arg.add_argument('--minutes', type=float, default=math.inf, help='start nothing that would end later')
-    arg.add_argument('--workers', type=int, default=1, help='processes of one thread each')
-    arg.add_argument(
-        '--data', type=Path, default=here.parent / 'runs/why2019', help='where tokens are made and kept'
-    )
-    arg.add_argument('--out', type=Path, default=kept, help='where records go')
-    arg.add_argument(
-        '--only',
-        default='',
-        help='no others than those with this in their line of --list, such as "3M" or "seed=0"',
-    )
-    arg.add_argument('--list', action='store_true', help='only say what is done and what is not')
-    a = arg.parse_args()
+    quick = 'the strong switches at the smallest size, one seed: under 15 minutes on two cores'
+    only = 'no others than those with this in their line of --list, such as "3M" or "seed=0"'
+    p.add_argument('--quick', action='store_true', help=quick)
+    p.add_argument('--minutes', type=float, default=math.inf, help='start nothing that would end later')
+    p.add_argument('--workers', type=int, default=1, help='processes of one thread each')
+    data = here.parent / 'runs/why2019'
+    p.add_argument('--data', type=Path, default=data, help='where tokens are made and kept')
+    p.add_argument('--out', type=Path, default=kept, help='where records go')
+    p.add_argument('--only', default='', help=only)
+    p.add_argument('--list', action='store_true', help='only say what is done and what is not')
+    return p.parse_args()
+
+
+def main():
+    a = arguments()
     todo = [j for j in (quick_design() if a.quick else design()) if a.only in str(j)]
     if a.list:
-        for j in todo:
-            print('done' if done(j, a.out) else '    ', j)
-        sys.exit()
+        list_jobs(todo, a.out)
+        return 0
     torch.set_num_threads(1)
     start = time.monotonic()
     make_data(a.data, corpora)
+    minutes = a.minutes - (time.monotonic() - start) / 60
     if a.workers > 1:
-        left = a.minutes - (time.monotonic() - start) / 60
-        procs = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    __file__,
-                    f'--minutes={left}',
-                    f'--data={a.data}',
-                    f'--out={a.out}',
-                    f'--only={a.only}',
-                    *['--quick'] * a.quick,
-                ],
-                env=dict(os.environ, OMP_NUM_THREADS='1'),
-            )
-            for _ in range(a.workers)
-        ]
-        sys.exit(max(p.wait() for p in procs))
+        return start_workers(a, minutes)
     work(todo, a.data, a.out, a.minutes)
-    left = sum(not done(j, a.out) for j in todo)
+    left = sum(not is_done(j, a.out) for j in todo)
     print(
         f'{len(todo) - left} of {len(todo)} runs are done' + (f', {left} are not, or not yet' if left else '')
     )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

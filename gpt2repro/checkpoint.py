@@ -6,13 +6,14 @@ Docs: https://gpt2repro.github.io/gpt2repro/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['retry', 'local_folder', 'snapshot', 'write_checkpoint', 'save_checkpoint', 'checkpoints', 'best_checkpoint', 'Saver',
-           'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint']
+           'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint', 'is_run', 'find_model', 'load_model']
 
 # %% ../nbs/17_checkpoint.ipynb #244d97e3
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import torch
 from .utils import file_sha256, warn
+from .backend import get_device
 from .model import GPT2
-from .tokenizer import save_hf
-from .weights import read_json
+from .tokenizer import load_tokenizer, save_hf
+from .weights import fetch, read_json
 from .weights import model_tensors, read_tensors, transposed, check_tensors, from_hf, hf_config
 from .weights import write_tensors
 from .weights import from_pretrained, save_pretrained  # noqa: F401  one door for weights and runs
@@ -461,3 +463,61 @@ def _load_opt(o, model, optimizer, path):
                 g[k].copy_(v)
             else:
                 g[k] = tuple(v) if isinstance(g.get(k), tuple) else v
+
+# %% ../nbs/17_checkpoint.ipynb #17c10002
+def is_run(folder) -> bool:
+    "Has the folder a run's settings and checkpoints?"
+    folder = Path(folder)
+    return (folder / 'config.json').is_file() and (folder / 'checkpoints').is_dir()
+
+
+def _has_weights(folder):
+    if any((folder / f).is_file() for f in ('model.safetensors', 'model.safetensors.index.json')):
+        return True
+    return folder.is_dir() and any(folder.glob('*.ckpt*.index'))  # TensorFlow's
+
+
+def _is_hub_name(name):
+    "Is it `gpt2…`, or user/model where there is no folder `user`?"
+    if '/' in name:
+        return bool(re.fullmatch(r'[\w.-]+/[\w.-]+', name)) and not Path(name).parent.exists()
+    return bool(re.fullmatch(r'[\w.-]+', name)) and name.startswith(('gpt2', 'distilgpt2'))
+
+
+def find_model(
+    name,  # a run, a checkpoint, a model's folder, or a hub name
+) -> str:  # folder or hub name for `from_pretrained`
+    """Where the model is.
+
+    Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name
+    """
+    p = Path(name)
+    if _has_weights(p):
+        return str(p)
+    if (p / 'checkpoints').is_dir() or ((p / 'config.json').is_file() and (p / 'shards').is_dir()):
+        if last := latest_checkpoint(p / 'checkpoints'):
+            return str(last)
+        raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
+    if p.is_file():
+        raise FileNotFoundError(f'{p} is a file: name a run or a folder with model.safetensors')
+    if p.is_dir():
+        raise FileNotFoundError(
+            f'{p} is neither a run nor a model: '
+            f'it has no config.json with checkpoints and no model.safetensors'
+        )
+    if _is_hub_name(str(name)):
+        return str(name)
+    raise FileNotFoundError(
+        f'{name} does not exist: name a run, a folder with model.safetensors, '
+        f'or a model on the hub such as openai-community/gpt2'
+    )
+
+
+def load_model(
+    name,  # see `find_model`
+    device: str = 'auto',  # see `backend.get_device`
+) -> tuple:  # (model in evaluation mode, tokenizer)
+    "Model and tokenizer of a run, folder or hub name"
+    folder = fetch(find_model(name))
+    dev = get_device(device)
+    return from_pretrained(folder).to(dev).eval(), load_tokenizer(folder)

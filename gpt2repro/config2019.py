@@ -14,53 +14,14 @@ from pathlib import Path
 
 from .settings import DataConfig, GPT2Config, OptimConfig, RunConfig
 
-# %% ../nbs/03_config2019.ipynb #ecd630a0
-_same2019 = dict(
-    n_vocab='vocab_size',
-    n_ctx='n_ctx',
-    n_embd='n_embd',
-    n_layer='n_layer',
-    n_head='n_head',
-    attn_dropout='attn_pdrop',
-    res_dropout='resid_pdrop',
-)
-
-
-def _notes2019(d, opt):
-    "(key, what to know about it) for what a RunConfig does not hold"
-    yield 'encoder_path', "GPT-2's own vocabulary: give the folder that holds it as data.tokenizer"
-    yield from ((k, 'a place of his; ignored') for k in ('data_path', 'model_path', 'predict_path'))
-    yield from (
-        (k, 'how his program ran on a TPU or evaluated; ignored')
-        for k in ('eval_steps', 'iterations', 'predict_batch_size', 'eval_batch_size')
-    )
-    yield 'model', 'there is only GPT2 here; ignored'
-    yield 'train_steps', 'steps of one call of his program; max_steps counts here'
-    if opt == 'adafactor':
-        yield from (
-            (k, "Adafactor's own 1 - t^-0.8, as here; ignored") for k in ('decay_type', 'decay_exponent')
-        )
-
-
-def from_json2019(
-    path,  # a JSON file of the reproduction of 2019
-) -> tuple['RunConfig', list[str]]:  # the config, and a line for each setting that it cannot hold
-    "Read his settings. Raises `ValueError` for a file that is none of his"
-    try:
-        d = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not JSON ({e})') from None
-    need = [*_same2019, 'opt_name', 'lr', 'warmup_steps', 'train_batch_size', 'max_steps']
-    if not isinstance(d, dict) or (lost := [k for k in need if k not in d]):
-        raise ValueError(
-            f'{path}: not a settings file of 2019: {lost[0] if isinstance(d, dict) else "an object"} '
-            f'is missing'
-        )
-    if d['opt_name'] not in ('adam', 'adafactor'):
-        raise ValueError(f'{path}: opt_name={d["opt_name"]!r}: only adam and adafactor were there')
-    ada = d['opt_name'] == 'adafactor'
-    opt = OptimConfig(
-        name='adafactor' if ada else 'adamw',
+# %% ../nbs/03_config2019.ipynb #03c10001
+def _optim2019(d):
+    "The optimizer: Adam or Adafactor, with weight decay on every parameter"
+    if d['opt_name'] == 'adafactor':
+        own = dict(name='adafactor', preset='connor2019')
+    else:
+        own = dict(name='adamw', beta2=d.get('beta2', 0.999), eps=d.get('epsilon', 1e-8))
+    return OptimConfig(
         lr=d['lr'],
         schedule='cosine',
         final=0.0,
@@ -69,51 +30,92 @@ def from_json2019(
         clip=0.0,
         weight_decay=d.get('weight_decay', 0.0),
         decay='all',
-        **(
-            dict(preset='connor2019')
-            if ada
-            else dict(beta2=d.get('beta2', 0.999), eps=d.get('epsilon', 1e-8))
-        ),
+        **own,
     )
-    init = (
-        dict(init='connor_july')
-        if d.get('scale_by_depth') or d.get('scale_by_in')
-        else dict(init='connor_june', init_scale=d['scale'])
-        if 'scale' in d
-        else {}
-    )
+
+
+def _init2019(d):
+    "Which of the two inits, as fields of a `RunConfig`"
+    if d.get('scale_by_depth') or d.get('scale_by_in'):
+        return dict(init='connor_july')
+    if 'scale' in d:
+        return dict(init='connor_june', init_scale=d['scale'])
+    return {}
+
+# %% ../nbs/03_config2019.ipynb #03c10003
+_model2019 = dict(
+    n_vocab='vocab_size',
+    n_ctx='n_ctx',
+    n_embd='n_embd',
+    n_layer='n_layer',
+    n_head='n_head',
+    attn_dropout='attn_pdrop',
+    res_dropout='resid_pdrop',
+)
+_required2019 = (*_model2019, 'opt_name', 'lr', 'warmup_steps', 'train_batch_size', 'max_steps')
+_optional2019 = (
+    *('beta1', 'beta2', 'epsilon', 'weight_decay'),
+    *('embed_dropout', 'scale', 'scale_by_depth', 'scale_by_in', 'precision'),
+)
+_path = 'a path on the machines of 2019; ignored'
+_how_it_ran = 'how the program of 2019 ran on a TPU or evaluated; ignored'
+_notes2019 = dict(
+    encoder_path="GPT-2's own vocabulary: give the folder that holds it as data.tokenizer",
+    data_path=_path,
+    model_path=_path,
+    predict_path=_path,
+    eval_steps=_how_it_ran,
+    iterations=_how_it_ran,
+    predict_batch_size=_how_it_ran,
+    eval_batch_size=_how_it_ran,
+    model='there is only GPT2 here; ignored',
+    train_steps='steps of one call of the program of 2019; max_steps counts here',
+)
+_adafactor_notes2019 = dict.fromkeys(
+    ('decay_type', 'decay_exponent'), "Adafactor's own 1 - t^-0.8, as here; ignored"
+)
+
+
+def _notes(d):
+    "A line for each setting that a `RunConfig` does not hold"
+    known = _notes2019 | (_adafactor_notes2019 if d['opt_name'] == 'adafactor' else {})
+    notes = [f'{k}={v!r}: {known[k]}' for k, v in d.items() if k in known]
+    if 'input' in d:
+        notes.append(f"input={d['input']!r}: a mixture of documents; source='openwebtext' stands for it")
+    used = {*known, *_required2019, *_optional2019, 'input'}
+    return notes + [f'{k}={v!r}: unknown; ignored' for k, v in d.items() if k not in used]
+
+# %% ../nbs/03_config2019.ipynb #ecd630a0
+def _read2019(path):
+    "The content of a settings file. Raises `ValueError` for any other file"
+    try:
+        d = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: not JSON ({e})') from None
+    if not isinstance(d, dict):
+        raise ValueError(f'{path}: not a settings file of 2019: an object is missing')
+    for k in _required2019:
+        if k not in d:
+            raise ValueError(f'{path}: not a settings file of 2019: {k} is missing')
+    if d['opt_name'] not in ('adam', 'adafactor'):
+        raise ValueError(f'{path}: opt_name={d["opt_name"]!r}: only adam and adafactor were there')
+    return d
+
+
+def from_json2019(
+    path,  # a JSON file of the reproduction of 2019
+) -> tuple['RunConfig', list[str]]:  # the config, and a line for each setting that it cannot hold
+    "Read the settings of a run of 2019. Raises `ValueError` for a file that holds none"
+    d = _read2019(path)
     run = RunConfig(
         name=Path(path).stem,
-        model=GPT2Config(embd_pdrop=0.0, **{v: d[k] for k, v in _same2019.items()}),
+        model=GPT2Config(embd_pdrop=0.0, **{ours: d[k] for k, ours in _model2019.items()}),
         data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
-        optim=opt,
-        **init,
+        optim=_optim2019(d),
+        **_init2019(d),
         table_pdrop=d.get('embed_dropout', 0.0),
         batch_tokens=d['train_batch_size'] * d['n_ctx'],
         max_steps=d['max_steps'],
         dtype=d.get('precision', 'float32'),
     )
-    said = dict(_notes2019(d, d['opt_name']))
-    used = {
-        *need,
-        'beta1',
-        'beta2',
-        'epsilon',
-        'precision',
-        'weight_decay',
-        'embed_dropout',
-        'scale',
-        'scale_by_depth',
-        'scale_by_in',
-    }
-    notes = [f'{k}={d[k]!r}: {said[k]}' for k in d if k in said]
-    notes += (
-        [f"input={d['input']!r}: his mixture of documents; source='openwebtext' stands for it"]
-        if 'input' in d
-        else []
-    )
-    return run, notes + [
-        f'{k}={v!r}: unknown; ignored'
-        for k, v in d.items()
-        if k not in said and k not in used and k != 'input'
-    ]
+    return run, _notes(d)

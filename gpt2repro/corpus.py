@@ -1,4 +1,4 @@
-"""Documents from anywhere: the documentation of your own Python, files of seven kinds, data sets of the Hugging Face hub
+"""Documents from anywhere: the documentation of your own Python, files of eight kinds, data sets of the Hugging Face hub
 
 Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 
@@ -6,11 +6,12 @@ Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 
 # %% auto #0
 __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'docstrings', 'docs_versions', 'doc_hash', 'unique',
-           'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'overlap_marker',
-           'overlap_shares', 'drop_overlap', 'split_documents', 'mix', 'Bloom', 'doc_grams', 'drop_near_copies']
+           'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'doc_grams',
+           'OverlapMarker', 'overlap_shares', 'drop_overlap', 'split_documents', 'mix', 'Bloom', 'drop_near_copies']
 
 # %% ../nbs/05_corpus.ipynb #30f52a35
 import ast
+import bz2
 import codecs
 import csv
 import glob
@@ -25,6 +26,7 @@ import sys
 import sysconfig
 import zlib
 from collections import Counter
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from heapq import heappop, heappush
@@ -64,8 +66,9 @@ _not_docs = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2
 
 
 def _topics(source):
-    tree = ast.parse(source)
-    return list(ast.literal_eval(next(o.value for o in tree.body if isinstance(o, ast.Assign))).values())
+    "The values of the dictionary in pydoc's `topics.py`"
+    dictionary = next(o.value for o in ast.parse(source).body if isinstance(o, ast.Assign))
+    return list(ast.literal_eval(dictionary).values())
 
 
 def _python_files(root):
@@ -82,26 +85,27 @@ def _doc_roots():
 
 def docs_versions() -> dict:  # package -> version
     "What the embedded corpus depends on: Python and each package that it reads. Belongs in the manifest"
-    have = [p for p in docs_packages if find_spec(p)]
-    return dict(python=sys.version.split()[0], **{p: version(p) for p in have})
+    installed = [p for p in docs_packages if find_spec(p)]
+    return dict(python=sys.version.split()[0], **{p: version(p) for p in installed})
 
 # %% ../nbs/05_corpus.ipynb #37f8129d
 def doc_hash(
     doc: str,
-    person: bytes = b'',  # another purpose, another hash
+    person: bytes = b'',  # BLAKE2b's personalisation: another purpose, another hash
 ) -> int:  # 0 to 2**64-1
     "The first eight bytes of the document's BLAKE2b digest"
-    return int.from_bytes(
-        hashlib.blake2b(doc.encode('utf-8', 'surrogatepass'), digest_size=8, person=person).digest(), 'big'
-    )
+    h = hashlib.blake2b(doc.encode('utf-8', 'surrogatepass'), digest_size=8, person=person)
+    return int.from_bytes(h.digest(), 'big')
 
 
 def unique(
     docs: Iterable[str],
     tally: Counter = None,  # gets the number of documents `repeated`
 ) -> Iterator[str]:  # in the same order
-    """Each document the first time it appears; 16 bytes are kept of each (BLAKE2b, so that two
-    different ones are never taken for the same)"""
+    """Each document the first time it appears.
+
+    16 bytes are kept of each: a BLAKE2b digest, so that two different documents are never taken for the same
+    """
     seen = set()
     for d in docs:
         h = hashlib.blake2b(d.encode('utf-8', 'surrogatepass'), digest_size=16).digest()
@@ -120,15 +124,18 @@ def _file_docs(f):
 
 
 def python_docs() -> Iterator[str]:
-    """The embedded corpus: pydoc's topics, then the docstrings over 80 characters of the standard
-    library and the required packages, without duplicates"""
+    """The embedded corpus, without duplicates: pydoc's topics, then docstrings over 80 characters.
+
+    The docstrings are those of the standard library and of the required packages
+    """
     roots = list(_doc_roots())
     topics = _topics((roots[0] / 'pydoc_data' / 'topics.py').read_bytes())
-    yield from unique(chain(topics, (d for r in roots for f in _python_files(r) for d in _file_docs(f))))
+    docs = (d for root in roots for f in _python_files(root) for d in _file_docs(f))
+    yield from unique(chain(topics, docs))
 
 # %% ../nbs/05_corpus.ipynb #32a3000e
-kinds = ('.txt', '.md', '.jsonl', '.json', '.csv', '.parquet')
-packings = ('.gz', '.xz', '.zst')
+kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.json', '.csv', '.parquet', '.arrow')
+packings = ('.gz', '.bz2', '.xz', '.zst')
 policies = ('strict', 'replace', 'skip')
 
 
@@ -139,18 +146,25 @@ def _kind(path):
     return suffixes[-1] if suffixes else ''
 
 
+def _open_zst(path):
+    "A zstd stream; with the package zstandard also one of `zstd --long`, whose window is up to 2 GiB"
+    if find_spec('zstandard'):
+        import zstandard
+
+        unpack = zstandard.ZstdDecompressor(max_window_size=2**31)
+        return io.BufferedReader(
+            unpack.stream_reader(open(path, 'rb'), read_across_frames=True, closefd=True)
+        )
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd'))
+
+
 def _open(path):
     "The file's bytes, unpacked"
+    opens = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open, '.zst': _open_zst}
     packing = Path(path).suffix.lower()
-    if packing == '.gz':
-        return gzip.open(path, 'rb')
-    if packing == '.xz':
-        return lzma.open(path, 'rb')
-    if packing == '.zst':
-        import pyarrow as pa
-
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd'))
-    return open(path, 'rb')
+    return opens[packing](path) if packing in opens else open(path, 'rb')
 
 # %% ../nbs/05_corpus.ipynb #c35f0538
 class _Reader:
@@ -183,7 +197,7 @@ class _Reader:
                 "convert the file, or choose errors='replace' or 'skip'",
             )
 
-    def whole(self, s, where=''):
+    def valid_text(self, s, where=''):
         "A string from a parser, checked for its type and for lone surrogates"
         if not isinstance(s, str):
             return self.bad(
@@ -205,8 +219,9 @@ class _Reader:
         return s
 
     def pick(self, row, where):
+        "The text of a row: the row itself, or its field"
         if isinstance(row, str):
-            return self.whole(row, where)
+            return self.valid_text(row, where)
         if not isinstance(row, dict) or self.field not in row:
             has = ', '.join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             return self.bad(
@@ -214,9 +229,10 @@ class _Reader:
                 f'no field {self.field!r} (there is: {has})',
                 "name the field that holds the text, or choose errors='skip'",
             )
-        return self.whole(row[self.field], where)
+        return self.valid_text(row[self.field], where)
 
     def too_long(self, where):
+        "Refuse a document over the limit"
         self.bad(
             where,
             f'a document of more than {self.max_bytes / 2**20:.0f} MiB',
@@ -224,46 +240,51 @@ class _Reader:
         )
 
 # %% ../nbs/05_corpus.ipynb #85794fa4
+def _skip_bom(f):  # -> bytes that were skipped
+    "Pass over the byte order mark that Windows puts in front of UTF-8: it is no part of the text"
+    return len(f.read(3)) if f.peek(3)[:3] == codecs.BOM_UTF8 else 0
+
+
+def _separator(text):
+    "The pattern that finds a separator; a line end in it is that of Unix or of Windows"
+    return re.compile(re.escape(text.encode()).replace(b'\\\n', b'\r?\n')) if text else None
+
+
 def _split(r, f, separator, block=1 << 20):
-    "(bytes, offset) of the documents between separators; (None, offset) stands for one that is too long"
+    """(bytes, offset) of the documents between separators; (None, offset) stands for one that is too long.
+
+    `separator` is a pattern of `_separator`, or None
+    """
     buf = bytearray()
-    start = 0
-    drop = False
+    start = 0  # of `buf`, in the file
+    drop = False  # does `buf` end a document of which the beginning was dropped?
+    width = 2 * len(separator.pattern) if separator else 0  # no match is longer
     while data := f.read(block):
-        at = max(0, len(buf) - len(separator) + 1) if separator else 0
+        at = max(0, len(buf) - width)
         buf += data
-        while separator and (i := buf.find(separator, at)) >= 0:
-            yield (None if drop or i > r.max_bytes else bytes(buf[:i])), start
-            start = start + i + len(separator)
+        while separator and (m := separator.search(buf, at)):
+            yield (None if drop or m.start() > r.max_bytes else bytes(buf[: m.start()])), start
+            start = start + m.end()
             drop = False
             at = 0
-            del buf[: i + len(separator)]
-        if len(buf) > r.max_bytes + len(separator):
+            del buf[: m.end()]
+        if len(buf) > r.max_bytes + width:
             drop = True
-            keep = max(len(separator) - 1, 0)
-            start += len(buf) - keep
-            del buf[: len(buf) - keep]
-            if not separator:
-                break
-            if r.errors != 'skip':
+            start += len(buf) - width
+            del buf[: len(buf) - width]
+            if not separator or r.errors != 'skip':
                 break
     if drop or buf:
         yield (None if drop else bytes(buf)), start
 
 
 def _read_text(r, f, separator):
-    for data, offset in _split(r, f, (separator or '').encode()):
+    mark = _skip_bom(f)
+    for data, offset in _split(r, f, _separator(separator)):
         if data is None:
-            r.too_long(f' before byte {offset}')
-        elif data and (s := r.text(data, offset=offset)) is not None:
+            r.too_long(f' before byte {mark + offset}')
+        elif data and (s := r.text(data, offset=mark + offset)) is not None:
             yield s
-
-
-def _skip_bom(f):
-    """Pass over the mark that Windows puts in front of UTF-8; it belongs to the file, not to the text
-    in its fields"""
-    if f.peek(3)[:3] == codecs.BOM_UTF8:
-        f.read(3)
 
 
 def _lines(r, f):
@@ -282,9 +303,9 @@ def _lines(r, f):
 
 def _why(e):
     "What is wrong with JSON, from the parser's exception"
-    return (
-        f'{e.msg} at character {e.pos}' if isinstance(e, json.JSONDecodeError) else str(e).partition(';')[0]
-    )
+    if isinstance(e, json.JSONDecodeError):
+        return f'{e.msg} at character {e.pos}'
+    return str(e).partition(';')[0]
 
 
 def _read_jsonl(r, f, _):
@@ -307,65 +328,91 @@ _blank = re.compile(r'\s*')
 _comma = re.compile(r'\s*([],])\s*')
 
 
+class _Buffer:
+    "The part of a file's text that is being parsed"
+
+    def __init__(self, r, f, block):
+        self.r = r
+        self.f = f
+        self.block = block
+        errors = 'strict' if r.errors == 'strict' else 'surrogateescape'
+        self.decode = codecs.getincrementaldecoder('utf-8')(errors).decode
+        self.text = ''
+        self.before = 0  # characters of the file before `text`
+        self.n_bytes = 0  # bytes read
+        self.ended = False
+
+    def read_on(self):
+        "Append the next bytes, as many as are there already"
+        data = self.f.read(max(self.block, len(self.text)))
+        self.ended = not data
+        try:
+            self.text += self.decode(data, final=self.ended)
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f'{self.r.path}: not UTF-8 near byte {self.n_bytes + e.start} (0x{e.object[e.start]:02x}): '
+                f"convert the file, or choose errors='replace' or 'skip'"
+            ) from None
+        self.n_bytes += len(data)
+
+    def drop(self, n):
+        "Forget the first characters. Raises `ValueError` if the item that remains is too long"
+        self.before += n
+        self.text = self.text[n:]
+        if len(self.text) > 2 * self.r.max_bytes:
+            raise ValueError(
+                f'{self.r.path}: an item of more than {self.r.max_bytes / 2**20:.0f} MiB '
+                f'at character {self.before}: raise the limit, or leave the file out'
+            )
+
+
 def _items(r, f, block=1 << 20):
     "The items of a JSON array, one in memory at a time. Raises `ValueError` where the array is broken"
     parse = json.JSONDecoder().raw_decode
-    decode = codecs.getincrementaldecoder('utf-8')(
-        'strict' if r.errors == 'strict' else 'surrogateescape'
-    ).decode
 
     def broken(why):
         return ValueError(f'{r.path}: not JSON ({why}): mend the file, or leave it out')
 
     _skip_bom(f)
-    buf, at, gone, n_bytes, ended = '', None, 0, 0, False  # `gone` characters came before `buf`
-    while not ended:
-        data = f.read(max(block, len(buf)))
-        ended = not data
-        try:
-            buf += decode(data, final=ended)
-        except UnicodeDecodeError as e:
-            raise ValueError(
-                f'{r.path}: not UTF-8 near byte {n_bytes + e.start} (0x{e.object[e.start]:02x}): convert '
-                f"the file, or choose errors='replace' or 'skip'"
-            ) from None
-        n_bytes += len(data)
-        at = _blank.match(buf, _open_array.match(buf).end() if at is None else at).end()
-        if buf[at : at + 1] == ']':
+    buf = _Buffer(r, f, block)
+    at = None  # where the next item begins in the buffer
+    while not buf.ended:
+        buf.read_on()
+        if at is None:
+            at = _open_array.match(buf.text).end()
+        at = _blank.match(buf.text, at).end()
+        if buf.text[at : at + 1] == ']':
             return
         try:
             while True:
-                row, end = parse(buf, at)
-                m = _comma.match(buf, end)
-                if not m or m[1] == ',' and m.end() == len(buf):
+                item, end = parse(buf.text, at)
+                comma = _comma.match(buf.text, end)
+                if not comma or comma[1] == ',' and comma.end() == len(buf.text):
                     break
-                yield row
-                if m[1] == ']':
+                yield item
+                if comma[1] == ']':
                     return
-                at = m.end()
-            why = f'no comma and no ] at character {gone + end}'
+                at = comma.end()
+            why = f'no comma and no ] at character {buf.before + end}'
         except RecursionError as e:
             raise broken(_why(e)) from None
         except json.JSONDecodeError as e:
-            why = f'{e.msg} at character {gone + e.pos}'
-            if e.pos < len(buf) - 16 and not e.msg.startswith('Unterminated'):
-                raise broken(why) from None  # not because the buffer ends here
-        gone = gone + at
-        buf = buf[at:]
+            why = f'{e.msg} at character {buf.before + e.pos}'
+            buffer_ends_here = e.pos >= len(buf.text) - 16 or e.msg.startswith('Unterminated')
+            if not buffer_ends_here:
+                raise broken(why) from None
+        buf.drop(at)
         at = 0
-        if len(buf) > 2 * r.max_bytes:
-            raise ValueError(
-                f'{r.path}: an item of more than {r.max_bytes / 2**20:.0f} MiB at character {gone}: raise '
-                f'the limit, or leave the file out'
-            )
     raise broken(why)
 
 
 def _read_json(r, f, _):
-    if not f.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'[':
+    if f.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b'[':
         yield from _read_jsonl(r, f, _)
         return
-    yield from (d for i, row in enumerate(_items(r, f)) if (d := r.pick(row, f' item {i}')) is not None)
+    for i, row in enumerate(_items(r, f)):
+        if (d := r.pick(row, f' item {i}')) is not None:
+            yield d
 
 # %% ../nbs/05_corpus.ipynb #3633427b
 def _csv_lines(r, f):
@@ -399,29 +446,70 @@ def _read_parquet(r, f, _):
         raise ValueError(
             f'{r.path}: not a parquet file ({str(e).splitlines()[0]}): mend the file, or leave it out'
         ) from None
-    if r.field not in table.schema_arrow.names:
+    names = table.schema_arrow.names
+    if r.field not in names:
         raise ValueError(
-            f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema_arrow.names)}): name the '
-            f'field that holds the text'
+            f'{r.path}: no field {r.field!r} (there is: {", ".join(names)}): '
+            f'name the field that holds the text'
         )
+    # a value that many rows share stays one value in memory: 5 KB of file can hold gigabytes of rows
+    shared = pq.ParquetFile(r.path, memory_map=True, read_dictionary=[r.field])
+    yield from _column(r, (b.column(0) for b in shared.iter_batches(batch_size=256, columns=[r.field])))
+
+
+def _column(r, arrays):
+    "The texts in the arrays of one column, one in memory at a time"
     n = 0
-    for batch in table.iter_batches(batch_size=256, columns=[r.field]):
-        for v in batch.column(0).to_pylist():
-            if (d := r.whole(v, f' row {n}')) is not None:
+    for a in arrays:
+        for v in a:
+            text = v.value if hasattr(v, 'dictionary') else v  # a scalar of Arrow
+            data = text.as_buffer() if hasattr(text, 'as_buffer') else None
+            if data is not None and len(data) > r.max_bytes:
+                r.too_long(f' row {n}')
+            elif (d := r.valid_text(text and text.as_py(), f' row {n}')) is not None:
                 yield d
             n += 1
+
+
+def _read_arrow(r, f, _):
+    "A file of `datasets`' `save_to_disk`, or of its cache: Arrow's stream format"
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_stream(f)
+    except pa.ArrowInvalid as e:
+        raise ValueError(
+            f'{r.path}: not an Arrow stream ({str(e).splitlines()[0]}): mend the file, or leave it out'
+        ) from None
+    if r.field not in table.schema.names:
+        raise ValueError(
+            f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema.names)}): name the field '
+            f'that holds the text'
+        )
+    yield from _column(r, (b.column(b.schema.get_field_index(r.field)) for b in table))
 
 
 _readers = {
     '.txt': _read_text,
     '.md': _read_text,
     '.jsonl': _read_jsonl,
+    '.ndjson': _read_jsonl,
     '.json': _read_json,
     '.csv': _read_csv,
     '.parquet': _read_parquet,
+    '.arrow': _read_arrow,
 }
 
 # %% ../nbs/05_corpus.ipynb #83250cb3
+def _not_empty(docs, tally):
+    "Without documents of white space alone: a model would learn from them to end at once"
+    for d in docs:
+        if d and not d.isspace():
+            yield d
+        else:
+            tally['empty'] += 1
+
+
 def read_file(
     path,  # a file of one of `kinds`, perhaps compressed
     field: str = 'text',  # where JSON, CSV and parquet hold the text
@@ -429,32 +517,33 @@ def read_file(
     # `strict` raises, `replace` puts U+FFFD in the place of bad bytes, `skip` leaves the document out
     errors: str = 'strict',
     max_bytes: int = 64 << 20,  # longest document
-    tally: Counter = None,  # gets the numbers of documents `skipped` and `replaced`; none: they are printed
+    # gets the numbers of documents that were `empty`, `skipped` or `replaced`; none: they are printed
+    tally: Counter = None,
 ) -> Iterator[str]:
     "The documents of one file. Raises `ValueError` or `OSError` that name file and place"
     if errors not in policies:
         raise ValueError(f'errors={errors!r}: {nearest(errors, policies)}')
-    path, kind = Path(path), _kind(path)
+    path = Path(path)
+    kind = _kind(path)
     if kind not in _readers:
         raise ValueError(
-            f"{path}: can't read files of kind {kind!r}: {', '.join(kinds)} and {', '.join(packings)} of "
-            f'them are known'
+            f"{path}: can't read files of kind {kind!r}: "
+            f'{", ".join(kinds)} and {", ".join(packings)} of them are known'
         )
     r = _Reader(path, field, errors, max_bytes)
     n = 0
     try:
         with _open(path) as f:
-            for n, d in enumerate(_readers[kind](r, f, separator), 1):
+            for d in _not_empty(_readers[kind](r, f, separator), r.tally):
+                n += 1
                 yield d
     except (EOFError, lzma.LZMAError, zlib.error) as e:
         raise _damaged(path, e) from None
     except OSError as e:
         if not e.errno:
             raise _damaged(path, e) from None  # from an unpacker
-        raise OSError(
-            e.errno, e.strerror, str(path)
-        ) from None  # with its name, which a failed read does not give
-    if not n and not r.tally:
+        raise OSError(e.errno, e.strerror, str(path)) from None  # a failed read does not name the file
+    if not n and not r.tally['skipped']:
         r.bad('', 'no text in it', "remove the file, or choose errors='skip'")
     if tally is not None:
         tally.update(r.tally)
@@ -467,8 +556,9 @@ def _damaged(path, e):
 
 
 def warn_tally(tally, source):
-    "Say what was left out and what was changed"
+    "Warn of what was left out and what was changed"
     words = dict(
+        empty='left out as empty',
         skipped='left out that could not be read',
         replaced='with U+FFFD in the place of what could not be read',
         mended='mended',
@@ -517,7 +607,8 @@ def _articles(lines):
     article = []
     for s in lines:
         t = s.strip()
-        if t.startswith('= ') and t.endswith(' =') and not t.startswith('= =') and article:
+        is_title = t.startswith('= ') and t.endswith(' =') and not t.startswith('= =')
+        if is_title and article:
             yield ''.join(article)
             article = []
         article.append(s)
@@ -529,7 +620,8 @@ def _hub_documents(name, split, field, errors, tally):
     import datasets
 
     if name in hub_datasets:
-        repo, config = (hub_datasets[name][k] for k in ('repo', 'config'))
+        repo = hub_datasets[name]['repo']
+        config = hub_datasets[name]['config']
     else:
         repo, _, config = name.removeprefix('hf:').partition(':')
     try:
@@ -544,26 +636,75 @@ def _hub_documents(name, split, field, errors, tally):
     if tally is not None:
         r.tally = tally
     texts = (s for i, row in enumerate(rows) if (s := r.pick(row, f' row {i}')) is not None)
-    return _articles(texts) if name.startswith('wikitext') else texts
+    return _not_empty(_articles(texts) if name.startswith('wikitext') else texts, r.tally)
 
 # %% ../nbs/05_corpus.ipynb #3f07c638
-def _paths(source):
+_tables = ('.jsonl', '.ndjson', '.json', '.csv', '.parquet', '.arrow')  # many documents in a file
+_beside = ('dataset_infos.json', 'dataset_info.json', 'dataset_dict.json', 'state.json')  # of `datasets`
+
+
+@cache
+def _say(msg):
+    "A warning, once"
+    warn(msg)
+
+
+def _walk(folder, above=()):
+    "All files below a folder, without hidden ones; links to folders are followed, but not in circles"
+    real = folder.resolve()
+    if real in above:
+        return
+    for p in sorted(folder.iterdir()):
+        if p.name.startswith('.'):
+            continue
+        if p.is_dir():
+            yield from _walk(p, (*above, real))
+        elif p.is_file():
+            yield p
+
+
+def _is_card(path):
+    "A data set's card: a README that begins with its settings between lines of dashes"
+    if not path.name.lower().startswith('readme'):
+        return False
+    with open(path, 'rb') as f:
+        return f.read(16).removeprefix(codecs.BOM_UTF8).startswith(b'---')
+
+
+def _not_a_document(path, tables):
+    "Is this file about the texts? `tables`: the folder holds files of many documents"
+    about = path.name.lower().startswith(('readme', 'license', 'licence', 'citation'))
+    if _kind(path) == '.arrow':
+        return path.name.startswith('cache-')
+    return path.name in _beside or (about and tables) or (_kind(path) == '.md' and _is_card(path))
+
+
+def _files_in(folder, split):
+    "The files of a folder that hold documents; one line says which are left out"
+    if (folder / 'dataset_dict.json').is_file() and (folder / split).is_dir():
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != split)
+        if others:
+            _say(f'{folder}: the split {split!r} is read, not {", ".join(others)}')
+        folder = folder / split
+    found = sorted(_walk(folder))
+    tables = any(_kind(f) in _tables and f.name not in _beside for f in found)
+    files = [f for f in found if _kind(f) in kinds and not _not_a_document(f, tables)]
+    if left := [str(f.relative_to(folder)) for f in found if f not in set(files)]:
+        named = ', '.join(left[:5]) + (f' and {len(left) - 5} more' if len(left) > 5 else '')
+        _say(f'{folder}: left out, no documents of a known kind: {named}')
+    if not files:
+        raise FileNotFoundError(
+            f'{folder}: no file of a known kind in this folder: {", ".join(kinds)} and '
+            f'{", ".join(packings)} of them are read'
+        )
+    return files
+
+
+def _paths(source, split='train'):
     "The files that a path, folder or glob stands for, in the order of their names"
     p = Path(source).expanduser()
     if p.is_dir():
-        files = sorted(
-            f
-            for f in p.rglob('*')
-            if f.is_file()
-            and _kind(f) in kinds
-            and not any(q.startswith('.') for q in f.relative_to(p).parts)
-        )
-        if not files:
-            raise FileNotFoundError(
-                f'{source}: no file of a known kind in this folder: {", ".join(kinds)} and '
-                f'{", ".join(packings)} of them are read'
-            )
-        return files
+        return _files_in(p, split)
     if p.exists():
         return [p]
     if glob.has_magic(str(p)):
@@ -579,7 +720,7 @@ def documents(
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
     separator: str = None,  # what divides a text file into documents; none: each file is one
     errors: str = 'strict',  # `strict`, `replace` or `skip`, see `read_file`
-    split: str = 'train',  # of a data set of the hub
+    split: str = 'train',  # of a data set of the hub, or one that `datasets` saved
     max_bytes: int = 64 << 20,  # longest document of a file
     tally: Counter = None,  # see `read_file`
 ) -> Iterator[str]:  # one document after the other, unchanged
@@ -594,7 +735,8 @@ def documents(
         return python_docs()
     if source in hub_datasets or source.startswith('hf:'):
         return _hub_documents(source, split, field, errors, tally)
-    if not (files := _paths(source)):
+    files = _paths(source, split)
+    if not files:
         names = ['python-docs', *hub_datasets]
         raise FileNotFoundError(
             f'{source}: no such file or folder, and no known corpus: {nearest(source, names)}'
@@ -609,7 +751,8 @@ def _mended(docs, tally):
 
     cfg = ftfy.TextFixerConfig(normalization=None, explain=False)
     for d in docs:
-        tally['mended'] += (new := ftfy.fix_text(d, cfg)) != d
+        new = ftfy.fix_text(d, cfg)
+        tally['mended'] += new != d
         yield new
 
 
@@ -665,15 +808,18 @@ class Holdout:
     def collect(self, docs: Iterable[str]) -> Iterator[str]:  # those that are training documents for certain
         "The first pass: keep what is held out, pass on the rest"
         for i, d in enumerate(docs):
-            if (h := doc_hash(d)) >= self.limit:
+            h = doc_hash(d)
+            if h >= self.limit:
                 yield d
-            else:
-                heappush(self._heap, (-h, -i, d, n := len(d.encode('utf-8', 'surrogatepass'))))
-                self._size += n
-                while self._size > self.max_bytes:
-                    self._lower()
+                continue
+            n = len(d.encode('utf-8', 'surrogatepass'))
+            heappush(self._heap, (-h, -i, d, n))
+            self._size += n
+            while self._size > self.max_bytes:
+                self._lower()
 
     def _lower(self):
+        "Give back the document with the largest hash"
         self.limit = -self._heap[0][0]
         while self._heap and -self._heap[0][0] >= self.limit:
             self._size -= heappop(self._heap)[3]
@@ -692,15 +838,15 @@ _block = 1 << 18  # bytes that are hashed at once: they fit into the cache
 _white = np.isin(np.arange(256), list(b' \t\n\r\x0b\x0c'))
 _letter = np.random.default_rng(2019).integers(0, 2**64, 256, np.uint64)
 _p = 0x9E3779B97F4A7C13
-_powers, _inverse = (
-    np.multiply.accumulate(np.full(2 * _block, p, np.uint64)) for p in (_p, pow(_p, -1, 2**64))
-)
+_powers = np.multiply.accumulate(np.full(2 * _block, _p, np.uint64))
+_inverse = np.multiply.accumulate(np.full(2 * _block, pow(_p, -1, 2**64), np.uint64))
 
 
 def _gram_keys(
     docs: list[bytes],  # together at most two blocks
     n: int,  # words in a gram
 ) -> np.ndarray:  # uint64, one for each run of `n` words within a document
+    "Hashes of the word n-grams of some documents"
     a = np.frombuffer(b' ' + b' '.join(docs) + b' ', np.uint8)
     white = _white[a]
     edge = np.flatnonzero(white[1:] != white[:-1])  # before the first byte of a word, at its last byte
@@ -728,8 +874,20 @@ def _pieces(b, n):
     yield b[start:]
 
 
-class overlap_marker:
-    "Remembers which word n-grams of the held-out documents went by in the training text"
+def _encoded(doc):
+    return doc.encode('utf-8', 'surrogatepass')
+
+
+def doc_grams(
+    doc: str,
+    n: int = 8,  # words in a gram
+) -> np.ndarray:  # uint64
+    "One number for each run of `n` words; equal runs have equal numbers, in every process"
+    return np.concatenate([_gram_keys([p], n) for p in _pieces(_encoded(doc), n)])
+
+
+class OverlapMarker:
+    "Which word n-grams of the held-out documents occur in the training text"
 
     def __init__(
         self,
@@ -737,18 +895,13 @@ class overlap_marker:
         n: int = 8,  # words in a gram
     ):
         self.n = n
-        self.own = [
-            np.unique(np.concatenate([_gram_keys([p], n) for p in _pieces(self._bytes(d), n)])) for d in valid
-        ]
+        self.own = [np.unique(doc_grams(d, n)) for d in valid]  # keys of each held-out document
         self.keys = np.unique(np.concatenate(self.own)) if self.own else np.zeros(0, np.uint64)
         self.seen = np.zeros(len(self.keys), bool)
         bits = min(26, max(8, (8 * len(self.keys)).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._maybe = np.zeros(1 << bits, bool)
         self._maybe[self.keys >> self._shift] = True
-
-    def _bytes(self, doc):
-        return doc.encode('utf-8', 'surrogatepass')
 
     def mark(self, docs: Iterable[str]):
         "Mark the n-grams of training documents"
@@ -757,12 +910,14 @@ class overlap_marker:
 
     def watch(self, docs: Iterable[str]) -> Iterator[str]:  # the same documents
         "Mark the n-grams of training documents as they pass, and the last of them when all have"
-        waiting, size = [], 0
+        waiting = []
+        size = 0
         for d in docs:
-            for p in _pieces(self._bytes(d), self.n):
+            for p in _pieces(_encoded(d), self.n):
                 if size + len(p) + 1 > _block:
                     self._mark(waiting)
-                    waiting, size = [], 0
+                    waiting = []
+                    size = 0
                 waiting.append(p)
                 size += len(p) + 1
             yield d
@@ -776,9 +931,8 @@ class overlap_marker:
 
     def shares(self) -> np.ndarray:  # (documents,), 0 to 1; 0 for a document of less than n words
         "Share of each held-out document's different n-grams that were seen"
-        return np.array(
-            [self.seen[np.searchsorted(self.keys, o)].mean() if len(o) else 0.0 for o in self.own]
-        )
+        seen = [self.seen[np.searchsorted(self.keys, own)] for own in self.own]
+        return np.array([s.mean() if len(s) else 0.0 for s in seen])
 
 
 def overlap_shares(
@@ -787,7 +941,7 @@ def overlap_shares(
     n: int = 8,  # words in a gram
 ) -> np.ndarray:  # (len(valid),), 0 to 1
     "Share of each validation document's different word n-grams that occur in the training text"
-    m = overlap_marker(valid, n)
+    m = OverlapMarker(valid, n)
     m.mark(train)
     return m.shares()
 
@@ -813,25 +967,30 @@ def split_documents(
         raise ValueError(
             f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05'
         )
-    train, valid = [], []
+    train = []
+    valid = []
     for d in docs:
-        (valid if held_out(d, valid_fraction) else train).append(d)
+        side = valid if held_out(d, valid_fraction) else train
+        side.append(d)
     return train, drop_overlap(valid, train, n, overlap)
 
 # %% ../nbs/05_corpus.ipynb #9fe682c0
-_m1, _m2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_m1 = np.uint64(0xBF58476D1CE4E5B9)
+_m2 = np.uint64(0x94D049BB133111EB)
 
 
 def mix(x: np.ndarray) -> np.ndarray:  # uint64 -> uint64
-    """splitmix64's finalizer: every bit of the input changes half of the bits of the output (Steele et
-    al. 2014)"""
+    """splitmix64's finalizer (Steele et al. 2014).
+
+    Every bit of the input changes half of the bits of the output
+    """
     x = (x ^ (x >> np.uint64(30))) * _m1
     x = (x ^ (x >> np.uint64(27))) * _m2
     return x ^ (x >> np.uint64(31))
 
 
 class Bloom:
-    "A set of 64-bit keys that may say yes to a stranger, with probability `rate`, and never no to a member"
+    "A set of 64-bit keys that never misses a member, and takes another key for one with probability `rate`"
 
     def __init__(
         self,
@@ -864,14 +1023,6 @@ class Bloom:
         return out
 
 # %% ../nbs/05_corpus.ipynb #f9ee8d4d
-def doc_grams(
-    doc: str,
-    n: int = 8,  # words in a gram
-) -> np.ndarray:  # uint64
-    "One number for each run of `n` words; equal runs have equal numbers, in every process"
-    return np.concatenate([_gram_keys([p], n) for p in _pieces(doc.encode('utf-8', 'surrogatepass'), n)])
-
-
 def drop_near_copies(
     docs: Iterable[str],
     share: float = 0.3,  # a document with this much of its word n-grams in earlier ones is dropped
@@ -881,19 +1032,19 @@ def drop_near_copies(
 ) -> Iterator[str]:  # the others, in the same order
     "Documents that are new. Raises `ValueError` when there is more text than the filter has room for"
     seen = Bloom(room, 0.1)
-    full = (
-        f'near_copies={share}: there are more than {room:,} different {n}-grams: leave near_copies out '
-        f'here, and de-duplicate with `gpt2repro webtext` (MinHash)'
-    )
+    left = room
     for d in docs:
-        k = doc_grams(d, n)
-        old = seen.has(k)
-        if len(k) and old.mean() >= share:
+        keys = doc_grams(d, n)
+        old = seen.has(keys)
+        if len(keys) and old.mean() >= share:
             if tally is not None:
                 tally['near_copies'] += 1
             continue
-        seen.add(k[~old])
-        room -= int((~old).sum())
-        if room < 0:
-            raise ValueError(full)
+        seen.add(keys[~old])
+        left -= int((~old).sum())
+        if left < 0:
+            raise ValueError(
+                f'near_copies={share}: there are more than {room:,} different {n}-grams: '
+                f'leave near_copies out here, and de-duplicate with `gpt2repro webtext` (MinHash)'
+            )
         yield d

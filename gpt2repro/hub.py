@@ -30,39 +30,30 @@ def model_card(
     language: str = 'en',
 ) -> str:  # README.md
     "The card of a model, with the metadata by which the hub finds it"
-    c = model.cfg
-    results = [
-        EvalResult(
-            task_type='text-generation',
-            dataset_type=s.lower().replace(' ', '-'),
-            dataset_name=s,
-            metric_type=m,
-            metric_value=v,
-        )
-        for s, m, v in scores
-    ]
+    short_name = name.rpartition('/')[2]
     head = ModelCardData(
         language=language,
         license=license,
         library_name='transformers',
         pipeline_tag='text-generation',
         tags=['gpt2', 'gpt2repro'],
-        model_name=name.rpartition('/')[2],
-        eval_results=results or None,
+        model_name=short_name,
+        eval_results=[_eval_result(*score) for score in scores] or None,
     )
-    table = (
-        '\n'.join(
-            ['| data | score | value |', '|---|---|---|'] + [f'| {s} | {m} | {v:.4g} |' for s, m, v in scores]
-        )
-        if scores
-        else 'Not scored.'
+    rows = [f'| {s} | {m} | {v:.4g} |' for s, m, v in scores]
+    table = '\n'.join(['| data | score | value |', '|---|---|---|', *rows]) if rows else 'Not scored.'
+    c = model.cfg
+    about = (
+        f'A GPT-2 of {c.n_params:,} parameters ({c.n_layer} layers of {c.n_embd} channels, '
+        f'{c.n_head} heads, {c.n_ctx} tokens of context, {c.vocab_size:,} tokens of vocabulary), '
+        f'trained with [gpt2repro](https://github.com/gpt2repro/gpt2repro).'
     )
     return f"""---
 {head.to_yaml()}
 ---
-# {name.rpartition('/')[2]}
+# {short_name}
 
-A GPT-2 of {c.n_params:,} parameters ({c.n_layer} layers of {c.n_embd} channels, {c.n_head} heads, {c.n_ctx} tokens of context, {c.vocab_size:,} tokens of vocabulary), trained with [gpt2repro](https://github.com/gpt2repro/gpt2repro).
+{about}
 
 ```python
 from transformers import pipeline
@@ -82,6 +73,42 @@ It repeats what its training text says, right or wrong, and was not taught to de
 """
 
 
+def _eval_result(data_set, metric, value):
+    return EvalResult(
+        task_type='text-generation',
+        dataset_type=data_set.lower().replace(' ', '-'),
+        dataset_name=data_set,
+        metric_type=metric,
+        metric_value=value,
+    )
+
+# %% ../nbs/33_hub.ipynb #33c10002
+def _data_text(cfg, manifest):
+    "What the run was trained on, as a Markdown list"
+    lines = [f'source: {cfg["data"]["source"]}']
+    if manifest:
+        m = manifest
+        lines.append(f'{m["n_docs"]:,} documents, {m["n_tokens"]:,} tokens, {m["n_bytes"]:,} bytes')
+    facts = manifest.get('facts', {})
+    lines += [f'{k}: {v}' for k, v in facts.items() if isinstance(v, (str, int, float))]
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def _recipe_text(cfg, step):
+    "How it was trained, with a table of the optimizer's settings"
+    head = f'{step:,} steps of {cfg["batch_tokens"]:,} tokens, {cfg["dtype"]}, seed {cfg["seed"]}. Optimizer:'
+    rows = [f'| {k} | {v} |' for k, v in cfg['optim'].items()]
+    return '\n'.join([head, '', '| setting | value |', '|---|---|', *rows])
+
+
+def _score_rows(scores):
+    "What `scores.json` holds, as (data set, metric, value)"
+    rows = [('held-out documents', 'bits per byte', scores['bpb'])] if 'bpb' in scores else []
+    for name, v in scores.get('yardsticks', {}).items():
+        rows.append((f'held-out documents, {name}', 'bits per byte', v))
+    return rows
+
+
 def run_card(
     run: str | Path,  # a run's folder
     name: str,  # `user/model`
@@ -96,34 +123,17 @@ def run_card(
     last = latest_checkpoint(run / 'checkpoints')
     if last is None:
         raise FileNotFoundError(f'{run} is no run with a checkpoint: train it first')
+
+    def read(file):
+        return read_json(file) if file.exists() else {}
+
     cfg = read_json(run / 'config.json')
-    told = verify_checkpoint(last)
-    read = lambda f: read_json(f) if f.exists() else {}
-    m = read(run / 'shards/train/manifest.json')
-    s = read(run / 'scores.json')
-    facts = [f'{k}: {v}' for k, v in m.get('facts', {}).items() if isinstance(v, (str, int, float))]
-    data = '\n'.join(
-        f'- {o}'
-        for o in [f'source: {cfg["data"]["source"]}']
-        + ([f'{m["n_docs"]:,} documents, {m["n_tokens"]:,} tokens, {m["n_bytes"]:,} bytes'] if m else [])
-        + facts
-    )
-    recipe = '\n'.join(
-        [
-            f'{told["step"]:,} steps of {cfg["batch_tokens"]:,} tokens, {cfg["dtype"]}, seed {cfg["seed"]}. '
-            f'Optimizer:',
-            '',
-            '| setting | value |',
-            '|---|---|',
-        ]
-        + [f'| {k} | {v} |' for k, v in cfg['optim'].items()]
-    )
-    own = [('held-out documents', 'bits per byte', s['bpb'])] * ('bpb' in s) + [
-        (f'held-out documents, {k}', 'bits per byte', v) for k, v in s.get('yardsticks', {}).items()
-    ]
+    data = _data_text(cfg, read(run / 'shards/train/manifest.json'))
+    recipe = _recipe_text(cfg, verify_checkpoint(last)['step'])
+    own = _score_rows(read(run / 'scores.json'))
     return model_card(from_pretrained(last), name, data, recipe, [*own, *scores], **kw)
 
-
+# %% ../nbs/33_hub.ipynb #33c10004
 def push_to_hub(
     model: GPT2,
     name: str,  # `user/model` on the hub; made if it is not there
@@ -135,8 +145,8 @@ def push_to_hub(
     "Publish a model with its tokenizer and its card. Raises what the hub says, such as a missing login"
     if tok.vocab_size != model.cfg.vocab_size:
         raise ValueError(
-            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: publish it '
-            f'with the tokenizer that it was trained with'
+            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: '
+            f'publish it with the tokenizer that it was trained with'
         )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as d:

@@ -97,51 +97,44 @@ def verdict(
     results: Results,
 ) -> str:
     "Which GPT-2 it is, in words, by the scores under protocol *paper*"
-    rows = [(k, r, f) for k, f in figures.items() if (r := results.get(k, 'paper'))]
-    if not rows:
+    scored = [(r, figures[k]) for k in figures if (r := results.get(k, 'paper'))]
+    if not scored:
         return 'No score under protocol paper on a task of the paper: no verdict.'
-    four = [(r, f) for _, r, f in rows if len(f) == 4] or [(r, f) for _, r, f in rows]
-    n = len(four)
-    count = {s: sum(reaches(r, f[s]) for r, f in four) for s in paper_sizes if s in four[0][1]}
-    best = [s for s in count if count[s] > n / 2]
-    lines = [f'{k}: {r.value:.4g}, {matched(r, f)}.' for k, r, f in rows]
-    each = ', '.join(f'{s} on {c}' for s, c in count.items())
-    head = f'It is as good as GPT-2 {best[-1]}' if best else f'It falls short of GPT-2 {next(iter(count))}'
-    return '\n'.join(
-        [*lines, f'{head} by this measure: of {n} score{"s" * (n > 1)} it matches or beats {each}.']
-    )
+    lines = [f'{r.task}.{r.metric}: {r.value:.4g}, {matched(r, figs)}.' for r, figs in scored]
+    # Scores that the paper gives for all four sizes count; if there are none, those for the largest.
+    counted = [(r, figs) for r, figs in scored if len(figs) == len(paper_sizes)] or scored
+    n = len(counted)
+    wins = {s: sum(reaches(r, figs[s]) for r, figs in counted) for s in paper_sizes if s in counted[0][1]}
+    reached = [s for s in wins if wins[s] > n / 2]
+    head = f'It is as good as GPT-2 {reached[-1]}' if reached else f'It falls short of GPT-2 {[*wins][0]}'
+    each = ', '.join(f'{s} on {count}' for s, count in wins.items())
+    lines.append(f'{head} by this measure: of {n} score{"s" * (n > 1)} it matches or beats {each}.')
+    return '\n'.join(lines)
 
 # %% ../nbs/32_paper_table.ipynb #abc9be20
+def _with_interval(r):
+    "A score, and its interval if that is known"
+    interval = f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else ''
+    return f'{r.value:.4g}{interval}'
+
+
 class PaperTable(Table):
     "A model's scores under both protocols, with the paper's four sizes and the 2019 reproduction beside"
 
     def __init__(self, results, name='model'):
         super().__init__(k for k in figures if results.get(k))
-        self.results, self.name = results, name
+        self.results = results
+        self.name = name
 
     def _cells(self):
-        def ours(k, p):
-            if not (r := self.results.get(k, p)):
-                return '–'
-            return f'{r.value:.4g}' + (f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else '')
+        ours = [f'{self.name}, paper', f'{self.name}, modern']
+        head = ['score', *ours, *(f'GPT-2 {s}' for s in paper_sizes), '2019, 1.5B']
+        return [head, *map(self._row, self)]
 
-        head = [
-            'score',
-            f'{self.name}, paper',
-            f'{self.name}, modern',
-            *(f'GPT-2 {s}' for s in paper_sizes),
-            '2019, 1.5B',
-        ]
-        return [head] + [
-            [
-                k,
-                ours(k, 'paper'),
-                ours(k, 'modern'),
-                *(f'{figures[k][s]:g}' if s in figures[k] else '–' for s in paper_sizes),
-                f'{figures2019[k]:g}' if k in figures2019 else '–',
-            ]
-            for k in self
-        ]
+    def _row(self, k):
+        ours = [_with_interval(r) if (r := self.results.get(k, p)) else '–' for p in ('paper', 'modern')]
+        theirs = [figures[k].get(s) for s in paper_sizes] + [figures2019.get(k)]
+        return [k, *ours, *('–' if v is None else f'{v:g}' for v in theirs)]
 
     def to_dict(self):
         return dict(
@@ -166,66 +159,20 @@ def paper_figure(
     if not keys:
         raise ValueError('no score under protocol paper on a task of the paper: nothing to draw')
     cols = min(3, len(keys))
-    fig = make_subplots(
-        -(-len(keys) // cols),
-        cols,
-        subplot_titles=keys,
-        vertical_spacing=0.35 / max(1, -(-len(keys) // cols)),
-    )
-    N = {s: sizes[s].n_params for s in paper_sizes}
+    rows = -(-len(keys) // cols)
+    fig = make_subplots(rows, cols, subplot_titles=keys, vertical_spacing=0.35 / rows)
+    in_legend = set()
     for i, k in enumerate(keys):
-        at = dict(row=i // cols + 1, col=i % cols + 1, showlegend=i == 0)
-        r = results.get(k, 'paper')
-        err = (
-            dict(symmetric=False, array=[r.high - r.value], arrayminus=[r.value - r.low])
-            if math.isfinite(r.low)
-            else None
-        )
-        fig.add_trace(
-            go.Scatter(
-                x=[N[s] for s in figures[k]],
-                y=list(figures[k].values()),
-                text=list(figures[k]),
-                name='GPT-2',
-                mode='lines+markers',
-                line=dict(color='#999999'),
-            ),
-            at['row'],
-            at['col'],
-        )
-        fig.data[-1].showlegend = at['showlegend']
-        fig.add_trace(
-            go.Scatter(
-                x=[n_params],
-                y=[r.value],
-                error_y=err,
-                name=name,
-                mode='markers',
-                marker=dict(color=palette[0], size=9),
-            ),
-            at['row'],
-            at['col'],
-        )
-        fig.data[-1].showlegend = at['showlegend']
-        if k in figures2019:
-            fig.add_trace(
-                go.Scatter(
-                    x=[N['1542M']],
-                    y=[figures2019[k]],
-                    name='2019',
-                    mode='markers',
-                    marker=dict(color=palette[1], symbol='x', size=8),
-                    showlegend=k == next(o for o in keys if o in figures2019),
-                ),
-                at['row'],
-                at['col'],
-            )
-    fig.update_xaxes(
-        type='log', gridcolor='rgba(128,128,128,.2)', tickvals=list(N.values()), ticktext=list(N)
-    )
-    fig.update_yaxes(gridcolor='rgba(128,128,128,.2)')
+        for trace in _panel(k, results.get(k, 'paper'), n_params, name):
+            trace.showlegend = trace.name not in in_legend  # once for all panels
+            in_legend.add(trace.name)
+            fig.add_trace(trace, row=i // cols + 1, col=i % cols + 1)
+    N = _paper_params()
+    grid = dict(gridcolor='rgba(128,128,128,.2)')
+    fig.update_xaxes(type='log', tickvals=list(N.values()), ticktext=list(N), **grid)
+    fig.update_yaxes(**grid)
     fig.update_layout(
-        height=60 + 230 * (-(-len(keys) // cols)),
+        height=60 + 230 * rows,
         margin=dict(l=40, r=20, t=60, b=40),
         plot_bgcolor='rgba(0,0,0,0)',
         paper_bgcolor='rgba(0,0,0,0)',
@@ -233,6 +180,31 @@ def paper_figure(
         legend=dict(orientation='h', y=1.15),
     )
     return fig
+
+
+def _paper_params():
+    return {s: sizes[s].n_params for s in paper_sizes}
+
+
+def _panel(k, r, n_params, name):
+    "The paper's curve, the model's point, and that of 2019 where there is one"
+    N = _paper_params()
+    yield go.Scatter(
+        x=[N[s] for s in figures[k]],
+        y=list(figures[k].values()),
+        text=list(figures[k]),
+        name='GPT-2',
+        mode='lines+markers',
+        line=dict(color='#999999'),
+    )
+    interval = None
+    if math.isfinite(r.low):
+        interval = dict(symmetric=False, array=[r.high - r.value], arrayminus=[r.value - r.low])
+    ours = dict(color=palette[0], size=9)
+    yield go.Scatter(x=[n_params], y=[r.value], error_y=interval, name=name, mode='markers', marker=ours)
+    if k in figures2019:
+        cross = dict(color=palette[1], symbol='x', size=8)
+        yield go.Scatter(x=[N['1542M']], y=[figures2019[k]], name='2019', mode='markers', marker=cross)
 
 # %% ../nbs/32_paper_table.ipynb #41bbfc5b
 def write_table(
@@ -242,16 +214,13 @@ def write_table(
     name: str = 'model',
 ) -> list[Path]:  # results.json, figure.html
     "The table with all that belongs to it as JSON, and the figure as a page that opens offline"
-    folder = Path(folder)
     table = PaperTable(results, name)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict(), indent=1) + '\n')]
     if any(results.get(k, 'paper') for k in figures):
-        out.append(
-            write_atomic(
-                folder / 'figure.html', paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
-            )
-        )
+        page = paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
+        out.append(write_atomic(folder / 'figure.html', page))
     return out
 
 # %% ../nbs/32_paper_table.ipynb #83c8e8c4
@@ -275,19 +244,12 @@ class Differences(Table):
 
     def _cells(self):
         head = ['task', 'score', 'protocol', 'A', 'B', 'B - A', '95 % interval', 'better']
-        return [head] + [
-            [
-                d.task,
-                d.metric,
-                d.protocol,
-                f'{d.a:.4g}',
-                f'{d.b:.4g}',
-                f'{d.diff:+.4g}',
-                f'{d.low:+.4g} – {d.high:+.4g}' if math.isfinite(d.low) else '–',
-                d.better,
-            ]
-            for d in self
-        ]
+        return [head, *map(self._row, self)]
+
+    def _row(self, d):
+        interval = f'{d.low:+.4g} – {d.high:+.4g}' if math.isfinite(d.low) else '–'
+        scores = [f'{d.a:.4g}', f'{d.b:.4g}', f'{d.diff:+.4g}']
+        return [d.task, d.metric, d.protocol, *scores, interval, d.better]
 
     def to_dict(self):
         return dict(differences=[{k: finite_or_none(v) for k, v in asdict(d).items()} for d in self])
@@ -308,19 +270,10 @@ def compare(
         except ValueError as e:
             raise ValueError(f'{x.task}, {x.protocol}: {e}') from None
         sure = math.isfinite(lo) and lo * hi > 0
-        out.append(
-            Difference(
-                x.task,
-                x.metric,
-                x.protocol,
-                x.value,
-                y.value,
-                diff,
-                lo,
-                hi,
-                ('B' if (diff > 0) == x.higher_is_better else 'A') if sure else 'neither',
-            )
-        )
+        better = 'B' if (diff > 0) == x.higher_is_better else 'A'
+        if not sure:
+            better = 'neither'
+        out.append(Difference(x.task, x.metric, x.protocol, x.value, y.value, diff, lo, hi, better))
     if not out:
         raise ValueError(
             'the two models have no score in common: evaluate both on the same tasks under the same protocol'
@@ -356,9 +309,9 @@ class Sheet(Table):
         self.size = size
 
     def _cells(self):
-        return [['', 'met', 'here', f'GPT-2 {self.size}']] + [
-            [p.name, {True: 'yes', False: 'no', None: 'not known'}[p.met], p.ours, p.wanted] for p in self
-        ]
+        met = {True: 'yes', False: 'no', None: 'not known'}
+        rows = [[p.name, met[p.met], p.ours, p.wanted] for p in self]
+        return [['', 'met', 'here', f'GPT-2 {self.size}'], *rows]
 
     def to_dict(self):
         return dict(size=self.size, points=[asdict(p) for p in self], met=sum(bool(p.met) for p in self))
@@ -371,29 +324,19 @@ def nearest_size(cfg: GPT2Config) -> str:
 
 def run_facts(
     folder,  # a run
-) -> dict:  # what is known of source, documents, bytes, tokens in the data and tokens seen
-    "What a run's own files say of its data and training"
+) -> dict:  # `source`; `documents`, `bytes` and `tokens` of the data; `seen`: training tokens
+    "What a run's own files say of its data and training; what is not known is left out"
     run = RunFiles(folder)
     source = run.config.get('data', {}).get('source', '')
     last = max((r for r in run.log if 'tokens' in r), key=lambda r: r['tokens'], default={})
-    out = dict(source=source, seen=last.get('tokens'))
-    shards = next(
-        (
-            p
-            for p in (run.folder / 'shards/train', Path(source) / 'shards/train')
-            if (p / 'manifest.json').is_file()
-        ),
-        None,
-    )
-    if shards:
-        m = load_manifest(shards)
-        out |= dict(
-            documents=m.n_docs,
-            bytes=m.n_bytes,
-            tokens=m.n_tokens,
-            source=str(m.facts.get('sources') or m.facts.get('source') or source),
-        )
-    return out
+    facts = dict(source=source, seen=last.get('tokens'))
+    for shards in (run.folder / 'shards/train', Path(source) / 'shards/train'):
+        if (shards / 'manifest.json').is_file():
+            m = load_manifest(shards)
+            facts |= dict(documents=m.n_docs, bytes=m.n_bytes, tokens=m.n_tokens)
+            facts['source'] = str(m.facts.get('sources') or m.facts.get('source') or source)
+            break
+    return facts
 
 
 def sheet(
@@ -404,56 +347,59 @@ def sheet(
 ) -> Sheet:
     "Same size, similar data, similar compute, similar quality: each met or not, with figures"
     size = size or nearest_size(cfg)
-    facts = facts or {}
     if size not in paper_sizes:
         raise ValueError(f'unknown size {size!r}: {nearest(size, paper_sizes)}')
+    facts = facts or {}
+    points = [_size_point(cfg, size), _data_point(facts), _compute_point(cfg, size, facts.get('seen'))]
+    return Sheet([*points, _quality_point(results, size)], size)
+
+
+def _size_point(cfg, size):
     want = sizes[size]
-    shape = lambda c: (
-        f'{c.n_params:,} parameters: {c.n_layer} layers, {c.n_embd} channels, {c.n_head} heads, context '
-        f'{c.n_ctx}, vocabulary {c.vocab_size:,}'
-    )
     same = all(getattr(cfg, k) == getattr(want, k) for k in ('n_layer', 'n_embd', 'n_head', 'n_ctx'))
-    web = any(w in facts.get('source', '').lower() for w in _web)
-    data = facts.get('bytes')
-    points = [
-        Point('size', same, shape(cfg), shape(want)),
-        Point(
-            'data',
-            None if data is None else web and data >= webtext_bytes / 2,
-            'no data beside this model'
-            if data is None
-            else f'{facts["source"]}: {facts["documents"]:,} documents, {data / 1e9:.3g} GB, '
-            f'{facts["tokens"]:,} tokens',
-            'WebText: 8 million pages linked from Reddit, 40 GB',
-        ),
-    ]
-    seen = facts.get('seen')
-    ref = want.flops_per_token() * tokens2019[size]
-    points.append(
-        Point(
-            'compute',
-            None if seen is None else cfg.flops_per_token() * seen >= ref / 2,
-            'no training log beside this model'
-            if seen is None
-            else f'{seen:,} tokens, {cfg.flops_per_token() * seen:.3g} FLOPs',
-            f'not published; 2019 spent {tokens2019[size] / 1e9:.3g} billion tokens, {ref:.3g} FLOPs at '
-            f'this size',
-        )
+    return Point('size', same, _shape(cfg), _shape(want))
+
+
+def _shape(c):
+    return (
+        f'{c.n_params:,} parameters: {c.n_layer} layers, {c.n_embd} channels, {c.n_head} heads, '
+        f'context {c.n_ctx}, vocabulary {c.vocab_size:,}'
     )
-    rows = [
-        (k, r, figures[k][size])
-        for k in figures
-        if size in figures[k] and results and (r := results.get(k, 'paper'))
-    ]
-    hit = [reaches(r, f) for _, r, f in rows]
-    span = lambda r: f' ({r.low:.4g} – {r.high:.4g})' if math.isfinite(r.low) else ''
-    points.append(
-        Point(
-            'quality',
-            sum(hit) > len(hit) / 2 if hit else None,
-            '; '.join(f'{k} {r.value:.4g}{span(r)}' for k, r, _ in rows)
-            or 'nothing scored under protocol paper',
-            '; '.join(f'{k} {f:g}' for k, _, f in rows) or 'table 3',
-        )
+
+
+def _data_point(facts):
+    wanted = 'WebText: 8 million pages linked from Reddit, 40 GB'
+    n_bytes = facts.get('bytes')
+    if n_bytes is None:
+        return Point('data', None, 'no data beside this model', wanted)
+    is_web = any(word in facts['source'].lower() for word in _web)
+    ours = (
+        f'{facts["source"]}: {facts["documents"]:,} documents, {n_bytes / 1e9:.3g} GB, '
+        f'{facts["tokens"]:,} tokens'
     )
-    return Sheet(points, size)
+    return Point('data', is_web and n_bytes >= webtext_bytes / 2, ours, wanted)
+
+
+def _compute_point(cfg, size, seen):  # seen: training tokens, or None
+    tokens = tokens2019[size]
+    reference = sizes[size].flops_per_token() * tokens
+    wanted = (
+        f'not published; 2019 spent {tokens / 1e9:.3g} billion tokens, {reference:.3g} FLOPs at this size'
+    )
+    if seen is None:
+        return Point('compute', None, 'no training log beside this model', wanted)
+    flops = cfg.flops_per_token() * seen
+    return Point('compute', flops >= reference / 2, f'{seen:,} tokens, {flops:.3g} FLOPs', wanted)
+
+
+def _quality_point(results, size):
+    scored = []
+    for k in figures:
+        if size in figures[k] and results and (r := results.get(k, 'paper')):
+            scored.append((k, r, figures[k][size]))
+    if not scored:
+        return Point('quality', None, 'nothing scored under protocol paper', 'table 3')
+    hits = sum(reaches(r, figure) for _, r, figure in scored)
+    ours = '; '.join(f'{k} {_with_interval(r)}' for k, r, _ in scored)
+    wanted = '; '.join(f'{k} {figure:g}' for k, _, figure in scored)
+    return Point('quality', hits > len(scored) / 2, ours, wanted)

@@ -58,11 +58,12 @@ def column(
     def get(r):
         if '.' not in key:
             return r.get(key)
-        g, k = key.split('.')
-        return r.get('groups', {}).get(g, {}).get(k)
+        group, field = key.split('.')
+        return r.get('groups', {}).get(group, {}).get(field)
 
     xy = [(r['tokens'], get(r)) for r in recs if r['kind'] == kind and get(r) is not None]
-    return tuple(np.array(o, dtype=np.float64) for o in zip(*xy)) if xy else (np.array([]), np.array([]))
+    x, y = np.array(xy, dtype=np.float64).reshape(-1, 2).T
+    return x, y
 
 # %% ../nbs/18_plots.ipynb #13ee43d4
 palette = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#999999')
@@ -112,13 +113,12 @@ def spikes(
     "Training losses that stand out from those just before them"
     x, y = column(recs, 'train', 'bpb')
 
-    def odd(i):
+    def stands_out(i):
         past = y[max(0, i - window) : i]
-        return y[i] - np.median(past[-5:]) > height * max(
-            1.5 * np.median(abs(np.diff(past))), 1e-3 * np.median(past)
-        )
+        typical_change = 1.5 * np.median(abs(np.diff(past)))
+        return y[i] - np.median(past[-5:]) > height * max(typical_change, 1e-3 * np.median(past))
 
-    at = [i for i in range(5, len(y)) if odd(i)]
+    at = [i for i in range(5, len(y)) if stands_out(i)]
     return x[at], y[at]
 
 
@@ -182,13 +182,12 @@ class LiveChart:
 
     def __call__(self, rec: dict):
         if rec.get('what') == 'resume':
-            self.recs = [
-                r for r in self.recs if r['step'] <= rec['step']
-            ]  # what a killed process did after that is done again
+            # What a killed process did after this step is done again.
+            self.recs = [r for r in self.recs if r['step'] <= rec['step']]
         self.recs.append(rec)
-        if rec.get('what') not in ('stop', 'end') and (
-            rec['kind'] not in ('train', 'valid') or time.monotonic() - self.drawn < self.every
-        ):
+        last = rec.get('what') in ('stop', 'end')
+        due = rec['kind'] in ('train', 'valid') and time.monotonic() - self.drawn >= self.every
+        if not last and not due:
             return
         from IPython.display import display
 
@@ -275,13 +274,9 @@ def update_figure(runs: dict[str, list[dict]]) -> go.Figure:
     for i, (name, recs) in enumerate(runs.items()):
         for j, g in enumerate(groups):
             x, y = column(recs, 'train', f'{g}.update_rms')
-            _line(
-                fig,
-                (x[y > 0], y[y > 0]),
-                g if len(runs) == 1 else f'{name}, {g}',
-                palette[j % len(palette)],
-                line=dict(dash=dashes[i % 4]),
-            )
+            label = g if len(runs) == 1 else f'{name}, {g}'
+            color = palette[j % len(palette)]
+            _line(fig, (x[y > 0], y[y > 0]), label, color, line=dict(dash=dashes[i % 4]))
     return _style(fig, 'RMS of the update', yaxis_type='log')
 
 
@@ -291,27 +286,11 @@ def speed_figure(runs: dict[str, list[dict]]) -> go.Figure:
     for i, (name, recs) in enumerate(runs.items()):
         c = palette[i % len(palette)]
         _line(fig, column(recs, 'train', 'tokens_per_s'), f'{name}, tokens/s', c)
-        _line(
-            fig,
-            column(recs, 'train', 'peak_share'),
-            f'{name}, share of peak',
-            c,
-            line=dict(dash='dot'),
-            yaxis='y2',
-        )
-    return _style(
-        fig,
-        'tokens/s',
-        yaxis_rangemode='tozero',
-        yaxis2=dict(
-            title='share of peak',
-            overlaying='y',
-            side='right',
-            tickformat='.0%',
-            rangemode='tozero',
-            showgrid=False,
-        ),
-    )
+        share = column(recs, 'train', 'peak_share')
+        _line(fig, share, f'{name}, share of peak', c, line=dict(dash='dot'), yaxis='y2')
+    right = dict(title='share of peak', overlaying='y', side='right', showgrid=False)
+    right |= dict(tickformat='.0%', rangemode='tozero')
+    return _style(fig, 'tokens/s', yaxis_rangemode='tozero', yaxis2=right)
 
 # %% ../nbs/18_plots.ipynb #dae6f724
 def verdict(
@@ -319,49 +298,61 @@ def verdict(
     yardsticks: dict[str, float],  # name -> bits per byte on the same documents
 ) -> str:
     "One sentence: what the model beats, and what it does not"
-    f = lambda won: ', '.join(f'{n} ({v:.3f})' for n, v in yardsticks.items() if (bpb < v) == won)
-    won, lost = f(True), f(False)
-    return (
-        f'{bpb:.3f} bits per byte on held-out documents: '
-        + '; '.join(([f'beats {won}'] if won else []) + ([f'does not beat {lost}'] if lost else []))
-        + '.'
-    )
+    beaten = ', '.join(f'{n} ({v:.3f})' for n, v in yardsticks.items() if bpb < v)
+    others = ', '.join(f'{n} ({v:.3f})' for n, v in yardsticks.items() if bpb >= v)
+    parts = []
+    if beaten:
+        parts.append(f'beats {beaten}')
+    if others:
+        parts.append(f'does not beat {others}')
+    return f'{bpb:.3f} bits per byte on held-out documents: {"; ".join(parts)}.'
 
 # %% ../nbs/18_plots.ipynb #84c1d926
-_css = """body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h1{margin-bottom:.2rem}h2{margin-top:2.2rem;border-bottom:1px solid #8884}.verdict{font-size:1.15rem;padding:.8rem 1rem;border-left:5px solid #0072b2;background:#8881}
-.sub{color:#777}table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #8883}td.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#8881;padding:.8rem;border-radius:6px;font-size:.85rem}.scroll{overflow-x:auto}.fig{min-height:360px}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#16181c}}"""
-_js = """document.querySelectorAll("div.fig").forEach(el=>{const f=JSON.parse(el.querySelector("script").textContent);
-Plotly.newPlot(el,f.data,f.layout,{responsive:true,displaylogo:false});});"""
+_css = """
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #222; background: #fff }
+h1 { margin-bottom: .2rem }
+h2 { margin-top: 2.2rem; border-bottom: 1px solid #8884 }
+.verdict { font-size: 1.15rem; padding: .8rem 1rem; border-left: 5px solid #0072b2; background: #8881 }
+.sub { color: #777 }
+table { border-collapse: collapse }
+td, th { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid #8883 }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
+pre { background: #8881; padding: .8rem; border-radius: 6px }
+.scroll { overflow-x: auto }
+.fig { min-height: 360px }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #16181c } }
+"""
+_js = """
+document.querySelectorAll("div.fig").forEach(el => {
+  const f = JSON.parse(el.querySelector("script").textContent);
+  Plotly.newPlot(el, f.data, f.layout, {responsive: true, displaylogo: false});
+});
+"""
 
 
-def _fig(fig):
-    return (
-        f'<div class="fig"><script '
-        f'type="application/json">{fig.to_json().replace("<", chr(92) + "u003c")}</script></div>'
-    )
+def _figure_html(fig):
+    data = fig.to_json().replace('<', '\\u003c')
+    return f'<div class="fig"><script type="application/json">{data}</script></div>'
 
 
-def _table(rows, head):  # rows of text or numbers
-    cell = lambda v: (
-        f'<td class="n">{v:,.4g}</td>'
-        if isinstance(v, float)
-        else f'<td class="n">{v:,}</td>'
-        if isinstance(v, int)
-        else f'<td>{html.escape(str(v))}</td>'
-    )
-    return (
-        '<div class="scroll"><table><tr>'
-        + ''.join(f'<th>{html.escape(h)}</th>' for h in head)
-        + '</tr>'
-        + ''.join('<tr>' + ''.join(map(cell, r)) + '</tr>' for r in rows)
-        + '</table></div>'
-    )
+def _cell_html(v):
+    if isinstance(v, float):
+        return f'<td class="n">{v:,.4g}</td>'
+    if isinstance(v, int):
+        return f'<td class="n">{v:,}</td>'
+    return f'<td>{html.escape(str(v))}</td>'
+
+
+def _table_html(rows, head):  # rows of text or numbers
+    head = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
+    body = ''.join(f'<tr>{"".join(map(_cell_html, row))}</tr>' for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _flat(d, pre=''):
+    "(dotted name, value) of nested settings"
     for k, v in d.items():
         if isinstance(v, dict):
             yield from _flat(v, f'{pre}{k}.')
@@ -379,11 +370,12 @@ class RunFiles:
         self.folder = Path(folder)
         if not (self.folder / 'config.json').is_file():
             raise FileNotFoundError(
-                f'{folder} is no run: config.json is missing; name a folder that `gpt2repro reproduce` or '
-                f'`gpt2repro train` made'
+                f'{folder} is no run: config.json is missing; '
+                f'name a folder that `gpt2repro reproduce` or `gpt2repro train` made'
             )
         self.name = self.folder.resolve().name
-        self.config, self.scores = self._json('config.json'), self._json('scores.json')
+        self.config = self._json('config.json')
+        self.scores = self._json('scores.json')
         self.log = read_log(self.folder) if (self.folder / 'log.jsonl').exists() else []
         f = self.folder / 'samples.txt'
         self.samples = f.read_text(encoding='utf-8') if f.exists() else ''
@@ -405,44 +397,46 @@ def incidents(
     high = set(spikes(recs)[0])
     out = []
     for r in recs:
-        at = (r['step'], r.get('tokens', 0))
-        what = r.get('what')
-        if r['kind'] == 'train' and r['tokens'] in high:
-            out.append((*at, f'loss spike: {r["bpb"]:.3f} bits per byte'))
-        elif what == 'skipped':
-            f = r['first']
-            (a, b) = r['sequences']
-            out.append(
-                (
-                    *at,
-                    f'{r["updates"]} update{"s" * (r["updates"] > 1)} skipped: not finite first at step '
-                    f'{f["step"]}, sequences {a} to {b}, '
-                    + (
-                        f'in the gradient of {f["parameter"]} (group {f["group"]})'
-                        if f['parameter']
-                        else 'in the loss'
-                    ),
-                )
-            )
-        elif what == 'resume':
-            out.append((*at, 'went on from the checkpoint of this step'))
-        elif what == 'stop':
-            out.append((*at, f'stopped by {r["why"]}, state saved'))
-        elif what == 'diverged':
-            out.append((*at, 'given up: more updates were not finite than max_skips allows'))
+        if text := _incident(r, high):
+            out.append((r['step'], r.get('tokens', 0), text))
     return out
+
+
+def _incident(r, high):
+    "What a record tells of trouble, or nothing"
+    what = r.get('what')
+    if r['kind'] == 'train' and r['tokens'] in high:
+        return f'loss spike: {r["bpb"]:.3f} bits per byte'
+    if what == 'skipped':
+        first = r['first']
+        a, b = r['sequences']
+        where = 'in the loss'
+        if first['parameter']:
+            where = f'in the gradient of {first["parameter"]} (group {first["group"]})'
+        plural = 's' * (r['updates'] > 1)
+        return (
+            f'{r["updates"]} update{plural} skipped: '
+            f'not finite first at step {first["step"]}, sequences {a} to {b}, {where}'
+        )
+    if what == 'resume':
+        return 'went on from the checkpoint of this step'
+    if what == 'stop':
+        return f'stopped by {r["why"]}, state saved'
+    if what == 'diverged':
+        return 'given up: more updates were not finite than max_skips allows'
 
 
 def duration(seconds: float) -> str:
     "Seconds as a person says them"
     s = round(seconds)
-    return (
-        f'{s // 3600} h {s % 3600 // 60:02} min'
-        if s >= 3600
-        else f'{s // 60} min {s % 60:02} s'
-        if s >= 60
-        else f'{s} s'
-    )
+    if s >= 3600:
+        return f'{s // 3600} h {s % 3600 // 60:02} min'
+    return f'{s // 60} min {s % 60:02} s' if s >= 60 else f'{s} s'
+
+
+def _last(recs, kind):
+    "The last record of that kind, or an empty one"
+    return next((r for r in reversed(recs) if r['kind'] == kind), {})
 
 
 def summary(
@@ -450,111 +444,154 @@ def summary(
     max_steps: int = None,  # of its settings
 ) -> dict:  # name -> number or text
     "The figures of a run that are compared with those of others; what is not known is left out"
-    last = lambda kind: next((r for r in reversed(recs) if r['kind'] == kind), {})
-    of = lambda key: [r[key] for r in recs if r['kind'] == 'train' and r.get(key) is not None]
-    train = last('train')
-    held = last('valid')
-    bpb = [r['bpb'] for r in recs if r['kind'] == 'valid' and r.get('bpb')]
-    out = {
-        'step': f'{train.get("step", 0):,}' + (f' of {max_steps:,}' if max_steps else ''),
-        'tokens': train.get('tokens'),
-        'held out, bits per byte': held.get('bpb') and round(held['bpb'], 4),
-        'best': round(min(bpb), 4) if bpb else None,
-        'training': duration(train['seconds']) if 'seconds' in train else None,
-        'left': duration(train['left_s']) if train.get('left_s') and train['step'] != max_steps else None,
-        'tokens/s': round(float(np.median(of('tokens_per_s')))) if of('tokens_per_s') else None,
-        'share of peak': f'{np.median(of("peak_share")):.0%}' if of('peak_share') else None,
-        'peak memory, GiB': round(max(of('memory')) / 2**30, 2) if of('memory') else None,
-        'incidents': len(incidents(recs)),
-    }
+    train = _last(recs, 'train')
+    valid = _last(recs, 'valid')
+
+    def values(key, kind='train'):
+        return [r[key] for r in recs if r['kind'] == kind and r.get(key) is not None]
+
+    out = {'step': f'{train.get("step", 0):,}' + (f' of {max_steps:,}' if max_steps else '')}
+    out['tokens'] = train.get('tokens')
+    if valid.get('bpb'):
+        out['held out, bits per byte'] = round(valid['bpb'], 4)
+    if bpb := values('bpb', 'valid'):
+        out['best'] = round(min(bpb), 4)
+    if 'seconds' in train:
+        out['training'] = duration(train['seconds'])
+    if train.get('left_s') and train['step'] != max_steps:
+        out['left'] = duration(train['left_s'])
+    if speed := values('tokens_per_s'):
+        out['tokens/s'] = round(float(np.median(speed)))
+    if share := values('peak_share'):
+        out['share of peak'] = f'{np.median(share):.0%}'
+    if memory := values('memory'):
+        out['peak memory, GiB'] = round(max(memory) / 2**30, 2)
+    out['incidents'] = len(incidents(recs))
     return {k: v for k, v in out.items() if v is not None}
 
 # %% ../nbs/18_plots.ipynb #884d9660
-def _samples(text):
+def _samples_html(text):
     "Samples under a heading each: lines that start with `=== ` are headings"
     for part in re.split(r'^=== ', text, flags=re.M)[1:]:
         head, _, body = part.partition('\n')
         yield f'<h3>{html.escape(head)}</h3><pre>{html.escape(body.strip())}</pre>'
 
 
-def _progress(r):
+def _how_far(r):
     "One sentence about a run that has no scores"
-    held = [o for o in r.log if o['kind'] == 'valid']
     end = r.config.get('max_steps')
     step = max((o['step'] for o in r.log), default=0)
-    how = f'{r.name} is finished' if step == end else f'{r.name} is not finished'
-    return (
-        how
-        + f': step {step:,}{f" of {end:,}" if end else ""}'
-        + (f', {held[-1]["bpb"]:.3f} bits per byte on held-out text' if held and held[-1].get('bpb') else '')
-        + '.'
-    )
+    text = f'{r.name} is finished' if step == end else f'{r.name} is not finished'
+    text += f': step {step:,} of {end:,}' if end else f': step {step:,}'
+    if bpb := _last(r.log, 'valid').get('bpb'):
+        text += f', {bpb:.3f} bits per byte on held-out text'
+    return f'{text}.'
+
+
+def _verdict_html(r, several):
+    "The verdict on a run, or how far it has come"
+    if 'bpb' in r.scores:
+        text = verdict(r.scores['bpb'], r.scores.get('yardsticks', {}))
+        if several:
+            text = f'{r.name}: {text}'
+    else:
+        text = _how_far(r)
+    return f'<p class="verdict">{html.escape(text)}</p>'
 
 
 def _peak_note(logs):
     "How the share of peak is computed, with the numbers of each run"
-    starts = {
-        n: next((o for o in reversed(l) if o['kind'] == 'event' and o.get('peak_gflops')), None)
-        for n, l in logs.items()
-    }
-    of = [
-        f'{html.escape(n)}: {s["flops_per_token"] / 1e9:.3g} GFLOP a token, {s["peak_gflops"]:,.0f} GFLOP/s '
-        f'({html.escape(str(s.get("dtype")))}, {html.escape(str(s.get("device")))})'
-        for n, s in starts.items()
-        if s
-    ]
+    of_runs = []
+    for name, log in logs.items():
+        starts = [r for r in log if r['kind'] == 'event' and r.get('peak_gflops')]
+        if starts:
+            s = starts[-1]
+            where = html.escape(f'{s.get("dtype")}, {s.get("device")}')
+            of_runs.append(
+                f'{html.escape(name)}: {s["flops_per_token"] / 1e9:.3g} GFLOP a token, '
+                f'{s["peak_gflops"]:,.0f} GFLOP/s ({where})'
+            )
+    if not of_runs:
+        return ''
     return (
         '<p class="sub">Share of peak: tokens/s × FLOPs per token ÷ the best speed of a large matrix '
-        'product that this machine reached when the run began, in the same precision. FLOPs per token, '
-        'forward and backward: 6·N + 12·L·C·T. ' + '; '.join(of) + '.</p>'
-        if of
-        else ''
+        'product that this machine reached when the run began, in the same precision. '
+        'FLOPs per token, forward and backward: 6·N + 12·L·C·T. '
+        f'{"; ".join(of_runs)}.</p>'
     )
 
 
-def _apart(rs):
-    "Settings in which the runs differ"
-    flats = [dict(_flat(r.config)) for r in rs]
-    keys = [
-        k
-        for k in dict.fromkeys(k for f in flats for k in f)
-        if k != 'name' and len({str(f.get(k)) for f in flats}) > 1
-    ]
-    return [(k, *(str(f.get(k, '')) for f in flats)) for k in keys]
+def _differences_html(rs, names):
+    "A table of the settings in which the runs differ"
+    settings = [dict(_flat(r.config)) for r in rs]
+    rows = []
+    for key in dict.fromkeys(k for s in settings for k in s):
+        if key != 'name' and len({str(s.get(key)) for s in settings}) > 1:
+            rows.append((key, *(str(s.get(key, '')) for s in settings)))
+    table = _table_html(rows, ['setting', *names]) if rows else '<p>The settings are the same.</p>'
+    return f'<h2>What differs</h2>{table}'
 
 
-def _run_section(r):
-    start = next((o for o in reversed(r.log) if o['kind'] == 'event' and 'device' in o), {})
+def _yardsticks_html(done):
+    "A table of the scored runs and the yardsticks"
+    yards = [r.scores.get('yardsticks', {}) for r in done]
+    names = list(dict.fromkeys(k for y in yards for k in y))
     rows = [
-        (k, v)
-        for k, v in (
-            dict(
-                device=start.get('device'),
-                products=start.get('dtype'),
-                torch=start.get('torch'),
-                optimizer=start.get('optimizer'),
-            )
-            | r.scores.get('facts', {})
-        ).items()
-        if v is not None
+        (r.name, float(r.scores['bpb']), *(float(y.get(n, np.nan)) for n in names))
+        for r, y in zip(done, yards)
     ]
-    happened = incidents(r.log)
-    conf = ''.join(f'{k} = {v}\n' for k, v in _flat(r.config))
     return (
-        f'<h2>{html.escape(r.name)}: the run</h2>{_table(rows, ["what", "value"])}'
-        + (
-            f'<h3>What happened</h3>{_table(happened[:100], ["step", "tokens", "what"])}'
-            + (f'<p>and {len(happened) - 100} more</p>' if len(happened) > 100 else '')
-            if happened
-            else '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>'
-            if r.log
-            else ''
-        )
-        + f'<details><summary>All settings</summary><pre>{html.escape(conf)}</pre></details>'
-        + (f'<h2>{html.escape(r.name)}: samples</h2>' + ''.join(_samples(r.samples)) if r.samples else '')
+        '<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. '
+        'The n-gram models use the same tokenizer; '
+        'xz is given the training text first, as a dictionary would be.</p>'
+        + _table_html(rows, ['run', 'model', *names])
     )
+
+
+def _incidents_html(r, most=100):
+    "A table of what happened during a run"
+    found = incidents(r.log)
+    if found:
+        table = _table_html(found[:most], ['step', 'tokens', 'what'])
+        more = f'<p>and {len(found) - most} more</p>' if len(found) > most else ''
+        return f'<h3>What happened</h3>{table}{more}'
+    if r.log:
+        return '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>'
+    return ''
+
+
+def _run_html(r):
+    "Machine, incidents, settings and samples of a run"
+    start = next((o for o in reversed(r.log) if o['kind'] == 'event' and 'device' in o), {})
+    facts = dict(
+        device=start.get('device'),
+        products=start.get('dtype'),
+        torch=start.get('torch'),
+        optimizer=start.get('optimizer'),
+    )
+    facts |= r.scores.get('facts', {})
+    rows = [(k, v) for k, v in facts.items() if v is not None]
+    settings = html.escape(''.join(f'{k} = {v}\n' for k, v in _flat(r.config)))
+    name = html.escape(r.name)
+    parts = [
+        f'<h2>{name}: the run</h2>{_table_html(rows, ["what", "value"])}',
+        _incidents_html(r),
+        f'<details><summary>All settings</summary><pre>{settings}</pre></details>',
+    ]
+    if r.samples:
+        parts += [f'<h2>{name}: samples</h2>', *_samples_html(r.samples)]
+    return ''.join(parts)
 
 # %% ../nbs/18_plots.ipynb #a7e7fa31
+def _page(title, body):
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f'<title>{html.escape(title)}</title><style>{_css}</style>'
+        f'<script>{get_plotlyjs()}</script></head><body>{body}<script>{_js}</script></body></html>'
+    )
+
+
 def report(
     runs: list,  # folders of runs; several are drawn on top of each other
     out=None,  # the file to write; the first run's `report.html` if not given
@@ -569,59 +606,23 @@ def report(
     names = [r.name for r in rs]
     logs = {r.name if names.count(r.name) == 1 else str(r.folder): r.log for r in rs}
     done = [r for r in rs if 'bpb' in r.scores]
-    body = [
-        f'<h1>{html.escape(" · ".join(logs))}</h1><p class="sub">GPT-2 reproduced, from raw text to '
-        f'scores</p>'
-    ]
-    body += [
-        f'<p class="verdict">{html.escape((r.name + ": " if len(rs) > 1 else "") + verdict(r.scores["bpb"], r.scores.get("yardsticks", {})))}</p>'
-        for r in done
-    ]
-    body += [f'<p class="verdict">{html.escape(_progress(r))}</p>' for r in rs if r not in done]
+    ordered = [*done, *(r for r in rs if r not in done)]
     rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]
     heads = list(dict.fromkeys(k for r in rows for k in r))
-    body.append(_table([[r.get(h, '') for h in heads] for r in rows], heads))
-    if len(rs) > 1:
-        body.append(
-            '<h2>What differs</h2>'
-            + (
-                _table(apart, ['setting', *logs])
-                if (apart := _apart(rs))
-                else '<p>The settings are the same.</p>'
-            )
-        )
-    yard = done[0].scores.get('yardsticks', {}) if done else {}
-    figs = [
-        ('Loss', loss_figure(logs, yard)),
-        ('Learning rate', lr_figure(logs)),
-        ('RMS of the update, by parameter group', update_figure(logs)),
-        ('Speed', speed_figure(logs)),
+    yards = done[0].scores.get('yardsticks', {}) if done else {}
+    body = [
+        f'<h1>{html.escape(" · ".join(logs))}</h1>'
+        '<p class="sub">GPT-2 reproduced, from raw text to scores</p>',
+        *(_verdict_html(r, several=len(rs) > 1) for r in ordered),
+        _table_html([[r.get(h, '') for h in heads] for r in rows], heads),
+        _differences_html(rs, logs) if len(rs) > 1 else '',
+        f'<h2>Loss</h2>{_figure_html(loss_figure(logs, yards))}',
+        _yardsticks_html(done) if done else '',
+        f'<h2>Learning rate</h2>{_figure_html(lr_figure(logs))}',
+        f'<h2>RMS of the update, by parameter group</h2>{_figure_html(update_figure(logs))}',
+        f'<h2>Speed</h2>{_figure_html(speed_figure(logs))}',
+        _peak_note(logs),
+        *map(_run_html, rs),
     ]
-    body.append(f'<h2>{figs[0][0]}</h2>{_fig(figs[0][1])}')
-    if done:
-        ns = list(dict.fromkeys(k for r in done for k in r.scores.get('yardsticks', {})))
-        body.append(
-            '<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. The '
-            'n-gram models use the same tokenizer; xz is given the training text first, as a dictionary '
-            'would be.</p>'
-            + _table(
-                [
-                    (
-                        r.name,
-                        float(r.scores['bpb']),
-                        *(float(r.scores.get('yardsticks', {}).get(n, np.nan)) for n in ns),
-                    )
-                    for r in done
-                ],
-                ['run', 'model', *ns],
-            )
-        )
-    body += [f'<h2>{t}</h2>{_fig(f)}' for t, f in figs[1:]] + [_peak_note(logs)]
-    body += [_run_section(r) for r in rs]
-    out = Path(out) if out else rs[0].folder / 'report.html'
-    return write_atomic(
-        out,
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{html.escape(names[0])}</title><style>{_css}</style>'
-        f'<script>{get_plotlyjs()}</script></head><body>{"".join(body)}<script>{_js}</script></body></html>',
-    )
+    file = Path(out) if out else rs[0].folder / 'report.html'
+    return write_atomic(file, _page(names[0], ''.join(body)))

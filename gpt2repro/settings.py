@@ -29,10 +29,11 @@ class Config:
 
     def __post_init__(self):
         for name, typ in get_type_hints(type(self)).items():
-            v = getattr(self, name)
-            if not _fits(v, typ):
+            value = getattr(self, name)
+            if not _fits(value, typ):
+                needed = getattr(typ, '__name__', typ)
                 raise ValueError(
-                    f'{name}={v!r} is {type(v).__name__}, but {getattr(typ, "__name__", typ)} is needed: '
+                    f'{name}={value!r} is {type(value).__name__}, but {needed} is needed: '
                     f'give a value of that type'
                 )
 
@@ -48,8 +49,9 @@ class Config:
 
     def replace(self, **kw):
         "A copy with some fields changed (and checked again)"
+        names = [f.name for f in fields(self)]
         for k in kw:
-            if k not in (names := [f.name for f in fields(self)]):
+            if k not in names:
                 raise ValueError(f'unknown setting {k!r}: {nearest(k, names)}')
         return replace(self, **kw)
 
@@ -67,9 +69,8 @@ class GPT2Config(Config):
     n_layer: int = 12  # L, blocks
     n_head: int = 12  # H, attention heads
     layer_norm_epsilon: float = 1e-5
-    activation_function: str = (
-        'gelu_new'  # GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
-    )
+    # `gelu_new` is GPT-2's tanh form of GELU; `gelu` is the exact one, which nanoGPT trains with
+    activation_function: str = 'gelu_new'
     embd_pdrop: float = 0.1  # dropout on the sum of the embeddings
     attn_pdrop: float = 0.1  # dropout on the attention weights
     resid_pdrop: float = 0.1  # dropout on each residual branch
@@ -105,8 +106,10 @@ class GPT2Config(Config):
         self,
         T: int = None,  # tokens in the sequence; the whole context if not given
     ) -> int:  # floating-point operations, forward and backward
-        """Training FLOPs per token: 6·N + 12·L·C·T, N without `wpe`, the tied head once (Chowdhery
-        et al. 2022, appendix B)"""
+        """Training FLOPs per token: 6·N + 12·L·C·T (Chowdhery et al. 2022, appendix B).
+
+        N leaves out `wpe`, and counts the tied head once
+        """
         n = self.n_params - self.n_ctx * self.n_embd
         return 6 * n + 12 * self.n_layer * self.n_embd * (self.n_ctx if T is None else T)
 
@@ -114,17 +117,23 @@ class GPT2Config(Config):
         return self.replace(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
 # %% ../nbs/01_settings.ipynb #08591a17
-sizes = dict(
-    tiny=GPT2Config(vocab_size=4096, n_ctx=256, n_embd=192, n_layer=4, n_head=6),
-    **dict.fromkeys(('124M', '117M'), GPT2Config()),
-    **{'345M': GPT2Config(n_embd=1024, n_layer=24, n_head=16)},
-    PrettyBig=GPT2Config(n_embd=1024, n_layer=25, n_head=16),
-    **{'774M': GPT2Config(n_embd=1280, n_layer=36, n_head=20)},
-    **dict.fromkeys(('1558M', '1.5B'), GPT2Config(n_embd=1600, n_layer=48, n_head=25)),
-)
-sizes.update(
-    {'355M': sizes['345M'], '762M': sizes['774M'], '1542M': sizes['1558M']}
-)  # names from the paper, its code and the hub
+sizes = {
+    'tiny': GPT2Config(vocab_size=4096, n_ctx=256, n_embd=192, n_layer=4, n_head=6),
+    '124M': GPT2Config(),
+    '345M': GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    'PrettyBig': GPT2Config(n_embd=1024, n_layer=25, n_head=16),
+    '774M': GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    '1558M': GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+}
+# Other names for them, from the paper, its code and the hub
+for other, name in {
+    '117M': '124M',
+    '355M': '345M',
+    '762M': '774M',
+    '1542M': '1558M',
+    '1.5B': '1558M',
+}.items():
+    sizes[other] = sizes[name]
 
 
 def size(name: str) -> GPT2Config:
@@ -134,7 +143,7 @@ def size(name: str) -> GPT2Config:
     return sizes[name]
 
 # %% ../nbs/01_settings.ipynb #e80198fc
-_samplers = 'windows', 'stitch2019'
+_samplers = ('windows', 'stitch2019')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +151,15 @@ class DataConfig(Config):
     "Where the text comes from and how it becomes tokens"
 
     source: str = 'python-docs'  # `python-docs`, a path, a glob, or the name of a data set
-    tokenizer: str = (
-        'bpe'  # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
-    )
+    # SentencePiece trained on the text (`bpe`, `unigram`), or a folder with a tokenizer's files
+    tokenizer: str = 'bpe'
     valid_fraction: float = 0.05  # share of the documents held out, chosen by a hash of the document
-    overlap: float = (
-        0.3  # held-out documents that share this much of their word 8-grams with training are dropped
-    )
-    near_copies: float = (
-        1.0  # training documents that share this much of theirs with earlier ones are dropped; 1: none
-    )
-    # how sequences are cut: `windows` (every token once an epoch), or `stitch2019` (one window out of
-    # each `stitch` documents)
+    # held-out documents that share this much of their word 8-grams with training are dropped
+    overlap: float = 0.3
+    # training documents that share this much of theirs with earlier ones are dropped; 1: none
+    near_copies: float = 1.0
+    # how sequences are cut: `windows` (every token once an epoch),
+    # or `stitch2019` (one window out of each `stitch` documents)
     sampler: str = 'windows'
     stitch: int = 42  # documents joined by `stitch2019`
 
@@ -186,9 +192,8 @@ class OptimConfig(Config):
     preset: str = 'paper'  # whose Adafactor: `paper`, `tensor2tensor`, `connor2019`, `torch`, `transformers`
     # peak learning rate; for Adafactor the ρ of the paper, where 1e-2 is the cap of its own schedule
     lr: float = 1e-2
-    schedule: str = (
-        'cosine'  # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt`, `trapezoid`
-    )
+    # `paper` (Adafactor: min(lr, 1/√t)), `constant`, `cosine`, `inverse_sqrt` or `trapezoid`
+    schedule: str = 'cosine'
     warmup_steps: int = 0
     warmup_tokens: int = 0  # instead of `warmup_steps`: stays what it is when the batch changes
     final: float = 0.1  # what remains of the peak at the end, for `cosine`
@@ -251,8 +256,7 @@ class RunConfig(Config):
     start_from: str = ''  # begin with these weights: a run, a folder or a hub name; '' for a fresh model
     batch_tokens: int = 4096  # tokens per optimizer step, over all devices
     micro_batch: int = 0  # sequences that go through the model at once; 0: as many as fit
-    # `block`: keep only each block's input for the backward pass and compute the rest again, for less
-    # memory
+    # `block`: keep only each block's input for the backward pass and compute the rest again, for less memory
     remat: str = 'none'
     # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
     dtype: str = 'float32'
@@ -268,15 +272,8 @@ class RunConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        for n in (
-            'batch_tokens',
-            'max_steps',
-            'log_every',
-            'eval_every',
-            'eval_batches',
-            'save_every',
-            'keep',
-        ):
+        every = ('log_every', 'eval_every', 'save_every')
+        for n in ('batch_tokens', 'max_steps', *every, 'eval_batches', 'keep'):
             self.need(getattr(self, n) > 0, n, 'give a number above 0')
         for n in ('micro_batch', 'sample_every', 'max_skips', 'init_scale', 'seed'):
             self.need(getattr(self, n) >= 0, n, 'give 0 or more')
@@ -294,19 +291,21 @@ class RunConfig(Config):
             'batch_tokens',
             f'not a multiple of n_ctx={T}: give {max(1, round(self.batch_tokens / T)) * T}',
         )
+        at_once = min(self.micro_batch or self.batch_size, self.batch_size)
         self.need(
-            self.batch_size % self.n_micro == 0
-            and self.batch_size // self.n_micro == min(self.micro_batch or self.batch_size, self.batch_size),
+            self.batch_size % self.n_micro == 0 and self.batch_size // self.n_micro == at_once,
             'micro_batch',
             f'does not divide the batch of {self.batch_size} sequences',
         )
 
     @property
     def batch_size(self):
+        "Sequences per optimizer step"
         return self.batch_tokens // self.model.n_ctx
 
     @property
     def n_micro(self):
+        "How many times the model runs for one optimizer step"
         return self.batch_size // min(self.micro_batch or self.batch_size, self.batch_size)
 
 # %% ../nbs/01_settings.ipynb #bb3d02ba
@@ -326,16 +325,21 @@ def from_dict(
     for k in d:
         if k not in hints:
             raise ValueError(f'unknown setting {k!r} in {cls.__name__}: {nearest(k, hints)}')
-    return cls(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in d.items()})
+    values = dict(d)
+    for k, v in d.items():
+        if is_dataclass(hints[k]):
+            values[k] = from_dict(hints[k], v)
+    return cls(**values)
 
 # %% ../nbs/01_settings.ipynb #9ca9b587
 def _read(name, s, typ):
+    "The text of a setting as a value of its type"
     if typ is str:
         return s
     if typ is bool and s.lower() in ('true', 'false'):
         return s.lower() == 'true'
     try:
-        return typ(s) if typ is not int else int(s.replace('_', ''))
+        return int(s.replace('_', '')) if typ is int else typ(s)
     except ValueError:
         raise ValueError(f'{name}={s}: {typ.__name__} needed, such as {name}={typ(2)}') from None
 
@@ -349,6 +353,19 @@ def _owners(cfg):
             yield n, t
 
 
+def _find_field(name, known):
+    "The dotted name that `name` means: itself, or the only field of that name"
+    if name in known:
+        return name
+    bare = {k: k.rpartition('.')[2] for k in known}
+    hits = [k for k in known if bare[k] == name]
+    if not hits:
+        raise ValueError(f'unknown setting {name!r}: {nearest(name, [*known, *bare.values()])}')
+    if len(hits) > 1:
+        raise ValueError(f'setting {name!r} is ambiguous: write {" or ".join(hits)}')
+    return hits[0]
+
+
 def override(
     cfg: Config,  # the config to change
     settings: list[str],  # each 'field=value' or 'owner.field=value'
@@ -360,19 +377,13 @@ def override(
     known = dict(_owners(cfg))
     new = to_dict(cfg)
     for s in settings:
-        k, eq, v = s.partition('=')
+        name, eq, value = s.partition('=')
         if not eq:
             raise ValueError(f'{s!r} is no setting: write FIELD=VALUE, such as max_steps=500')
-        hits = [k] if k in known else [n for n in known if n.rpartition('.')[2] == k]
-        if not hits:
-            raise ValueError(
-                f'unknown setting {k!r}: {nearest(k, list(known) + [n.rpartition(".")[2] for n in known])}'
-            )
-        if len(hits) > 1:
-            raise ValueError(f'setting {k!r} is ambiguous: write {" or ".join(hits)}')
-        *owner, last = hits[0].split('.')
+        dotted = _find_field(name, known)
+        *owners, field_name = dotted.split('.')
         d = new
-        for o in owner:
+        for o in owners:
             d = d[o]
-        d[last] = _read(k, v, known[hits[0]])
+        d[field_name] = _read(name, value, known[dotted])
     return from_dict(type(cfg), new)

@@ -1,4 +1,4 @@
-"""Token ids in files, with a manifest that never lies
+"""Token ids in files, with a manifest that can be checked
 
 Docs: https://gpt2repro.github.io/gpt2repro/shards.html.md"""
 
@@ -31,7 +31,7 @@ from typing import Iterable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from .utils import file_sha256, progress, write_atomic
-from .corpus import Holdout, clean, docs_versions, documents, drop_near_copies, overlap_marker
+from .corpus import Holdout, OverlapMarker, clean, docs_versions, documents, drop_near_copies
 from .corpus import warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
 
@@ -66,7 +66,7 @@ class Manifest:
 
 
 def _to_json(m):
-    "The manifest with a checksum of its own, so that a flipped bit in it shows too"
+    "The manifest with a checksum of its own"
     d = asdict(m)
     return json.dumps(dict(d, sha256=_checksum(d)), indent=1, ensure_ascii=False) + '\n'
 
@@ -115,7 +115,12 @@ def encode_group(
     "The ids of some documents, as they stand in a shard"
     eot = np.array([tok.eot], np.uint32)
     ids = chain.from_iterable((tok.encode_np(d), eot) for d in docs)
-    return np.concatenate(list(ids)).astype('<' + np.dtype(token_dtype(tok.vocab_size)).str[1:])
+    return np.concatenate(list(ids)).astype(_little_endian(token_dtype(tok.vocab_size)))
+
+
+def _little_endian(dtype):
+    "`uint16` as `<u2`"
+    return '<' + np.dtype(dtype).str[1:]
 
 
 def _read_exactly(f, n):
@@ -137,6 +142,7 @@ def _receive(f):
 
 
 def _pack(docs):
+    "Documents as one message: their number, their sizes, their bytes"
     return struct.pack(f'<{len(docs) + 1}Q', len(docs), *map(len, docs)) + b''.join(docs)
 
 
@@ -148,7 +154,7 @@ def _unpack(data):
 
 # %% ../nbs/07_shards.ipynb #18e79e9c
 def _work(folder):
-    "A worker's life: groups of documents in, ids out, until the pipe closes"
+    "What a worker process does: groups of documents in, ids out, until the pipe closes"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), 'wb')
@@ -170,14 +176,11 @@ class _Workers:
 
     def __init__(self, folder, workers):
         code = f'from gpt2repro.shards import _work; _work({str(folder)!r})'
-        env = dict(
-            os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS='1'
-        )
+        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        env = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1')
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.procs = [
-            subprocess.Popen(
-                [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
-            )
-            for _ in range(workers)
+            subprocess.Popen([sys.executable, '-c', code], env=env, **pipes) for _ in range(workers)
         ]
         self.free = queue.SimpleQueue()
         for p in self.procs:
@@ -190,10 +193,10 @@ class _Workers:
             status, out = _receive(p.stdout)
         except (EOFError, BrokenPipeError):
             code = p.wait()
+            how = f'killed by signal {-code}' if code < 0 else f'status {code}'
             raise RuntimeError(
-                f'a tokenizer process ended '
-                f'({"killed by signal " + str(-code) if code < 0 else "status " + str(code)}): '
-                'is there enough memory? Run the same command again, it goes on'
+                f'a tokenizer process ended ({how}): '
+                f'is there enough memory? Run the same command again, it goes on'
             ) from None
         finally:
             self.free.put(p)
@@ -237,20 +240,22 @@ def folder_lock(
 
 def _groups(docs, size):
     "Lists of encoded documents of at least `size` bytes each"
-    group, n = [], 0
+    group = []
+    n = 0
     for i, d in enumerate(docs):
         try:
             b = d.encode()
         except UnicodeEncodeError as e:
             raise ValueError(
-                f'document {i}: a lone surrogate U+{ord(d[e.start]):04X} at character {e.start}: repair the '
-                f"text (errors='replace' does)"
+                f'document {i}: a lone surrogate U+{ord(d[e.start]):04X} at character {e.start}: '
+                f"repair the text (errors='replace' does)"
             ) from None
         group.append(b)
         n += len(b)
         if n >= size:
             yield group
-            group, n = [], 0
+            group = []
+            n = 0
     if group:
         yield group
 
@@ -272,8 +277,7 @@ class _Digest:
 
 # %% ../nbs/07_shards.ipynb #0b1262c2
 def _tidy(folder):
-    """Remove what a killed process leaves: half a shard, files on their way to their name, the workers'
-    copy of the tokenizer"""
+    "Remove what a killed process leaves: temporary files, and the workers' copy of the tokenizer"
     for f in chain(folder.glob('*.part'), folder.glob('.manifest.json.*'), folder.glob('.progress.json.*')):
         f.unlink()
     shutil.rmtree(folder / '.tokenizer', ignore_errors=True)
@@ -292,9 +296,7 @@ class _Writer:
             dtype=self.dtype,
             shard_tokens=shard_tokens,
             group_bytes=group_bytes,
-            tokenizer=dict(
-                kind=tok.kind, fingerprint=tok.fingerprint, vocab_size=tok.vocab_size, eot=tok.eot
-            ),
+            tokenizer={k: getattr(tok, k) for k in ('kind', 'fingerprint', 'vocab_size', 'eot')},
         )
         self.files = []
         self.docs = _Digest()
@@ -310,12 +312,13 @@ class _Writer:
         done = json.loads(f.read_text(encoding='utf-8'))
         if done['plan'] != self.plan:
             raise ValueError(
-                f'{self.folder}: unfinished shards of another tokenizer or plan are there: delete the '
-                f'folder, or choose another'
+                f'{self.folder}: unfinished shards of another tokenizer or plan are there: '
+                f'delete the folder, or choose another'
             )
         for o in done['files']:
             p = self.folder / o['name']
-            if not p.exists() or p.stat().st_size != o['n_tokens'] * np.dtype(self.dtype).itemsize:
+            size = o['n_tokens'] * np.dtype(self.dtype).itemsize
+            if not p.exists() or p.stat().st_size != size:
                 raise ValueError(
                     f'{p}: missing or of the wrong size, though on record: delete the folder {self.folder}'
                 )
@@ -327,15 +330,17 @@ class _Writer:
             return False
         self.docs.add(group)
         if self.docs.n_docs >= self.done['n_docs']:
-            if self.docs.n_docs > self.done['n_docs'] or self.docs.h.hexdigest() != self.done['docs_sha256']:
+            same_number = self.docs.n_docs == self.done['n_docs']
+            if not same_number or self.docs.h.hexdigest() != self.done['docs_sha256']:
                 raise ValueError(
-                    f'{self.folder}: the documents are not those of the interrupted run: delete the folder, '
-                    f'or choose another'
+                    f'{self.folder}: the documents are not those of the interrupted run: '
+                    f'delete the folder, or choose another'
                 )
             self.files = [ShardFile(**o) for o in self.done['files']]
         return True
 
     def write(self, group, ids):
+        "Append a group to the shard; close the shard when it is full"
         if not self.part:
             self._open()
         rest = memoryview(ids)
@@ -352,18 +357,19 @@ class _Writer:
         self.part = open(self.folder / (self.name + '.part'), 'wb', buffering=0)
         self.hash = hashlib.sha256()
         self.n_tokens = 0
-        self.before = self.docs.n_docs, self.docs.n_bytes
+        self.n_docs_before = self.docs.n_docs
+        self.n_bytes_before = self.docs.n_bytes
 
     def _close(self):
-        part, self.part = self.part, None
-        with part:
-            os.fsync(part.fileno())
-        os.replace(part.name, self.folder / self.name)
+        with self.part:
+            os.fsync(self.part.fileno())
+        os.replace(self.part.name, self.folder / self.name)
+        self.part = None
         self.files.append(
             ShardFile(
                 name=self.name,
-                n_docs=self.docs.n_docs - self.before[0],
-                n_bytes=self.docs.n_bytes - self.before[1],
+                n_docs=self.docs.n_docs - self.n_docs_before,
+                n_bytes=self.docs.n_bytes - self.n_bytes_before,
                 n_tokens=self.n_tokens,
                 sha256=self.hash.hexdigest(),
             )
@@ -377,6 +383,7 @@ class _Writer:
         write_atomic(self.folder / 'progress.json', json.dumps(record))
 
     def finish(self):
+        "Close the last shard and write the manifest"
         if self.part:
             self._close()
         if not self.files:
@@ -396,25 +403,31 @@ class _Writer:
         return m
 
     def abandon(self):
+        "Remove a shard that was begun"
         if self.part:
             self.part.close()
-            Path(self.part.name).unlink()
+            Path(self.part.name).unlink(missing_ok=True)
             self.part = None
 
 # %% ../nbs/07_shards.ipynb #f62a98ee
 def _check_same(folder, docs, tok, group_bytes):
     "The manifest that is there already, if it is of these documents and this tokenizer"
     m = load_manifest(folder)
-    other = f'{folder}: shards of %s are there already: delete the folder, or choose another'
+
+    def refuse(what):
+        raise ValueError(
+            f'{folder}: shards of {what} are there already: delete the folder, or choose another'
+        )
+
     if m.tokenizer['fingerprint'] != tok.fingerprint:
-        raise ValueError(other % 'another tokenizer')
-    h = _Digest()
-    for g in _groups(docs, group_bytes):
-        h.add(g)
-    if h.h.hexdigest() != m.docs_sha256:
-        raise ValueError(other % 'other documents')
+        refuse('another tokenizer')
+    digest = _Digest()
+    for group in _groups(docs, group_bytes):
+        digest.add(group)
+    if digest.h.hexdigest() != m.docs_sha256:
+        refuse('other documents')
     _tidy(folder)
-    (folder / 'progress.json').unlink(missing_ok=True)  # killed between the last two acts of `finish`
+    (folder / 'progress.json').unlink(missing_ok=True)  # killed between the last two steps of `finish`
     return m
 
 
@@ -469,16 +482,16 @@ def write_shards(
                     bar.update(len(ids) // np.dtype(w.dtype).itemsize)
             if w.docs.n_docs < w.done['n_docs']:
                 raise ValueError(
-                    f'{folder}: there are fewer documents than in the interrupted run: delete the folder, '
-                    f'or choose another'
+                    f'{folder}: there are fewer documents than in the interrupted run: '
+                    f'delete the folder, or choose another'
                 )
             return w.finish()
         except OSError as e:
             if e.errno != errno.ENOSPC:
                 raise
             raise OSError(
-                f'{folder}: the disk is full after {w.docs.n_docs:,} documents: free some space and run the '
-                f'same command again, it goes on'
+                f'{folder}: the disk is full after {w.docs.n_docs:,} documents: '
+                f'free some space and run the same command again, it goes on'
             ) from None
         finally:
             w.abandon()
@@ -486,13 +499,35 @@ def write_shards(
 # %% ../nbs/07_shards.ipynb #cd28cd3d
 def _count(path, dtype, eot):
     "(separators, largest id) of a shard, read in blocks"
-    n = top = 0
+    n = 0
+    largest = 0
     ids = np.memmap(path, dtype=dtype, mode='r')
     for i in range(0, len(ids), 1 << 24):
         block = ids[i : i + (1 << 24)]
-        n = n + int((block == eot).sum())
-        top = max(top, int(block.max()))
-    return n, top
+        n += int((block == eot).sum())
+        largest = max(largest, int(block.max()))
+    return n, largest
+
+
+def _verify_file(p, f, m):
+    "Compare a shard with its record. Raises `ValueError`"
+    dtype = _little_endian(m.dtype)
+    remedy = 'restore the file, or make the shards again'
+    if not p.exists():
+        raise ValueError(f'{p}: missing: {remedy}')
+    size = p.stat().st_size
+    recorded = f.n_tokens * np.dtype(dtype).itemsize
+    if size != recorded:
+        raise ValueError(f'{p}: {size} bytes, {recorded} are on record: {remedy}')
+    sha = file_sha256(p)
+    if sha != f.sha256:
+        raise ValueError(f'{p}: damaged (sha256 {sha[:12]}…, {f.sha256[:12]}… is on record): {remedy}')
+    n, largest = _count(p, dtype, m.tokenizer['eot'])
+    if n != f.n_docs or largest >= m.tokenizer['vocab_size']:
+        raise ValueError(
+            f'{p}: {n} documents, largest id {largest}; the manifest says {f.n_docs}, '
+            f'{m.tokenizer["vocab_size"] - 1}: make the shards again'
+        )
 
 
 def verify_shards(
@@ -503,34 +538,25 @@ def verify_shards(
 
     Raises `ValueError` that names the first file that is wrong
     """
-    folder, m = Path(folder), load_manifest(folder)
-    if tok and tok.fingerprint != m.tokenizer['fingerprint']:
+    folder = Path(folder)
+    m = load_manifest(folder)
+    made_by = m.tokenizer
+    if tok and tok.fingerprint != made_by['fingerprint']:
         raise ValueError(
-            f'{folder}: made with another tokenizer ({m.tokenizer["kind"]}, {m.tokenizer["vocab_size"]} '
-            f'tokens, fingerprint {m.tokenizer["fingerprint"][:12]}…), '
-            f'not with this one ({tok.kind}, {tok.vocab_size} tokens, {tok.fingerprint[:12]}…): use the '
-            f'tokenizer that belongs to the shards'
+            f'{folder}: made with another tokenizer '
+            f'({made_by["kind"]}, {made_by["vocab_size"]} tokens, '
+            f'fingerprint {made_by["fingerprint"][:12]}…), '
+            f'not with this one ({tok.kind}, {tok.vocab_size} tokens, {tok.fingerprint[:12]}…): '
+            f'use the tokenizer that belongs to the shards'
         )
-    dtype = '<' + np.dtype(m.dtype).str[1:]
-    again = 'restore the file, or make the shards again'
     for f in progress(m.files, desc='verify', unit='file'):
-        p = folder / f.name
-        if not p.exists():
-            raise ValueError(f'{p}: missing: {again}')
-        if (size := p.stat().st_size) != (want := f.n_tokens * np.dtype(dtype).itemsize):
-            raise ValueError(f'{p}: {size} bytes, {want} are on record: {again}')
-        if (h := file_sha256(p)) != f.sha256:
-            raise ValueError(f'{p}: damaged (sha256 {h[:12]}…, {f.sha256[:12]}… is on record): {again}')
-        n, top = _count(p, dtype, m.tokenizer['eot'])
-        if n != f.n_docs or top >= m.tokenizer['vocab_size']:
-            raise ValueError(
-                f'{p}: {n} documents, largest id {top}; the manifest says {f.n_docs}, '
-                f'{m.tokenizer["vocab_size"] - 1}: make the shards again'
-            )
+        _verify_file(folder / f.name, f, m)
     for k in ('n_docs', 'n_tokens', 'n_bytes'):
-        if (s := sum(getattr(f, k) for f in m.files)) != getattr(m, k):
+        total = sum(getattr(f, k) for f in m.files)
+        if total != getattr(m, k):
             raise ValueError(
-                f'{folder}: the files have {s} {k}, the manifest says {getattr(m, k)}: make the shards again'
+                f'{folder}: the files have {total} {k}, the manifest says {getattr(m, k)}: '
+                f'make the shards again'
             )
     if extra := {f.name for f in folder.glob('*.bin*')} - {f.name for f in m.files}:
         raise ValueError(f'{folder}: {", ".join(sorted(extra))} is not in the manifest: remove it')
@@ -548,7 +574,8 @@ class Tokens:
         files: list,  # (path, dtype, bytes of header, number of ids)
         eot: int = 50256,  # the separator; GPT-2's unless the manifest says otherwise
     ):
-        self.files, self.eot = files, eot
+        self.files = files
+        self.eot = eot
         self.starts = np.cumsum([0] + [n for *_, n in files])
         self._maps = [None] * len(files)
 
@@ -585,12 +612,12 @@ class Tokens:
         i = int(np.searchsorted(self.starts, start, 'right')) - 1
         done = 0
         while done < len(out):
-            (_, m) = self._map(i)
+            _, ids = self._map(i)
             at = start + done - self.starts[i]
-            k = min(len(out) - done, len(m) - at)
-            out[done : done + k] = m[at : at + k]
-            i = i + 1
-            done = done + k
+            k = min(len(out) - done, len(ids) - at)
+            out[done : done + k] = ids[at : at + k]
+            i += 1
+            done += k
 
     def rows(
         self,
@@ -617,8 +644,9 @@ class Tokens:
         "The places of `id`"
         found = [np.zeros(0, np.int64)]
         for i, start in enumerate(self.starts[:-1]):
-            ids = self._map(i)[1]
-            found += [np.flatnonzero(ids[a : a + block] == id) + start + a for a in range(0, len(ids), block)]
+            _, ids = self._map(i)
+            for a in range(0, len(ids), block):
+                found.append(np.flatnonzero(ids[a : a + block] == id) + start + a)
         return np.concatenate(found)
 
     def __getitem__(self, s):
@@ -638,10 +666,11 @@ def _foreign(path):
     if len(head) == 256 and int(head[0]) in _llmc:
         dtype = _llmc[int(head[0])]
         n = int(head[2])
-        if size != 1024 + n * np.dtype(dtype).itemsize:
+        width = np.dtype(dtype).itemsize
+        if size != 1024 + n * width:
             raise ValueError(
-                f'{path}: the header of llm.c promises {n} tokens, the file has '
-                f'{(size - 1024) // np.dtype(dtype).itemsize}: fetch it again'
+                f'{path}: the header of llm.c promises {n} tokens, the file has {(size - 1024) // width}: '
+                f'fetch it again'
             )
         return path, dtype, 1024, n
     if size % 2 or not size:
@@ -654,16 +683,14 @@ def open_tokens(
 ) -> Tokens:
     """The ids of `source` as one row.
 
-    Raises `ValueError` or `FileNotFoundError` if a file is missing or has another size than the manifest
-    says
+    Raises `ValueError` or `FileNotFoundError` if a file is missing or has not the size in the manifest
     """
     if isinstance(source, (list, tuple)):
         return Tokens([_foreign(p) for p in source])
     if Path(source).suffix == '.bin':
         return Tokens([_foreign(source)])
     m = load_manifest(source)
-    dtype = None
-    dtype = '<' + np.dtype(m.dtype).str[1:]
+    dtype = _little_endian(m.dtype)
     for f in m.files:
         p = Path(source) / f.name
         if not p.exists() or p.stat().st_size != f.n_tokens * np.dtype(dtype).itemsize:
@@ -684,15 +711,45 @@ def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes):
     return tok
 
 
-def _same_settings(out, settings):
+def _check_settings(out, settings):
+    "Record the settings in the folder. Raises `ValueError` if others are on record"
     f = out / 'prepare.json'
-    if f.exists() and (old := json.loads(f.read_text(encoding='utf-8'))) != settings:
-        diff = next(k for k in settings if old.get(k) != settings[k])
-        raise ValueError(
-            f'{out}: prepared with {diff}={old.get(diff)!r}, not {settings[diff]!r}: choose another folder, '
-            f'or delete this one'
-        )
+    old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else settings
+    for k in settings:
+        if old.get(k) != settings[k]:
+            raise ValueError(
+                f'{out}: prepared with {k}={old.get(k)!r}, not {settings[k]!r}: '
+                f'choose another folder, or delete this one'
+            )
     write_atomic(f, json.dumps(settings, indent=1))
+
+
+class _Sources:
+    "The documents of all sources, which can be read again and are the same each time"
+
+    def __init__(self, sources, options, treatment, near_copies):
+        "Raises what `documents` raises for a source that is not there"
+        self.sources = sources
+        self.options = options
+        self.treatment = treatment
+        self.near_copies = near_copies
+        opened = [documents(s, **options) for s in sources]
+        # The embedded corpus is small, but slow to collect: it is kept.
+        self.kept = {i: list(o) for i, o in enumerate(opened) if str(sources[i]) == 'python-docs'}
+
+    def read(self, tally):
+        "All documents, treated as asked"
+        parts = (
+            self.kept[i] if i in self.kept else documents(s, **self.options, tally=tally)
+            for i, s in enumerate(self.sources)
+        )
+        return clean(chain.from_iterable(parts), **self.treatment, tally=tally)
+
+    def drop_copies(self, docs, tally=None):
+        "Training documents without near-copies of earlier ones"
+        if self.near_copies == 1:
+            return docs
+        return drop_near_copies(docs, self.near_copies, tally=tally)
 
 
 def prepare(
@@ -725,13 +782,8 @@ def prepare(
         raise ValueError(
             f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none'
         )
-
-    def new(docs, tally):
-        return drop_near_copies(docs, near_copies, tally=tally) if near_copies < 1 else docs
-
-    opened = [
-        documents(s, **options) for s in sources
-    ]  # a source that isn't there fails before anything is written
+    # A source that isn't there fails before anything is written.
+    text = _Sources(sources, options, treatment, near_copies)
     settings = dict(
         sources=[str(s) for s in sources],
         tokenizer=str(tokenizer),
@@ -745,55 +797,36 @@ def prepare(
         sample_bytes=sample_bytes,
         shard_tokens=shard_tokens,
     )
-    kept = {i: list(o) for i, o in enumerate(opened) if str(sources[i]) == 'python-docs'}
-
-    def docs(tally):
-        return clean(
-            chain.from_iterable(
-                kept[i] if i in kept else documents(s, **options, tally=tally) for i, s in enumerate(sources)
-            ),
-            **treatment,
-            tally=tally,
-        )
-
     with folder_lock(out):
-        _same_settings(out, settings)
+        _check_settings(out, settings)
         tally = Counter()
-        reading = progress(new(holdout.collect(docs(tally)), tally), desc='documents', unit='doc')
-        tok = _get_tokenizer(tokenizer, out / 'tokenizer', reading, vocab_size, sample_bytes)
-        for _ in reading:
+        training = text.drop_copies(holdout.collect(text.read(tally)), tally)
+        first_pass = progress(training, desc='documents', unit='doc')
+        tok = _get_tokenizer(tokenizer, out / 'tokenizer', first_pass, vocab_size, sample_bytes)
+        for _ in first_pass:
             pass  # if the tokenizer did not need them
         warn_tally(tally, 'sources')
-        if not (valid := holdout.valid):
+        valid = holdout.valid
+        if not valid:
             raise ValueError(
                 f'{out}: no document is held out with valid_fraction={valid_fraction} and '
                 f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
             )
-        marks = overlap_marker(valid)
-        facts = dict(
-            settings, documents=dict(tally), held_out=len(valid), versions=docs_versions() if kept else {}
-        )
-        train = write_shards(
-            marks.watch(new(holdout.training(docs(Counter())), None)),
-            tok,
-            out / 'shards' / 'train',
-            workers,
-            shard_tokens,
-            facts,
-            'train',
-        )
-        few = [d for d, s in zip(valid, marks.shares()) if s < overlap]
-        if not few:
+        facts = dict(settings, documents=dict(tally), held_out=len(valid))
+        facts['versions'] = docs_versions() if text.kept else {}
+        marker = OverlapMarker(valid)
+        second_pass = marker.watch(text.drop_copies(holdout.training(text.read(Counter()))))
+        shards = out / 'shards'
+        train = write_shards(second_pass, tok, shards / 'train', workers, shard_tokens, facts, 'train')
+        new = [d for d, share in zip(valid, marker.shares()) if share < overlap]
+        if not new:
             raise ValueError(
-                f'{out}: all {len(valid)} held-out documents are near-copies of training text: raise '
-                f'valid_fraction, or overlap above {overlap}'
+                f'{out}: all {len(valid)} held-out documents are near-copies of training text: '
+                f'raise valid_fraction, or overlap above {overlap}'
             )
-        facts = dict(facts, near_copies_dropped=len(valid) - len(few))
-        return dict(
-            tokenizer=tok,
-            train=train,
-            valid=write_shards(few, tok, out / 'shards' / 'valid', workers, shard_tokens, facts, 'valid'),
-        )
+        facts = dict(facts, near_copies_dropped=len(valid) - len(new))
+        valid = write_shards(new, tok, shards / 'valid', workers, shard_tokens, facts, 'valid')
+        return dict(tokenizer=tok, train=train, valid=valid)
 
 
 def verify(

@@ -147,6 +147,42 @@ def _cut_white(text):
         yield text[start:]
 
 
+def _json_object(path):
+    "The object in a JSON file. Raises `ValueError` where there is none"
+    try:
+        d = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: not JSON ({e}): fetch the file again') from None
+    if not isinstance(d, dict):
+        raise ValueError(f'{path}: holds a {type(d).__name__} and no object: fetch the file again')
+    return d
+
+
+def _read_ids(path):  # -> piece -> id
+    d = _json_object(path)
+    for p, i in d.items():
+        if type(i) is not int:
+            raise ValueError(f'{path}: the id of {p!r} is {i!r} and no whole number: fetch the file again')
+    return d
+
+
+def _not_gpt2(d):
+    "What in a tokenizer.json differs from GPT-2's encoding, in words; '' where nothing does"
+    m, pre = d.get('model'), d.get('pre_tokenizer')
+    if not isinstance(m, dict) or m.get('type', 'BPE') != 'BPE' or not isinstance(m.get('merges'), list):
+        return f'its model is {m.get("type") if isinstance(m, dict) else m!r}'
+    if not isinstance(pre, dict) or pre.get('type') != 'ByteLevel' or not pre.get('use_regex', True):
+        return f'its pre_tokenizer is {pre.get("type") if isinstance(pre, dict) else pre!r}'
+    if pre.get('add_prefix_space'):
+        return 'add_prefix_space is set'
+    if d.get('normalizer'):
+        return f'it has the normalizer {d["normalizer"].get("type")}'
+    odd = [k for k in ('dropout', 'unk_token', 'byte_fallback', 'ignore_merges') if m.get(k)]
+    odd += [k for k in ('continuing_subword_prefix', 'end_of_word_suffix') if m.get(k)]
+    odd = [k for k in odd if k != 'unk_token']  # a byte-level BPE has no unknown text
+    return f'its model has {odd[0]}={m[odd[0]]!r}' if odd else ''
+
+
 class GPT2BPE(Tokenizer):
     """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) from its published vocabulary.
 
@@ -159,69 +195,108 @@ class GPT2BPE(Tokenizer):
         self,
         encoder: dict[str, int],  # piece -> id, with `<|endoftext|>`
         merges: list[tuple],  # pairs of pieces, best first
+        added: dict[str, int] = None,  # further tokens -> id, such as `<pad>`: no text gets them
     ):
         import tiktoken
 
-        self.encoder = encoder
         self.merges = [tuple(m) for m in merges]
+        self.encoder = {**encoder, **(added or {})}
         code = byte_alphabet()
         ranks = {p: i for i, p in enumerate([*code, *(a + b for a, b in self.merges)])}
-        if eot_text not in encoder:
+        if eot_text not in self.encoder:
             raise ValueError(f'the encoder has no {eot_text}: is it the encoder.json (vocab.json) of GPT-2?')
-        if {p: i for p, i in encoder.items() if p != eot_text} != ranks or encoder[eot_text] != len(ranks):
+        self.added = {p: self.encoder[p] for p in added or {} if p not in ranks and p != eot_text}
+        if self.encoder.keys() != ranks.keys() | self.added.keys() | {eot_text}:
             raise ValueError(
                 f'encoder ({len(encoder)} pieces) and merges ({len(merges)}) are not of one vocabulary: '
                 f'give both files of the same release'
             )
-        self.eot = encoder[eot_text]
-        self.token_bytes = [bytes(code[c] for c in p) for p in ranks] + [eot_text.encode()]
+        if sorted(self.encoder.values()) != list(range(len(self.encoder))):
+            raise ValueError(
+                f'the ids of the encoder ({len(self.encoder)} pieces) are not 0 to {len(self.encoder) - 1}, '
+                f'each once: fetch the file again'
+            )
+        self.eot = self.encoder[eot_text]
+        by_id = sorted(self.encoder, key=self.encoder.get)
+        self.token_bytes = [
+            bytes(code[c] for c in p) if p in ranks else p.encode()  # an added token reads as itself
+            for p in by_id
+        ]
+        ids = np.array([self.encoder[p] for p in ranks], np.uint32)
+        self._ids = None if (ids == np.arange(len(ids))).all() else ids  # a merge's rank -> its id
         self._core = tiktoken.Encoding(
             'gpt2',
             pat_str=gpt2_pattern,
-            mergeable_ranks={b: i for i, b in enumerate(self.token_bytes[:-1])},
-            special_tokens={eot_text: self.eot},
+            mergeable_ranks={bytes(code[c] for c in p): i for p, i in ranks.items()},
+            special_tokens={eot_text: len(ranks)},
         )._core_bpe
 
     def encode_np(self, text) -> np.ndarray:  # (n,) uint32
         "`encode` without the list"
         try:
-            return np.frombuffer(self._core.encode_to_tiktoken_buffer(text, set()), np.uint32)
+            ids = np.frombuffer(self._core.encode_to_tiktoken_buffer(text, set()), np.uint32)
         except UnicodeEncodeError as e:
             raise _surrogate(text, e) from None
         except ValueError:  # the regular expression's stack is full
             if len(parts := list(_cut_white(text))) < 2:
                 raise
             return np.concatenate([self.encode_np(p) for p in parts])
+        return ids if self._ids is None else self._ids[ids]
 
     def files(self):
-        return {
-            'vocab.json': json.dumps(self.encoder, ensure_ascii=False).encode(),
+        own = {p: i for p, i in self.encoder.items() if p not in self.added}
+        out = {
+            'vocab.json': json.dumps(own, ensure_ascii=False).encode(),
             'merges.txt': '\n'.join(['#version: 0.2', *(f'{a} {b}' for a, b in self.merges), '']).encode(),
         }
+        if self.added:
+            out['added_tokens.json'] = json.dumps(self.added, ensure_ascii=False).encode()
+        return out
 
     @classmethod
     def from_files(
         cls,
         encoder_json,  # `encoder.json` of OpenAI or `vocab.json` of Hugging Face
         vocab_bpe,  # `vocab.bpe` or `merges.txt`
+        added_tokens=None,  # `added_tokens.json` of Hugging Face
     ):
         "From the two published files"
         lines = Path(vocab_bpe).read_text(encoding='utf-8').split('\n')
         merges = [tuple(l.split()) for l in lines[1:] if l]
-        try:
-            return cls(json.loads(Path(encoder_json).read_text(encoding='utf-8')), merges)
-        except json.JSONDecodeError as e:
-            raise ValueError(f'{encoder_json}: not JSON ({e}): fetch the file again') from None
+        added = _read_ids(added_tokens) if added_tokens else None
+        return cls(_read_ids(encoder_json), merges, added)
 
     @classmethod
     def from_folder(cls, folder):
-        "From a folder that holds the two files under OpenAI's or Hugging Face's names"
+        """From a folder that holds the two files under OpenAI's or Hugging Face's names, or a
+        `tokenizer.json`"""
+        folder = Path(folder)
         for names in (('encoder.json', 'vocab.bpe'), ('vocab.json', 'merges.txt')):
-            if all((Path(folder) / n).exists() for n in names):
-                return cls.from_files(*(Path(folder) / n for n in names))
+            if all((folder / n).exists() for n in names):
+                added = folder / 'added_tokens.json'
+                return cls.from_files(*(folder / n for n in names), added if added.exists() else None)
+        if (folder / 'tokenizer.json').exists():
+            return cls.from_tokenizer_json(folder / 'tokenizer.json')
         raise FileNotFoundError(
-            f'{folder}: neither encoder.json and vocab.bpe nor vocab.json and merges.txt are there'
+            f'{folder}: neither encoder.json and vocab.bpe, nor vocab.json and merges.txt, nor '
+            f'tokenizer.json are there'
         )
+
+    @classmethod
+    def from_tokenizer_json(
+        cls,
+        path,  # as `transformers` 5 writes it, without `vocab.json` and `merges.txt`
+    ):
+        """A byte-level BPE in the one file of Hugging Face's tokenizers.
+
+        Raises `ValueError` naming what would give other ids than GPT-2's way of encoding
+        """
+        d = _json_object(path)
+        if what := _not_gpt2(d):
+            raise ValueError(f'{path}: {what}, which is not the byte-level BPE of GPT-2: it cannot be read')
+        m = d['model']
+        pairs = [tuple(o.split(' ')) if isinstance(o, str) else tuple(o) for o in m['merges']]
+        return cls(m['vocab'], pairs, {o['content']: o['id'] for o in d.get('added_tokens') or []})
 
     @classmethod
     def from_hub(cls, repo='openai-community/gpt2'):
@@ -467,7 +542,7 @@ def load_tokenizer(
     except FileNotFoundError:
         raise FileNotFoundError(
             f'{folder}: no tokenizer there (tokenizer.model, or vocab.json and merges.txt, or encoder.json '
-            f'and vocab.bpe)'
+            f'and vocab.bpe, or tokenizer.json)'
         ) from None
 
 # %% ../nbs/06_tokenizer.ipynb #8eb8dc0d
@@ -552,7 +627,7 @@ def save_hf(
     folder = tok.save(folder)
     special = [
         dict(id=i, content=p, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for p, i in [(eot_text, tok.eot)]
+        for p, i in [(eot_text, tok.eot), *getattr(tok, 'added', {}).items()]
     ]
     body = dict(
         version='1.0',

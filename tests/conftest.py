@@ -1,7 +1,12 @@
 "`--slow` runs what takes minutes; without it such tests are skipped and counted"
 
 import os
+from pathlib import Path
 import pytest
+
+data = Path(__file__).parent.parent.parent / 'shared/data'
+if data.is_dir():  # published texts for tests, where this checkout has them beside it
+    os.environ.setdefault('GPT2REPRO_TEST_DATA', str(data))
 
 
 def pytest_addoption(parser):

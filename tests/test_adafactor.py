@@ -1,4 +1,5 @@
-"Adafactor against float64 NumPy, TensorFlow's two versions written out, another device, and shards in two processes"
+"""Adafactor against float64 NumPy, TensorFlow's two versions written out, another device, and shards in
+two processes"""
 
 import math
 import os

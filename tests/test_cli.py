@@ -1,4 +1,7 @@
-"The command as its users meet it: in processes of its own, with wrong words, damaged files, a full disk, and Ctrl-C in the middle"
+"""The command as its users meet it:
+
+in processes of its own, with wrong words, damaged files, a full disk, and Ctrl-C in the middle
+"""
 
 import contextlib
 import io

@@ -1,4 +1,7 @@
-"Shards as they meet the world: killed at any point, a full disk, two processes, a flipped bit, files too long to read"
+"""Shards as they meet the world:
+
+killed at any point, a full disk, two processes, a flipped bit, files too long to read
+"""
 
 import json
 import os
@@ -66,7 +69,8 @@ acts = {'open', 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'tempfile.mkst
 
 
 def killed_at(k, folder):
-    "A process that writes shards and dies, without a word, before its act number `k` on the disk or at the document after it; True if it came to its end"
+    """A process that writes shards and dies, without a word, before its act number `k` on the disk or at
+    the document after it; True if it came to its end"""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1] == 0
@@ -107,7 +111,8 @@ def test_killed_at_any_time_with_other_numbers_of_workers(text, tmp_path):
     for i in range(3):
         out = tmp_path / str(i)
         p = python(
-            f'from gpt2repro.shards import prepare\nprepare({str(text)!r}, {str(out)!r}, workers={1 + i}, **{want[0]!r})',
+            f'from gpt2repro.shards import prepare\n'
+            f'prepare({str(text)!r}, {str(out)!r}, workers={1 + i}, **{want[0]!r})',
             start_new_session=True,
         )
         while not (out / 'prepare.json').exists() and p.poll() is None:
@@ -127,7 +132,9 @@ sys.path.insert(0, sys.argv[1])
 from test_data import Path, chars, docs, load_manifest, pytest, size, write_shards
 disk, copy = map(Path, sys.argv[2:])
 subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=96k', 'tmpfs', disk], check=True)
-with pytest.raises(OSError, match='the disk is full after .* documents: free some space and run the same command again'): write_shards(docs, chars, disk/'s', **size)
+full = 'the disk is full after .* documents: free some space and run the same command again'
+with pytest.raises(OSError, match=full):
+    write_shards(docs, chars, disk/'s', **size)
 assert not list((disk/'s').glob('*.part')) and not (disk/'s/manifest.json').exists()
 with pytest.raises(FileNotFoundError, match='unfinished'): load_manifest(disk/'s')
 subprocess.run(['mount', '-o', 'remount,size=4m', disk], check=True)
@@ -160,7 +167,11 @@ def test_a_full_disk_and_then_a_larger_one(whole, tmp_path):
 
 def test_two_processes_in_one_folder(text, tmp_path):
     p = python(
-        f'import time\nfrom gpt2repro.shards import folder_lock\nwith folder_lock({str(tmp_path / "out")!r}): print("held", flush=True); time.sleep(60)'
+        f'import time\n'
+        f'from gpt2repro.shards import folder_lock\n'
+        f'with folder_lock({str(tmp_path / "out")!r}):\n'
+        f'    print("held", flush=True)\n'
+        f'    time.sleep(60)'
     )
     try:
         assert p.stdout.readline() == 'held\n'
@@ -235,7 +246,9 @@ for f in {list(map(str, names.values()))!r}:
     try: print(len(list(read_file(f))))
     except ValueError as e: print(str(e)[len({str(tmp_path)!r})+1:])
 print(list(read_file({str(names['jsonl'])!r}, errors='skip')))
-print(int(next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')).split()[1])//1024)"""  # ru_maxrss would begin with the parent's
+# ru_maxrss would begin with the parent's
+status = Path('/proc/self/status').read_text().splitlines()
+print(int(next(l for l in status if l.startswith('VmHWM')).split()[1]) // 1024)"""
     out, err = python(code).communicate()
     *lines, skipped, mib = out.splitlines()
     assert [l.partition(':')[0] for l in lines] == [

@@ -1,4 +1,7 @@
-"Several processes under `torchrun` (gloo on the CPU): the same losses, an end with a clear error when one dies, going on with another number of processes"
+"""Several processes under `torchrun` (gloo on the CPU):
+
+the same losses, an end with a clear error when one dies, going on with another number of processes
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"`gpt2repro evaluate` as its users meet it: the suite, the sheet, two runs, an interrupted run, and what is wrong with the data said before work starts"
+"""`gpt2repro evaluate` as its users meet it:
+
+the suite, the sheet, two runs, an interrupted run, and what is wrong with the data said before work starts
+"""
 
 import json
 import math

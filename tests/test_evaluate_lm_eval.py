@@ -16,10 +16,11 @@ from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
 from gpt2repro.tasks.core import LogLik, Rolling
 from gpt2repro.tasks.perplexity import wikitext_pages
+from gpt2repro.utils import reference_data
 from gpt2repro.tokenizer import GPT2BPE
 
 lm_eval = pytest.importorskip('lm_eval')
-data = Path(__file__).parent.parent / '../shared/data'
+data = reference_data()
 pytestmark = [
     pytest.mark.skipif(not data.exists(), reason='the data are not here'),
     pytest.mark.xdist_group('lm_eval'),

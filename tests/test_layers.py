@@ -1,4 +1,7 @@
-"The listing of notebooks is the data flow: an exported cell imports only from lower numbers, by name, relatively"
+"""The listing of notebooks is the data flow:
+
+an exported cell imports only from lower numbers, by name, relatively
+"""
 
 import ast
 import json

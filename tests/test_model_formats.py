@@ -1,4 +1,5 @@
-"TensorFlow checkpoints as OpenAI and the reproduction of 2019 released them, written and read with TensorFlow itself, in a process of its own"
+"""TensorFlow checkpoints as OpenAI and the reproduction of 2019 released them, written and read with
+TensorFlow itself, in a process of its own"""
 
 import os
 import subprocess

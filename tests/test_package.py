@@ -1,4 +1,7 @@
-"What people install: a wheel without notebooks and tests, a library and a command that need no nbdev and work from any folder"
+"""What people install:
+
+a wheel without notebooks and tests, a library and a command that need no nbdev and work from any folder
+"""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"Sampling against transformers: the rules one by one, greedy text on the same weights, and frequencies of draws"
+"""Sampling against transformers:
+
+the rules one by one, greedy text on the same weights, and frequencies of draws
+"""
 
 import os
 

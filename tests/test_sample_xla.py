@@ -1,4 +1,7 @@
-"Sampling under torch_xla on the CPU: two programs for prompts of one length bucket, and the CPU's texts. Runs in `.venv-xla` (`make test-xla`)"
+"""Sampling under torch_xla on the CPU:
+
+two programs for prompts of one length bucket, and the CPU's texts. Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import os
 import pytest

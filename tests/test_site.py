@@ -1,4 +1,7 @@
-"The built site in a browser: pages, an API heading, a figure, a formula, the search; no console error, no request that leaves the machine"
+"""The built site in a browser:
+
+pages, an API heading, a figure, a formula, the search; no console error, no request that leaves the machine
+"""
 
 import functools
 import re

@@ -1,4 +1,8 @@
-"torch_tpu without a TPU: a stand-in with its names (those of 0.2.0) shows that the device is chosen and its own functions are called. Nothing here has run on hardware"
+"""torch_tpu without a TPU:
+
+a stand-in with its names (those of 0.2.0) shows that the device is chosen and its own functions are called.
+Nothing here has run on hardware
+"""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"The WebText pipeline in processes of its own: killed and run again, on Ray, under Slurm, without its extra. All traffic goes to this machine"
+"""The WebText pipeline in processes of its own:
+
+killed and run again, on Ray, under Slurm, without its extra. All traffic goes to this machine
+"""
 
 import json
 import os

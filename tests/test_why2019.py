@@ -1,6 +1,11 @@
-"The experiment on 2019: its ends are the recipes, and a design of two switches runs from text to records on a toy model"
+"""The experiment on 2019:
 
+its ends are the recipes, and a design of two switches runs from text to records on a toy model
+"""
+
+import ast
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +14,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench import why2019 as w
 from gpt2repro.config import recipe
+from gpt2repro.experiment import read_records, records_text
+
+root = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize('end,name', [('2019', 'connor2019-1.5B'), ('ours', '1.5B')])
@@ -49,6 +57,34 @@ def test_design():
     assert {s.split('=')[0] for s in singles} == set(w.switches)  # each switch is turned by itself
     with pytest.raises(KeyError):
         w.Job('2019, lr=mine')
+
+
+def test_list_trains_nothing():
+    argv = [sys.executable, '-m', 'bench.why2019', '--list', '--only', "cell='ours', size='1M'"]
+    said = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    jobs = [j for j in w.design() if (j.cell, j.size) == ('ours', '1M')]
+    assert [line[5:] for line in said] == [str(j) for j in jobs]
+    assert all(line.startswith('done') for line in said)  # the records are in the repository
+
+
+@pytest.mark.parametrize('f', sorted(w.kept.glob('*.json')), ids=lambda f: f.stem)
+def test_records_written_again_are_the_same_bytes(f):
+    assert records_text(**read_records(f)) == f.read_text(encoding='utf-8')
+
+
+def test_sentences_that_are_checked_stand_on_the_page():
+    nb = json.loads((root / 'nbs/43_why_2019_fell_short.ipynb').read_text(encoding='utf-8'))
+    text = {'code': [], 'markdown': []}
+    for c in nb['cells']:
+        text[c['cell_type']].append(''.join(c['source']))
+    page = '\n'.join(text['markdown'])
+    trees = [ast.parse(s) for s in text['code'] if 'check_sentence(' in s]
+    calls = [
+        o for t in trees for o in ast.walk(t) if getattr(getattr(o, 'func', 0), 'id', '') == 'check_sentence'
+    ]
+    assert len(calls) > 40
+    for o in calls:
+        assert o.args[0].value in page, f'checked, but not on the page: {o.args[0].value}'
 
 
 def test_two_switches_from_text_to_records(tmp_path, monkeypatch):

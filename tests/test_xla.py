@@ -1,4 +1,7 @@
-"The training loop under torch_xla on the CPU: one program, the same numbers. Runs in `.venv-xla` (`make test-xla`)"
+"""The training loop under torch_xla on the CPU:
+
+one program, the same numbers. Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import copy
 import os

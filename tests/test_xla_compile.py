@@ -1,4 +1,7 @@
-"Training steps compiled for TPUs that are not there, each in a process of its own. Runs in `.venv-xla` (`make test-xla`)"
+"""Training steps compiled for TPUs that are not there, each in a process of its own.
+
+Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import json
 import pytest

@@ -1,4 +1,7 @@
-"Every numbered notebook from top to bottom as Colab's TPU image would run it: torch_xla is the device, nbdev is not there. Runs in `.venv-xla` (`make test-xla`)"
+"""Every numbered notebook from top to bottom as Colab's TPU image would run it:
+
+torch_xla is the device, nbdev is not there. Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import json
 import os

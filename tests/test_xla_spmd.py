@@ -1,4 +1,7 @@
-"One program for eight devices (SPMD, FSDPv2), which are virtual ones of the CPU. Runs in `.venv-xla` (`make test-xla`)"
+"""One program for eight devices (SPMD, FSDPv2), which are virtual ones of the CPU.
+
+Runs in `.venv-xla` (`make test-xla`)
+"""
 
 import json
 import os

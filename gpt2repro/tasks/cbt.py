@@ -45,10 +45,11 @@ def cbt_retokenize(
     "The tokens, with single spaces between"
     if line.startswith('\t'):
         return line[1:]
-    if not re.search('[‘’“”]', line):  # a straight mark before a word opens, any other closes
-        line = re.sub(
-            r"""(^|[ (\[{"'])(["'])(?=[^\s'"])""", lambda m: m[1] + {'"': '“', "'": '‘'}[m[2]], line
-        ).replace('"', '”')
+    if not re.search('[‘’“”]', line):
+        # A straight mark before a word opens, any other closes.
+        opening = r"""(^|[ (\[{"'])(["'])(?=[^\s'"])"""
+        line = re.sub(opening, lambda m: m[1] + {'"': '“', "'": '‘'}[m[2]], line)
+        line = line.replace('"', '”')
     return ' '.join(_back.get(t, t) for t in retokenize(line).split())
 
 
@@ -92,16 +93,12 @@ class CBT(Task):
     source = 'http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz'
 
     def locate(self, folder, protocol):
-        names = [
-            f'cbtest_{self.kind}_{s}ex.txt'
-            for s in (('valid_2000', 'test_2500') if protocol == 'paper' else ('test_2500',))
-        ]
-        for n in names[:-1]:
+        if protocol == 'paper':
             try:
-                return find_file(folder, n, self.name)
+                return find_file(folder, f'cbtest_{self.kind}_valid_2000ex.txt', self.name)
             except FileNotFoundError:
                 pass  # the test set, then, and the result says so
-        return find_file(folder, names[-1], self.name, self.source)
+        return find_file(folder, f'cbtest_{self.kind}_test_2500ex.txt', self.name, self.source)
 
     def hub_for(self, protocol):
         return Hub('cam-cst/cbt', self.kind, 'validation' if protocol == 'paper' else 'test', parquet)
@@ -110,20 +107,21 @@ class CBT(Task):
         return 2000 if 'valid' in str(path) else 2500
 
     def origin(self, folder, protocol):
-        return (
-            self.locate(folder, protocol).name if folder else 'cam-cst/cbt, ' + self.hub_for(protocol).split
-        )
+        if folder:
+            return self.locate(folder, protocol).name
+        return f'cam-cst/cbt, {self.hub_for(protocol).split}'
 
     def read(self, path):
-        out, block = [], []
+        out = []
+        block = []
         for i, line in enumerate(read_text(path, self.name).splitlines(), 1):
             if not line.strip():
                 continue
             n, _, s = line.partition(' ')
             if n != str(len(block) + 1):
                 raise ValueError(
-                    f'{path}, line {i} is damaged (sentence {len(block) + 1} expected): get the file for '
-                    f'{self.name} again'
+                    f'{path}, line {i} is damaged (sentence {len(block) + 1} expected): '
+                    f'get the file for {self.name} again'
                 )
             block.append(s)
             if len(block) < 21:
@@ -142,8 +140,8 @@ class CBT(Task):
     def _item(self, sentences, query, answer, options, where):
         if 'XXXXX' not in query or answer not in options:
             raise ValueError(
-                f'{where} is damaged (no XXXXX, or the answer {answer!r} is no candidate): get the data for '
-                f'{self.name} again'
+                f'{where} is damaged (no XXXXX, or the answer {answer!r} is no candidate): '
+                f'get the data for {self.name} again'
             )
         return dict(sentences=sentences, query=query, options=options, gold=options.index(answer))
 
@@ -169,20 +167,16 @@ class CBT(Task):
 class CBTCN(CBT):
     "Common nouns"
 
-    name, kind, about, file = (
-        'cbt-cn',
-        'CN',
-        'a missing common noun in a story (accuracy)',
-        'cbtest_CN_valid_2000ex.txt',
-    )
+    name = 'cbt-cn'
+    kind = 'CN'
+    about = 'a missing common noun in a story (accuracy)'
+    file = 'cbtest_CN_valid_2000ex.txt'
 
 
 class CBTNE(CBT):
     "Named entities"
 
-    name, kind, about, file = (
-        'cbt-ne',
-        'NE',
-        'a missing name in a story (accuracy)',
-        'cbtest_NE_valid_2000ex.txt',
-    )
+    name = 'cbt-ne'
+    kind = 'NE'
+    about = 'a missing name in a story (accuracy)'
+    file = 'cbtest_NE_valid_2000ex.txt'

@@ -26,38 +26,50 @@ def normalize_answer(
 
 def answer_f1(
     gold: str,
-    said: str,
+    answer: str,  # the model's
 ) -> float:
     "Harmonic mean of precision and recall over the words"
     a = normalize_answer(gold).split()
-    b = normalize_answer(said).split()
+    b = normalize_answer(answer).split()
     same = sum((Counter(a) & Counter(b)).values())
     if not a or not b:
         return float(a == b)
     return 2 * same / (len(a) + len(b))
 
 
+def _exact(gold, answer):
+    return float(normalize_answer(gold) == normalize_answer(answer))
+
+
 def leave_one_out(
     golds: list[str],
-    said: str,
-    of,  # function (gold, said) -> score
+    answer: str,  # the model's
+    of,  # function (gold, answer) -> score
 ) -> float:
     "Best score among the others, averaged over leaving each answer out"
     if len(golds) == 1:
-        return of(golds[0], said)
-    return sum(max(of(g, said) for g in golds[:i] + golds[i + 1 :]) for i in range(len(golds))) / len(golds)
+        return of(golds[0], answer)
+    best = [max(of(g, answer) for g in golds[:i] + golds[i + 1 :]) for i in range(len(golds))]
+    return sum(best) / len(best)
 
 # %% ../../nbs/tasks/06_coqa.ipynb #8d0e8931
+def _texts_of_turns(turns):  # as in the file: a dict for each turn
+    return [t['input_text'] for t in turns]
+
+
+def _texts_of_columns(turns):  # as on the hub: a dict of columns
+    return list(turns['input_text'])
+
+
 class CoQA(Task):
     "Conversational question answering, the development set"
 
-    name, about = 'coqa', 'answers in a conversation about a story (F1)'
-    file, source, expected, counted = (
-        'coqa-dev-v1.0.json',
-        'https://nlp.stanford.edu/data/coqa/coqa-dev-v1.0.json',
-        500,
-        'stories',
-    )
+    name = 'coqa'
+    about = 'answers in a conversation about a story (F1)'
+    file = 'coqa-dev-v1.0.json'
+    source = 'https://nlp.stanford.edu/data/coqa/coqa-dev-v1.0.json'
+    expected = 500
+    counted = 'stories'
     hub = Hub('EleutherAI/coqa', None, 'validation', parquet)
     metrics = dict(f1=accuracy, em=accuracy)
 
@@ -70,85 +82,59 @@ class CoQA(Task):
             raise ValueError(
                 f'{path} is damaged ({type(e).__name__}: {e}): get the file for {self.name} again'
             ) from None
-        texts = lambda turns: [t['input_text'] for t in turns]
-        return [
-            self._item(
-                f'{path}, story {i}',
-                lambda r=r: (
-                    r['story'],
-                    texts(r['questions']),
-                    texts(r['answers']),
-                    [texts(o) for o in r.get('additional_answers', {}).values()],
-                ),
-            )
-            for i, r in enumerate(rows, 1)
-        ]
+        return [self._item(f'{path}, story {i}', r, _texts_of_turns) for i, r in enumerate(rows, 1)]
 
     def from_rows(self, rows):
-        return [
-            self._item(
-                f'{self.name}, row {i}',
-                lambda r=r: (
-                    r['story'],
-                    list(r['questions']['input_text']),
-                    list(r['answers']['input_text']),
-                    [list(o['input_text']) for o in (r.get('additional_answers') or {}).values()],
-                ),
-            )
-            for i, r in enumerate(rows, 1)
-        ]
+        return [self._item(f'{self.name}, row {i}', r, _texts_of_columns) for i, r in enumerate(rows, 1)]
 
-    def _item(self, where, get):
+    def _item(self, where, row, texts):
         try:
-            story, questions, answers, more = get()
+            questions = texts(row['questions'])
+            answers = texts(row['answers'])
+            more = [texts(o) for o in (row.get('additional_answers') or {}).values()]
+            story = row['story']
         except (KeyError, TypeError) as e:
             raise ValueError(
                 f'{where} is damaged ({type(e).__name__}: {e}): get the data for {self.name} again'
             ) from None
         if not questions or any(len(o) != len(questions) for o in (answers, *more)):
             raise ValueError(
-                f'{where} is damaged ({len(questions)} questions and {len(answers)} answers): get the data '
-                f'for {self.name} again'
+                f'{where} is damaged ({len(questions)} questions and {len(answers)} answers): '
+                f'get the data for {self.name} again'
             )
         return dict(story=story, questions=questions, answers=answers, more=more)
 
-    def _prompt(self, x, n, protocol):  # up to question n
-        if protocol == 'paper':
-            return (
-                f'{x["story"]}\n\n'
-                + ''.join(f'Q: {q}\nA: {a}\n' for q, a in zip(x['questions'][:n], x['answers']))
-                + f'Q: {x["questions"][n]}\nA:'
-            )
-        return (
-            f'{x["story"]}\n\n'
-            + ''.join(f'Q: {q}\n\nA: {a}\n\n' for q, a in zip(x['questions'][:n], x['answers']))
-            + f'Q: {x["questions"][n]}\n\nA:'
-        )
+    def _prompt(self, x, n, protocol):
+        "The story and the conversation up to question `n`"
+        end = '\n' if protocol == 'paper' else '\n\n'  # of a line
+        turns = ''.join(f'Q: {q}{end}A: {a}{end}' for q, a in zip(x['questions'][:n], x['answers']))
+        return f'{x["story"]}\n\n{turns}Q: {x["questions"][n]}{end}A:'
 
     def _turns(self, x, protocol):
         return range(len(x['questions'])) if protocol == 'paper' else [len(x['questions']) - 1]
 
     def requests(self, x, protocol):
-        kw = (
-            dict(max_new_tokens=32, stop=('\n',))
-            if protocol == 'paper'
-            else dict(max_new_tokens=256, stop=('\nQ:',))
-        )
+        if protocol == 'paper':
+            kw = dict(max_new_tokens=32, stop=('\n',))
+        else:
+            kw = dict(max_new_tokens=256, stop=('\nQ:',))
         return [Continue(self._prompt(x, n, protocol), **kw) for n in self._turns(x, protocol)]
 
     def golds(self, x, n, protocol):
-        all_ = [a[n] for a in (x['answers'], *x['more'])]
-        return all_ if protocol == 'paper' else list({a.lower(): a for a in reversed(all_)}.values())[::-1]
+        "People's answers to question `n`"
+        golds = [a[n] for a in (x['answers'], *x['more'])]
+        if protocol == 'paper':
+            return golds
+        return list({a.lower(): a for a in reversed(golds)}.values())[::-1]
 
     def score(self, x, answers, protocol):
-        said = [
+        pairs = [
             (self.golds(x, n, protocol), a.text.strip().split('\n')[0])
             for n, a in zip(self._turns(x, protocol), answers)
         ]
-        total = lambda of: (sum(leave_one_out(g, s, of) for g, s in said), len(said))
-        return dict(
-            f1=total(answer_f1), em=total(lambda a, b: float(normalize_answer(a) == normalize_answer(b)))
-        )
+        f1 = sum(leave_one_out(golds, answer, answer_f1) for golds, answer in pairs)
+        em = sum(leave_one_out(golds, answer, _exact) for golds, answer in pairs)
+        return dict(f1=(f1, len(pairs)), em=(em, len(pairs)))
 
     def settings(self, protocol):
         return dict(normalisation='questions' if protocol == 'paper' else 'last questions')

@@ -22,9 +22,8 @@ class Rolling:
     "Score a whole text, token by token"
 
     text: str
-    stride: int | None = (
-        None  # tokens that the window moves each time; none: a whole context, so that windows do not overlap
-    )
+    # tokens that the window moves each time; none: a whole context, so that windows do not overlap
+    stride: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,9 @@ def bootstrap(
     level: float = 0.95,
 ) -> tuple[float, float]:  # lower and upper end
     "Percentile interval of `metric`, resampling examples"
-    return (
-        _middle(_resampled(metric, rows, draws, seed), level) if len(rows) > 1 else (float('nan'),) * 2
-    )  # one example says nothing of the spread
+    if len(rows) < 2:
+        return float('nan'), float('nan')  # one example says nothing of the spread
+    return _middle(_resampled(metric, rows, draws, seed), level)
 
 
 def paired(
@@ -127,12 +126,11 @@ def paired(
     "Difference of two models' scores, resampling examples for both at once"
     if len(a) != len(b):
         raise ValueError(f'{len(a)} examples and {len(b)}: only scores of the same examples can be paired')
-    d = float(metric.of(b.sum(0)) - metric.of(a.sum(0)))
-    return d, *(
-        _middle(_resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed), level)
-        if len(a) > 1
-        else (float('nan'),) * 2
-    )
+    difference = float(metric.of(b.sum(0)) - metric.of(a.sum(0)))
+    if len(a) < 2:
+        return difference, float('nan'), float('nan')
+    resampled = _resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed)
+    return difference, *_middle(resampled, level)
 
 # %% ../../nbs/tasks/00_core.ipynb #46ec9c46
 def find_file(
@@ -148,12 +146,12 @@ def find_file(
     for p in folder / name, *sorted(folder.glob(f'*/{name}')):
         if p.is_file():
             return p
-    have = sorted({p.name for g in ('*', '*/*') for p in folder.glob(g) if p.is_file()})
-    hint = nearest(name, have) if have else 'the folder has no files'
-    raise FileNotFoundError(
-        f'{task} needs {name} in {folder} or a folder below it: '
-        f'{hint if hint.startswith("did") or not have else "nothing like it is there"}{f"; it comes from {source}" if source else ""}'
-    )
+    names = sorted({p.name for g in ('*', '*/*') for p in folder.glob(g) if p.is_file()})
+    hint = nearest(name, names) if names else 'the folder has no files'
+    if names and not hint.startswith('did you mean'):
+        hint = 'nothing like it is there'
+    origin = f'; it comes from {source}' if source else ''
+    raise FileNotFoundError(f'{task} needs {name} in {folder} or a folder below it: {hint}{origin}')
 
 
 def read_text(path: Path, task: str) -> str:
@@ -176,7 +174,7 @@ def read_jsonl(path: Path, task: str, *keys) -> list[dict]:
         try:
             d = json.loads(line)
             for k in keys:
-                d[k]
+                d[k]  # raises
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(
                 f'{path}, line {i} is damaged ({type(e).__name__}: {e}): get the file for {task} again'
@@ -204,10 +202,10 @@ class Hub:
         try:
             return datasets.load_dataset(self.repo, self.config, split=self.split, revision=self.revision)
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
+            why = (str(e).splitlines() or [type(e).__name__])[0]
             raise ValueError(
-                f"data set {self.repo!r} for {task} can't be opened "
-                f'({(str(e).splitlines() or [type(e).__name__])[0]}): check the network, or give a folder '
-                f'with the files as released (--data FOLDER)'
+                f"data set {self.repo!r} for {task} can't be opened ({why}): "
+                f'check the network, or give a folder with the files as released (--data FOLDER)'
             ) from None
 
 # %% ../../nbs/tasks/00_core.ipynb #702dd615
@@ -225,27 +223,35 @@ class Task:
     extra = ''  # a package that scoring needs
 
     def read(self, path) -> list:
-        raise NotImplementedError  # file -> examples
+        "Examples of a file"
+        raise NotImplementedError
 
     def from_rows(self, rows) -> list:
-        raise NotImplementedError  # rows of the data set -> examples
+        "Examples of a data set's rows"
+        raise NotImplementedError
 
     def requests(self, example, protocol) -> list:
+        "What a model is asked about an example"
         raise NotImplementedError
 
     def score(self, example, answers, protocol) -> dict:
-        raise NotImplementedError  # metric -> row, or rows, of counts
+        "Metric -> row, or rows, of counts"
+        raise NotImplementedError
 
     def settings(self, protocol) -> dict:
-        return {}  # what to state beside the score
+        "What to state beside the score: `stride`, `normalisation`"
+        return {}
 
     def limit(self, examples, n):
-        return examples[:n]  # the first part, for a quick look
+        "The first part, for a quick look"
+        return examples[:n]
 
     def count(self, examples):
+        "How many there are, as `expected` counts them"
         return len(examples)
 
     def locate(self, folder, protocol) -> Path:
+        "The file in a folder. Raises `FileNotFoundError`"
         return find_file(folder, self.file, self.name, self.source)
 
     def rows(
@@ -269,29 +275,35 @@ class Task:
     ) -> list:
         "Read and check the data. Raises `FileNotFoundError` or `ValueError`"
         if folder:
-            out = self.read(path := self.locate(folder, protocol))
+            path = self.locate(folder, protocol)
+            out = self.read(path)
         elif hub := self.hub_for(protocol):
             out = self.from_rows(hub.rows(self.name))
             path = f'{hub.repo}, {hub.split}'
         else:
             raise ValueError(
-                f'{self.name} is not on the hub: give a folder with {self.file} (--data FOLDER); it comes '
-                f'from {self.source}'
+                f'{self.name} is not on the hub: give a folder with {self.file} (--data FOLDER); '
+                f'it comes from {self.source}'
             )
         if not out:
             raise ValueError(f'{path} has no examples: get the data for {self.name} again')
-        if (want := self.released(path, protocol)) and self.count(out) != want and not subset:
+        n = self.count(out)
+        released = self.released(path, protocol)
+        if released and n != released and not subset:
             raise ValueError(
-                f'{path} is damaged or a part: {self.count(out):,} {self.counted} where {want:,} were '
-                f'released; get it again, or say that it is a subset (subset=True, --subset)'
+                f'{path} is damaged or a part: {n:,} {self.counted} where {released:,} were released; '
+                f'get it again, or say that it is a subset (subset=True, --subset)'
             )
         return out
 
     def released(self, path, protocol):
+        "How many examples the data had when they were released"
         return self.expected
 
     def hub_for(self, protocol):
+        "The data set that a protocol uses"
         return self.hub
 
     def origin(self, folder, protocol):
+        "File or data set, as it stands beside the score"
         return self.locate(folder, protocol).name if folder else self.hub_for(protocol).repo

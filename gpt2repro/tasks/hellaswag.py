@@ -21,58 +21,53 @@ def preprocess(
     return re.sub(r'\[.*?\]', '', s.strip().replace(' [title]', '. ')).replace('  ', ' ')
 
 
+_fields = ('activity_label', 'ctx_a', 'ctx_b', 'ctx', 'endings')
+
+
 class HellaSwag(Task):
     "The validation set"
 
-    name, about = 'hellaswag', 'how a scene goes on (accuracy)'
-    file, source, expected = (
-        'hellaswag_val.jsonl',
-        'https://github.com/rowanz/hellaswag/tree/master/data',
-        10042,
-    )
+    name = 'hellaswag'
+    about = 'how a scene goes on (accuracy)'
+    file = 'hellaswag_val.jsonl'
+    source = 'https://github.com/rowanz/hellaswag/tree/master/data'
+    expected = 10042
     hub = Hub('Rowan/hellaswag', None, 'validation')
     metrics = dict(acc_norm=accuracy, acc=accuracy)
 
     def read(self, path):
-        return self.from_rows(
-            read_jsonl(path, self.name, 'activity_label', 'ctx_a', 'ctx_b', 'ctx', 'endings', 'label')
-        )
+        return self.from_rows(read_jsonl(path, self.name, *_fields, 'label'))
 
     def from_rows(self, rows):
         out = []
         for i, r in enumerate(rows, 1):
-            if len(r['endings']) != 4 or str(r['label']) not in ('0', '1', '2', '3') or not all(r['endings']):
+            four_endings = len(r['endings']) == 4 and all(r['endings'])
+            if not four_endings or str(r['label']) not in ('0', '1', '2', '3'):
                 raise ValueError(
-                    f'{self.name}, item {i} is damaged (four endings and a label from 0 to 3 are needed; it '
-                    f'is {r["label"]!r}): get the data again'
+                    f'{self.name}, item {i} is damaged (four endings and a label from 0 to 3 are needed; '
+                    f'it is {r["label"]!r}): get the data again'
                 )
-            out.append(
-                {k: r[k] for k in ('activity_label', 'ctx_a', 'ctx_b', 'ctx', 'endings')}
-                | dict(gold=int(r['label']))
-            )
+            out.append({k: r[k] for k in _fields} | dict(gold=int(r['label'])))
         return out
 
     def endings(self, x, protocol):
         return x['endings'] if protocol == 'paper' else [preprocess(e) for e in x['endings']]
 
     def requests(self, x, protocol):
-        context = (
-            x['ctx']
-            if protocol == 'paper'
-            else preprocess(x['activity_label'] + ': ' + x['ctx_a'] + ' ' + x['ctx_b'].capitalize())
-        )
+        context = x['ctx']
+        if protocol == 'modern':
+            context = preprocess(f'{x["activity_label"]}: {x["ctx_a"]} {x["ctx_b"].capitalize()}')
         return [LogLik(context, ' ' + e) for e in self.endings(x, protocol)]
 
     def score(self, x, answers, protocol):
-        lls = np.array([a.sum for a in answers])
-        size = (
-            [len(a.logprobs) for a in answers]
-            if protocol == 'paper'
-            else [len(e) for e in self.endings(x, protocol)]
-        )
-        return dict(
-            acc_norm=(int(np.argmax(lls / size)) == x['gold'], 1), acc=(int(np.argmax(lls)) == x['gold'], 1)
-        )
+        logprobs = np.array([a.sum for a in answers])
+        if protocol == 'paper':
+            size = [len(a.logprobs) for a in answers]
+        else:
+            size = [len(e) for e in self.endings(x, protocol)]
+        by_size = int(np.argmax(logprobs / size))
+        by_sum = int(np.argmax(logprobs))
+        return dict(acc_norm=(by_size == x['gold'], 1), acc=(by_sum == x['gold'], 1))
 
     def settings(self, protocol):
         return dict(normalisation='tokens (acc_norm)' if protocol == 'paper' else 'characters (acc_norm)')

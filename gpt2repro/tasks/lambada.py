@@ -12,9 +12,15 @@ from .core import Hub, LogLik, Task, accuracy, perplexity, read_jsonl
 
 # %% ../../nbs/tasks/01_lambada.ipynb #741eb892
 stop_words = tuple(
-    """i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its itself they them their theirs themselves what which who whom this that these
-those am is are was were be been being have has had having do does did doing a an the and but if or because as until while of at by for with about against between into through during before after above below to from up
-down in out on off over under again further then once here there when where why how all any both each few more most other some such no nor not only own same so than too very s t can will just don should now""".split()
+    """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she
+    her hers herself it its itself they them their theirs themselves what which who whom this that
+    these those am is are was were be been being have has had having do does did doing a an the and
+    but if or because as until while of at by for with about against between into through during
+    before after above below to from up down in out on off over under again further then once here
+    there when where why how all any both each few more most other some such no nor not only own
+    same so than too very s t can will just don should now
+    """.split()
 )
 
 
@@ -30,12 +36,11 @@ def straighten(
 class Lambada(Task):
     "Last word of a passage"
 
-    name, about = 'lambada', 'last word of a passage (accuracy, perplexity)'
-    file, source, expected = (
-        'lambada_test.jsonl',
-        'https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl',
-        5153,
-    )
+    name = 'lambada'
+    about = 'last word of a passage (accuracy, perplexity)'
+    file = 'lambada_test.jsonl'
+    source = 'https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl'
+    expected = 5153
     hub = Hub('EleutherAI/lambada_openai', 'default')
     metrics = dict(
         acc=accuracy,

@@ -19,7 +19,9 @@ _left = tuple(""", . ; : ! ? % ) ] } ’ ” 's 't 're 've 'll 'd 'm 'S n't ..."
 _right = tuple('( [ { $ £ € # ‘ “'.split())  # join what follows
 _inner = {'@-@': '-', '@,@': ',', '@.@': '.'}  # WikiText's joints inside words and numbers
 _short = re.compile(
-    r'(?:[A-Za-z]\.)+|(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd|Lt|Col|Gen|Capt|Sgt|Rev|Gov|Sen|Prof|Mt|Ft|ft|Vol|vol|pp|ed|cf|Ave|Bros|feat)\.'
+    r'(?:[A-Za-z]\.)+|'
+    r'(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|No|vs|etc|Inc|Co|Corp|Ltd|Lt|Col|Gen|Capt|Sgt|Rev|Gov|Sen|Prof|'
+    r'Mt|Ft|ft|Vol|vol|pp|ed|cf|Ave|Bros|feat)\.'
 )
 _tail = re.compile(r"""(?<=.)(?:\.\.\.|n't|'(?:s|t|re|ve|ll|d|m|S)|[,;:!?%)\]}"'’”]|\.)$""")
 _joint = re.compile(r'(?<=[^\s-])(-)(?=[^\s-])|(?<=\d)([.,])(?=\d)')
@@ -29,44 +31,43 @@ def split_chunk(
     s: str,  # a chunk without spaces
 ) -> list[str]:  # its tokens
     "Undo a join: the tokens that a chunk stands for"
-    front, back = [], []
+    front = []
+    back = []
     while len(s) > 1 and (s[0] in _right or s[0] == '"'):
         front.append(s[0])
         s = s[1:]
     while not _short.fullmatch(s) and (m := _tail.search(s)):
         back.append(m[0])
         s = s[: m.start()]
-    mid = [
-        {'-': '@-@', ',': '@,@', '.': '@.@'}.get(p, p) if i % 2 else p
-        for i, p in enumerate(p for p in _joint.split(s) if p is not None)
-    ]
-    return front + mid + back[::-1]
+    parts = [p for p in _joint.split(s) if p is not None]
+    parts[1::2] = [f'@{joint}@' for joint in parts[1::2]]
+    return front + parts + back[::-1]
 
 # %% ../../nbs/tasks/02_perplexity.ipynb #f3418fcb
 def _chunks(tokens):
     "Groups of tokens that belong together, by the rules alone"
-    out, glue, opened = [], False, False
+    out = []
+    join_next = False
+    in_quotes = False
     for t in tokens:
         quote = t == '"'
-        left = (
-            t in _left
-            or t in _inner
-            or (quote and opened)
-            or (t == "'" and bool(out) and out[-1][-1].endswith('s'))
-        )
-        if out and (glue or left):
+        possessive = t == "'" and bool(out) and out[-1][-1].endswith('s')
+        joins_left = t in _left or t in _inner or possessive or (quote and in_quotes)
+        if out and (join_next or joins_left):
             out[-1].append(t)
         else:
             out.append([t])
-        glue = t in _right or t in _inner or (quote and not opened)
+        join_next = t in _right or t in _inner or (quote and not in_quotes)
         if quote:
-            opened = not opened
+            in_quotes = not in_quotes
     return out
 
 
 def _write(group):
-    """A group as text: joined if that can be undone, apart if not; a second space before a token that
-    must not be split"""
+    """A group as text: joined if that can be undone, apart if not.
+
+    A token that must not be split gets a second space before it
+    """
     s = ''.join(_inner.get(t, t) for t in group)
     if split_chunk(s) == group:
         return s
@@ -83,7 +84,9 @@ def detokenize(
     if not body:
         return line
     s = ' '.join(_write(g) for g in _chunks(body.split(' ')))
-    return s if retokenize(s) == line else f'\t{line}'  # double spaces, another margin: as it is, and marked
+    if retokenize(s) == line:
+        return s
+    return f'\t{line}'  # double spaces, another margin: as it is, and marked
 
 
 def retokenize(
@@ -103,17 +106,20 @@ def retokenize(
 def wikitext_pages(
     text: str,  # the file
 ) -> list[str]:
-    """Articles, split at headings of the first level as in lm-eval's data set
-    (EleutherAI/wikitext_document_level)"""
-    pages, cur = [], []
+    """Articles, split at headings of the first level.
+
+    As in lm-eval's data set, EleutherAI/wikitext_document_level
+    """
+    pages = []
+    page = []  # lines
     for line in text.split('\n'):
         s = line.replace('= = =', '===').replace('= =', '==').strip()
         if s.startswith('= ') and s.endswith(' ='):
-            if (page := '\n'.join(cur)).strip():
-                pages.append(page)
-            cur = []
-        cur.append(line)
-    return pages + ['\n'.join(cur)]
+            if '\n'.join(page).strip():
+                pages.append('\n'.join(page))
+            page = []
+        page.append(line)
+    return [*pages, '\n'.join(page)]
 
 
 _lm_eval = [
@@ -167,7 +173,7 @@ def block_rows(
 
 
 class _Stream(Task):
-    "A text whose loss is wanted"
+    "Base of the tasks that score one long text"
 
     stride = 32
     metrics = dict(ppl=perplexity)
@@ -182,18 +188,23 @@ class _Stream(Task):
     def count(self, examples):
         return sum(len(x.split()) for x in examples)
 
-    def limit(self, examples, n):  # so many words
-        m = list(re.finditer(r'\S+\s*', examples[0]))[:n]
-        return [examples[0][: m[-1].end()]]
+    def limit(self, examples, n):
+        "The first `n` words"
+        words = list(re.finditer(r'\S+\s*', examples[0]))[:n]
+        return [examples[0][: words[-1].end()]]
 
     def paper_text(self, text):
+        "The text as protocol *paper* scores it"
         return text
 
     def units(self, text):
+        "What the loss is divided by"
         return len(text.split()) + text.count('\n')
 
     def requests(self, text, protocol):
-        return [Rolling(self.paper_text(text), self.stride)] if protocol == 'paper' else [Rolling(text)]
+        if protocol == 'paper':
+            return [Rolling(self.paper_text(text), self.stride)]
+        return [Rolling(text)]
 
     def score(self, text, answers, protocol):
         return {next(iter(self.metrics)): block_rows(answers[0], self.units(text))}
@@ -201,20 +212,18 @@ class _Stream(Task):
     normalisation = 'original tokens, ends of line included'
 
     def settings(self, protocol):
-        return dict(
-            stride=self.stride if protocol == 'paper' else 'context', normalisation=self.normalisation
-        )
+        stride = self.stride if protocol == 'paper' else 'context'
+        return dict(stride=stride, normalisation=self.normalisation)
 
 
 class WikiText2(_Stream):
     "WikiText-2's test set (Merity et al. 2016, arXiv 1609.07843)"
 
-    name, about = 'wikitext2', 'test articles of Wikipedia (perplexity)'
-    file, source, expected = (
-        'wiki.test.raw',
-        'the wikitext-2-raw-v1 archive, or `Salesforce/wikitext` on the hub',
-        241211,
-    )
+    name = 'wikitext2'
+    about = 'test articles of Wikipedia (perplexity)'
+    file = 'wiki.test.raw'
+    source = 'the wikitext-2-raw-v1 archive, or `Salesforce/wikitext` on the hub'
+    expected = 241211
     hub = Hub('Salesforce/wikitext', 'wikitext-2-raw-v1')
     metrics = dict(ppl=perplexity, bpb=bits)
 
@@ -222,17 +231,14 @@ class WikiText2(_Stream):
         return '\n'.join(map(detokenize, text.split('\n')))
 
     def requests(self, text, protocol):
-        return (
-            super().requests(text, protocol)
-            if protocol == 'paper'
-            else [Rolling(lm_eval_text(p)) for p in wikitext_pages(text)]
-        )
+        if protocol == 'paper':
+            return super().requests(text, protocol)
+        return [Rolling(lm_eval_text(p)) for p in wikitext_pages(text)]
 
     def score(self, text, answers, protocol):
         if protocol == 'paper':
-            return dict(
-                ppl=block_rows(answers[0], self.units(text)), bpb=block_rows(answers[0], len(text.encode()))
-            )
+            [a] = answers
+            return dict(ppl=block_rows(a, self.units(text)), bpb=block_rows(a, len(text.encode())))
         pages = wikitext_pages(text)
         return dict(
             ppl=[(-a.sum, len(re.split(r'\s+', p))) for a, p in zip(answers, pages)],
@@ -254,12 +260,11 @@ class WikiText103(WikiText2):
 class PTB(_Stream):
     "Penn Treebank, Mikolov's version"
 
-    name, about = 'ptb', 'Wall Street Journal of 1989 (perplexity)'
-    file, source, expected = (
-        'ptb.test.txt',
-        'http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz',
-        78669,
-    )
+    name = 'ptb'
+    about = 'Wall Street Journal of 1989 (perplexity)'
+    file = 'ptb.test.txt'
+    source = 'http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz'
+    expected = 78669
     hub = Hub('ptb-text-only/ptb_text_only', 'penn_treebank', 'test', parquet)
 
     def from_rows(self, rows):
@@ -275,13 +280,11 @@ class Enwik8(_Stream):
     name = 'enwik8'
     about = 'raw bytes of Wikipedia (bits per byte)'
     metrics = dict(bpb=bits)
-    file, source, expected, counted, normalisation = (
-        'enwik8',
-        'http://mattmahoney.net/dc/enwik8.zip',
-        100_000_000,
-        'bytes',
-        'bytes',
-    )
+    file = 'enwik8'
+    source = 'http://mattmahoney.net/dc/enwik8.zip'
+    expected = 100_000_000
+    counted = 'bytes'
+    normalisation = 'bytes'
     hub = Hub('LTCB/enwik8', 'enwik8-raw', 'train', parquet)
 
     def read(self, path):
@@ -307,13 +310,14 @@ class Text8(Enwik8):
     name = 'text8'
     about = 'letters of Wikipedia (bits per character)'
     metrics = dict(bpc=bits)
-    file, source, normalisation = 'text8', 'http://mattmahoney.net/dc/text8.zip', 'characters'
+    file = 'text8'
+    source = 'http://mattmahoney.net/dc/text8.zip'
+    normalisation = 'characters'
     hub = Hub('afmck/text8')
 
     def released(self, path, protocol):
-        return (
-            5_000_000 if str(path).startswith(self.hub.repo) else self.expected
-        )  # the data set has the last part as its test split
+        # The data set of the hub has only the last part, as its test split.
+        return 5_000_000 if str(path).startswith(self.hub.repo) else self.expected
 
 
 class OneBillion(Task):
@@ -322,12 +326,10 @@ class OneBillion(Task):
     name = '1bw'
     about = 'shuffled sentences of news (perplexity)'
     metrics = dict(ppl=perplexity)
-    file, source, expected, counted = (
-        'news.en.heldout-00000-of-00050',
-        'https://www.statmt.org/lm-benchmark/',
-        6075,
-        'sentences',
-    )
+    file = 'news.en.heldout-00000-of-00050'
+    source = 'https://www.statmt.org/lm-benchmark/'
+    expected = 6075
+    counted = 'sentences'
     hub = Hub('billion-word-benchmark/lm1b', 'plain_text', 'test', parquet)
 
     def from_rows(self, rows):

@@ -58,13 +58,12 @@ def lm_eval_answer(s):
 class NaturalQuestions(Task):
     "NQ-open's development set"
 
-    name, about = 'nq', 'short answers to questions (exact match, calibration)'
-    file, source, expected, counted = (
-        'NQ-open.dev.jsonl',
-        'https://github.com/google-research-datasets/natural-questions/tree/master/nq_open',
-        3610,
-        'questions',
-    )
+    name = 'nq'
+    about = 'short answers to questions (exact match, calibration)'
+    file = 'NQ-open.dev.jsonl'
+    source = 'https://github.com/google-research-datasets/natural-questions/tree/master/nq_open'
+    expected = 3610
+    counted = 'questions'
     hub = Hub('google-research-datasets/nq_open', None, 'validation')
     metrics = dict(em=accuracy, em_top1=accuracy, ece=ece)
 
@@ -83,24 +82,24 @@ class NaturalQuestions(Task):
     def requests(self, x, protocol):
         if protocol == 'modern':
             return [Continue(f'Answer these questions:\n\nQ: {x[0]}?\nA:', 256, stop=('\n', '.', ','))]
-        return [
-            Continue(''.join(f'Q: {q}?\nA: {a}\n' for q, a in _shots) + f'Q: {x[0]}?\nA:', 32, stop=('\n',))
-        ]
+        shots = ''.join(f'Q: {q}?\nA: {a}\n' for q, a in _shots)
+        return [Continue(f'{shots}Q: {x[0]}?\nA:', 32, stop=('\n',))]
 
-    def right(self, x, said, protocol):
+    def right(self, x, answer, protocol):
+        "Is the answer one of those on record?"
         norm = normalize_answer if protocol == 'paper' else lm_eval_answer
-        said = norm(said.strip())
-        return any(norm(a) == said for a in x[1])
+        return norm(answer.strip()) in map(norm, x[1])
 
     def rows(self, examples, answers, protocol):
         right = np.array([self.right(x, a.text, protocol) for x, [a] in zip(examples, answers)], dtype=float)
-        sure = np.array([np.exp(min(0.0, a.sum)) for [a] in answers])
-        top = np.zeros(len(sure))
-        top[np.argsort(-sure, kind='stable')[: max(1, round(len(sure) / 100))]] = 1
+        confidence = np.array([np.exp(min(0.0, a.sum)) for [a] in answers])
+        most_confident = np.argsort(-confidence, kind='stable')[: max(1, round(len(confidence) / 100))]
+        top = np.zeros(len(confidence))
+        top[most_confident] = 1
         return dict(
             em=np.stack([right, np.ones_like(right)], 1),
             em_top1=np.stack([right * top, top], 1),
-            ece=calibration_rows(sure, right),
+            ece=calibration_rows(confidence, right),
         )
 
     def settings(self, protocol):

@@ -35,14 +35,13 @@ def _scorer():
 class CNNDailyMail(Task):
     "Summaries of news"
 
-    name, about = 'cnn-dm', 'a summary after TL;DR: (ROUGE)'
-    file, source, expected, counted, extra = (
-        '*.story',
-        'https://cs.nyu.edu/~kcho/DMQA/ (with all_test.txt from abisee/cnn-dailymail)',
-        11490,
-        'articles',
-        'rouge_score',
-    )
+    name = 'cnn-dm'
+    about = 'a summary after TL;DR: (ROUGE)'
+    file = '*.story'
+    source = 'https://cs.nyu.edu/~kcho/DMQA/ (with all_test.txt from abisee/cnn-dailymail)'
+    expected = 11490
+    counted = 'articles'
+    extra = 'rouge_score'
     hub = Hub('abisee/cnn_dailymail', '3.0.0')
     metrics = dict(rouge_avg=accuracy, rouge1=accuracy, rouge2=accuracy, rougeL=accuracy)
 
@@ -54,8 +53,8 @@ class CNNDailyMail(Task):
             if any(p.glob('*.story')):
                 return folder
         raise FileNotFoundError(
-            f'{self.name} needs .story files in {folder} or up to two folders below it: nothing like it is '
-            f'there; they come from {self.source}'
+            f'{self.name} needs .story files in {folder} or up to two folders below it: '
+            f'nothing like it is there; they come from {self.source}'
         )
 
     def origin(self, folder, protocol):
@@ -64,23 +63,18 @@ class CNNDailyMail(Task):
     def read(self, path):
         files = sorted(f for g in ('*.story', '*/*.story', '*/*/*.story') for f in path.glob(g))
         if lists := [f for g in ('all_test.txt', '*/all_test.txt') for f in path.glob(g)]:
-            keep = {
-                hashlib.sha1(u.strip().encode()).hexdigest()
-                for u in read_text(lists[0], self.name).splitlines()
-            }
-            files = [f for f in files if f.stem in keep]
+            addresses = read_text(lists[0], self.name).splitlines()
+            test_set = {hashlib.sha1(a.strip().encode()).hexdigest() for a in addresses}
+            files = [f for f in files if f.stem in test_set]
         out = []
         for f in files:
             article, *highlights = (p.strip() for p in read_text(f, self.name).split('@highlight'))
             if not highlights:
                 raise ValueError(f'{f} is damaged (no @highlight): get it again')
-            if article:
-                out.append(
-                    dict(
-                        article='\n'.join(l.strip() for l in article.splitlines() if l.strip()),
-                        highlights=[h for h in highlights if h],
-                    )
-                )  # some stories are pictures alone
+            if not article:
+                continue  # some stories are pictures alone
+            article = '\n'.join(l.strip() for l in article.splitlines() if l.strip())
+            out.append(dict(article=article, highlights=[h for h in highlights if h]))
         return out
 
     def from_rows(self, rows):
@@ -93,20 +87,18 @@ class CNNDailyMail(Task):
 
     def score(self, x, answers, protocol):
         if protocol == 'paper':
-            said = '\n'.join(first_sentences(answers[0].text))
+            written = '\n'.join(first_sentences(answers[0].text))
             gold = '\n'.join(x['highlights'])
             last = 'rougeLsum'
         else:
-            said = ' '.join(answers[0].text.split())
+            written = ' '.join(answers[0].text.split())
             gold = ' '.join(' '.join(x['highlights']).split())
             last = 'rougeL'
-        r = _scorer().score(gold, said)
-        f = [r[k].fmeasure for k in ('rouge1', 'rouge2', last)]
-        return dict(rouge_avg=(sum(f) / 3, 1), rouge1=(f[0], 1), rouge2=(f[1], 1), rougeL=(f[2], 1))
+        scores = _scorer().score(gold, written)
+        r1, r2, rl = (scores[k].fmeasure for k in ('rouge1', 'rouge2', last))
+        return dict(rouge_avg=((r1 + r2 + rl) / 3, 1), rouge1=(r1, 1), rouge2=(r2, 1), rougeL=(rl, 1))
 
     def settings(self, protocol):
-        return dict(
-            normalisation='3 sentences of 100 tokens, top-k 2'
-            if protocol == 'paper'
-            else '128 tokens, greedy'
-        )
+        if protocol == 'paper':
+            return dict(normalisation='3 sentences of 100 tokens, top-k 2')
+        return dict(normalisation='128 tokens, greedy')

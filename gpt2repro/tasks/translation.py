@@ -23,11 +23,11 @@ def _bleu():
 
 
 def bleu_counts(
-    said: str,
+    translation: str,
     gold: str,
 ) -> list[int]:  # right and all n-grams, n from 1 to 4; lengths of both
     "What a sentence adds to the corpus's BLEU"
-    s = _bleu().sentence_score(said, [gold])
+    s = _bleu().sentence_score(translation, [gold])
     return [*s.counts, *s.totals, s.sys_len, s.ref_len]
 
 
@@ -35,11 +35,11 @@ def bleu_of(sums):  # (…,10) -> (…)
     "BLEU of summed counts"
     from sacrebleu.metrics import BLEU
 
-    one = lambda s: (
-        BLEU.compute_bleu(
+    def one(s):
+        return BLEU.compute_bleu(
             correct=s[:4].tolist(), total=s[4:8].tolist(), sys_len=int(s[8]), ref_len=int(s[9])
         ).score
-    )
+
     return np.apply_along_axis(one, -1, np.asarray(sums))
 
 
@@ -56,13 +56,13 @@ _pairs = [
 class WMT14(Task):
     "newstest2014, one direction"
 
-    a, b, words = 'fr', 'en', 'French English'
-    source, expected, counted, extra = (
-        'https://www.statmt.org/wmt14/test-full.tgz',
-        3003,
-        'sentences',
-        'sacrebleu',
-    )
+    a = 'fr'
+    b = 'en'
+    words = 'French English'
+    source = 'https://www.statmt.org/wmt14/test-full.tgz'
+    expected = 3003
+    counted = 'sentences'
+    extra = 'sacrebleu'
     hub = Hub('wmt/wmt14', 'fr-en')
     metrics = dict(bleu=bleu)
 
@@ -70,16 +70,17 @@ class WMT14(Task):
         return find_file(folder, f'newstest2014.{self.a}', self.name, self.source)
 
     def read(self, path):
-        x, y = (
-            [l.strip() for l in read_text(p, self.name).rstrip('\n').split('\n')]
-            for p in (path, find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source))
-        )
+        x = self._lines(path)
+        y = self._lines(find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source))
         if len(x) != len(y):
             raise ValueError(
-                f'{path} has {len(x):,} lines and newstest2014.{self.b} {len(y):,}: get both for '
-                f'{self.name} again'
+                f'{path} has {len(x):,} lines and newstest2014.{self.b} {len(y):,}: '
+                f'get both for {self.name} again'
             )
         return list(zip(x, y))
+
+    def _lines(self, path):
+        return [l.strip() for l in read_text(path, self.name).rstrip('\n').split('\n')]
 
     def from_rows(self, rows):
         return [(r['translation'][self.a], r['translation'][self.b]) for r in rows]
@@ -88,28 +89,32 @@ class WMT14(Task):
         if protocol == 'modern':
             a, b = self.words.split()
             return [Continue(f'{a} phrase: {x[0]}\n{b} phrase:', 256, stop=('\n',))]
-        shots = ''.join(
-            f'{p} = {q}\n' for p, q in (pair if self.a == 'en' else pair[::-1] for pair in _pairs)
-        )
+        pairs = _pairs if self.a == 'en' else [(fr, en) for en, fr in _pairs]
+        shots = ''.join(f'{p} = {q}\n' for p, q in pairs)
         return [Continue(f'{shots}{x[0]} =', 128, stop=('\n',))]
 
     def score(self, x, answers, protocol):
         return dict(bleu=bleu_counts(answers[0].text.strip().split('\n')[0], x[1]))
 
     def settings(self, protocol):
-        return dict(
-            normalisation='n-grams, 3 example pairs' if protocol == 'paper' else 'n-grams, no examples'
-        )
+        examples = '3 example pairs' if protocol == 'paper' else 'no examples'
+        return dict(normalisation=f'n-grams, {examples}')
 
 
 class FrEn(WMT14):
     "From French"
 
-    name, about, file = 'wmt14-fr-en', 'French to English (BLEU)', 'newstest2014.fr'
+    name = 'wmt14-fr-en'
+    about = 'French to English (BLEU)'
+    file = 'newstest2014.fr'
 
 
 class EnFr(WMT14):
     "Into French"
 
-    name, about, file = 'wmt14-en-fr', 'English to French (BLEU)', 'newstest2014.en'
-    a, b, words = 'en', 'fr', 'English French'
+    name = 'wmt14-en-fr'
+    about = 'English to French (BLEU)'
+    file = 'newstest2014.en'
+    a = 'en'
+    b = 'fr'
+    words = 'English French'

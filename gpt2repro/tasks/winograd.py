@@ -14,9 +14,13 @@ import numpy as np
 from .core import Hub, LogLik, Task, accuracy, read_text
 
 # %% ../../nbs/tasks/04_winograd.ipynb #bc17f5b5
-_clean = lambda s: ' '.join((s or '').split())
 _possessive = ('my', 'his', 'her', 'our', 'their')
 _capital = ('A', 'An', 'The', 'She', 'He', 'It', 'They', 'My', 'His', 'Her', 'Their')
+
+
+def _clean(s):
+    "Text of an XML element with single spaces"
+    return ' '.join((s or '').split())
 
 
 def substitute(
@@ -34,12 +38,11 @@ def substitute(
 class Winograd(Task):
     "Winograd Schema Challenge, 273 schemas"
 
-    name, about = 'winograd', 'what a pronoun means (accuracy)'
-    file, source, expected = (
-        'WSCollection.xml',
-        'https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml',
-        273,
-    )
+    name = 'winograd'
+    about = 'what a pronoun means (accuracy)'
+    file = 'WSCollection.xml'
+    source = 'https://cs.nyu.edu/~davise/papers/WinogradSchemas/WSCollection.xml'
+    expected = 273
     hub = Hub('ErnestDavis/winograd_wsc', 'wsc273', 'test', 'refs/convert/parquet')
     metrics = dict(acc=accuracy, acc_full=accuracy)
 
@@ -50,26 +53,19 @@ class Winograd(Task):
             raise ValueError(f'{path} is damaged ({e}): get the file for {self.name} again') from None
         out = []
         for i, s in enumerate(root.iter('schema'), 1):
-            get = lambda k: _clean(s.findtext(k))
-            before = get('text/txt1')
-            pronoun = get('text/pron')
-            after = get('text/txt2')
+            before, pronoun, after, right = (
+                _clean(s.findtext(k)) for k in ('text/txt1', 'text/pron', 'text/txt2', 'correctAnswer')
+            )
             options = [_clean(o.text) for o in s.iter('answer')]
-            right = get('correctAnswer')[:1]
+            right = right[:1]
             if not pronoun or len(options) != 2 or right not in ('A', 'B'):
                 raise ValueError(
                     f'{path}, schema {i} is damaged (a pronoun, two answers and which is right are needed): '
                     f'get the file for {self.name} again'
                 )
-            out.append(
-                self._item(
-                    f'{before} {pronoun} {after}'.strip(),
-                    pronoun,
-                    len(before) + 1 if before else 0,
-                    options,
-                    'AB'.index(right),
-                )
-            )
+            text = f'{before} {pronoun} {after}'.strip()
+            at = len(before) + 1 if before else 0
+            out.append(self._item(text, pronoun, at, options, 'AB'.index(right)))
         return out[:273]
 
     def from_rows(self, rows):
@@ -93,16 +89,14 @@ class Winograd(Task):
         return [LogLik(a + o, b) for o in x['options']] + [LogLik('', a + o + b) for o in x['options']]
 
     def score(self, x, answers, protocol):
-        hit = lambda pair: (int(np.argmax([a.sum for a in pair])) == x['gold'], 1)
-        return (
-            dict(acc=hit(answers[:2]))
-            if protocol == 'modern'
-            else dict(acc=hit(answers[:2]), acc_full=hit(answers[2:]))
-        )
+        def hit(pair):
+            return int(np.argmax([a.sum for a in pair])) == x['gold'], 1
+
+        if protocol == 'modern':
+            return dict(acc=hit(answers))
+        return dict(acc=hit(answers[:2]), acc_full=hit(answers[2:]))
 
     def settings(self, protocol):
-        return dict(
-            normalisation='what follows (acc), whole sentence (acc_full)'
-            if protocol == 'paper'
-            else 'what follows'
-        )
+        if protocol == 'modern':
+            return dict(normalisation='what follows')
+        return dict(normalisation='what follows (acc), whole sentence (acc_full)')
