@@ -24,7 +24,6 @@ from torch import Tensor
 from .utils import nearest, progress, warn
 from .backend import end_step, needs_static_shapes, to_device
 from .decode import Decoder
-from .model import GPT2
 from .tokenizer import StreamDecoder
 from .rules import is_whole_number
 from .rules import Sampling, row_uniforms
