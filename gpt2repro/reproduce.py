@@ -1,4 +1,4 @@
-"""From text to a trained model with samples, scores and a report, in one call that can be stopped and repeated
+"""From text to a trained model with samples, scores and a report, in one call that can be repeated
 
 Docs: https://gpt2repro.github.io/gpt2repro/reproduce.html.md"""
 

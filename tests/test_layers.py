@@ -73,10 +73,8 @@ def test_only_backend_names_an_accelerator():
     for m in order:
         if m == 'backend':
             continue
-        code = ast.unparse(
-            ast.parse((root / 'gpt2repro' / (m.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
-        )
-        code = re.sub(
-            r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", code
-        )  # words in messages may name them
+        f = root / 'gpt2repro' / (m.replace('.', '/') + '.py')
+        code = ast.unparse(ast.parse(f.read_text(encoding='utf-8')))
+        # Words in messages may name them.
+        code = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", "''", code)
         assert not word.search(code), f'{m} names an accelerator: {word.search(code)[0]}'
