@@ -11,15 +11,20 @@ import sys
 import tempfile
 from collections import deque
 from pathlib import Path
+from datatrove.data import Document
 from loguru import logger
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_mib, save_table, table
-from gpt2repro.webtext import Bands, CleanConfig, Clusters, CrawlConfig, DedupConfig, Describe, DropCopies
-from gpt2repro.webtext import DropNear, Document, ExtractText, FetchPages, FindCopies, FindLinks, Language
-from gpt2repro.webtext import LongEnough, MergeLinks, NotRepetitive, NoteContent, PracticeSite, ReadPages
-from gpt2repro.webtext import ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, _page, _whole, warc_record
-from gpt2repro.webtext import word_grams, Answer
+from gpt2repro.webtext.options import CleanConfig, CrawlConfig, DedupConfig, WebTextConfig
+from gpt2repro.webtext.streams import dump_lines
+from gpt2repro.webtext.links import FindLinks, MergeLinks
+from gpt2repro.webtext.practice_site import PracticeSite, page_html
+from gpt2repro.webtext.fetch import FetchPages, Response, warc_record
+from gpt2repro.webtext.extract import ExtractText, Language, LongEnough, NotRepetitive, ReadPages
+from gpt2repro.webtext.dedup import Bands, Clusters, DropCopies, DropNear, FindCopies, NoteContent, ReadText
+from gpt2repro.webtext.dedup import Sign, word_grams
+from gpt2repro.webtext.data_card import Describe, ToJsonl, ToParquet, full_document
 
 
 def cpu():
@@ -100,7 +105,7 @@ def python_pages(n):
     docs = [d for d in python_docs() if 1500 < len(d) < 30_000]
     for i in range(n):
         d = docs[i % len(docs)]
-        yield _page(
+        yield page_html(
             f'Page {i}', [p.replace('&', '&amp;').replace('<', '&lt;') for p in d.split('\n\n')], nav=250
         )
 
@@ -110,7 +115,7 @@ def write_warc(path, pages):
         for i, p in enumerate(pages):
             f.write(
                 warc_record(
-                    Answer(
+                    Response(
                         url=f'http://site{i % 97}.example/{i}',
                         status=200,
                         headers=(('Content-Type', 'text/html'),),
@@ -123,7 +128,7 @@ def write_warc(path, pages):
 
 
 def write_text(folder, texts):
-    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', _whole)])
+    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', full_document)])
 
 
 class Feed:
@@ -145,15 +150,12 @@ class Feed:
 
 
 def links_row(tmp, n):
-
     dump = tmp / 'RS.zst'
     write_dump(dump, n)
     step = FindLinks([dump], tmp / 'runs', WebTextConfig())
     t = cpu()
     drain(step)
     ours = cpu() - t
-    from gpt2repro.webtext import dump_lines
-
     t = cpu()
     k = 0
     for lines in dump_lines(dump):
@@ -198,7 +200,7 @@ def extraction_row(tmp, n):
                 LongEnough(200),
                 NotRepetitive(),
                 NoteContent(tmp / 'c'),
-                ToJsonl(tmp / 'text', _whole),
+                ToJsonl(tmp / 'text', full_document),
             ]
         )
         whole.append(cpu() - t)
@@ -318,7 +320,7 @@ def stage_run(name, tmp):
                 LongEnough(200),
                 NotRepetitive(),
                 NoteContent(tmp / 'c'),
-                ToJsonl(tmp / 't', _whole),
+                ToJsonl(tmp / 't', full_document),
             ]
         ),
         copies=lambda: drain(FindCopies(tmp / 'content', tmp / 'copies')),
