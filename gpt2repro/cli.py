@@ -503,7 +503,8 @@ def webtext(
     json: bool = False,  # print one JSON object
 ):
     "Reddit links to pages to clean, de-duplicated documents, with a data card"
-    from .webtext import WebTextConfig, webtext as run_webtext
+    from .webtext.options import WebTextConfig
+    from .webtext.run import webtext as run_webtext
 
     if not out:
         raise ValueError('--out is missing: name a folder for links, pages and documents')
