@@ -26,6 +26,7 @@ from .config import OptimConfig, RunConfig, size as named_size
 from .decode import Decoder, weight_modules
 from .generation import RowBatch, generation_step
 from .model import GPT2
+from .optimize import optimize_model
 from .plan import chip_devices, chips, plan
 from .rules import Sampling
 from .train import fit, make_optimizer
@@ -61,7 +62,8 @@ def _model(cfg, precision, remat, device, devices=1):
     """
     with torch.device('meta'):
         model = GPT2(cfg, remat=remat).to(torch.bfloat16 if precision == 'bfloat16' else torch.float32)
-    return placeholder_parameters(model) if devices == 1 else model.to_empty(device='cpu').to(device)
+    model = placeholder_parameters(model) if devices == 1 else model.to_empty(device='cpu').to(device)
+    return optimize_model(model, device)
 
 
 def record_training(

@@ -27,6 +27,7 @@ from .backend import autocast, has_package, retain_heap, is_cpu, to_device
 from .batches import document_spans
 from .loss import bits_per_byte
 from .loss import spans
+from .optimize import optimize_model
 from .generation import evaluating, samples
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
@@ -272,6 +273,7 @@ def score_windows(
     Raises `ValueError` if the model's numbers are not finite
     """
     batch_tokens = batch_tokens or (1024 if is_cpu(model.wte.weight.device) else 16384)
+    optimize_model(model)
     file = _AnswerFile(keep)
     ban = torch.as_tensor(sorted(without), dtype=torch.long)
     keys = [_key(w, without) if keep else None for w in ws]

@@ -33,6 +33,7 @@ from .config import GPT2Config, OptimConfig, RunConfig, from_dict, to_dict
 from .utils import progress, warn
 from .utils import write_atomic
 from .loss import bits_per_byte, lm_loss
+from .optimize import optimize_model
 from .model import GPT2, add_table_dropout, init_connor_july, init_connor_june
 from .parallel import apply_fsdp, latest_sharded, load_sharded, mean_over_processes, save_sharded
 from .parallel import full_tensor
@@ -67,7 +68,7 @@ def make_model(
         init_connor_july(model)
     if cfg.table_pdrop:
         add_table_dropout(model, cfg.table_pdrop)
-    return model.to(device)
+    return optimize_model(model.to(device))
 
 
 def lr_schedule(

@@ -17,15 +17,16 @@ from gpt2repro.config import GPT2Config
 from gpt2repro.decode import Decoder, dequantize, quantize, quantize_in_c, weight_kinds
 from gpt2repro.kernels import call_c, csrc, load_library
 from gpt2repro.model import GPT2
+from gpt2repro.optimize import causal_attention
 
 needs_compiler = pytest.mark.skipif(not shutil.which('gcc'), reason='gcc is not installed')
 
 vectors = """#include "vectors.h"
 void map(const void *x, void *y, int64_t n, int64_t half) {
-    for (int64_t i = 0; i + 16 <= n; i += 16) store(y, i, gelu16(load(x, i, half)), half);
+    for (int64_t i = 0; i + 16 <= n; i += 16) store16(y, i, gelu16(load16(x, i, half)), half);
 }
-void powers(const float *x, float *y) { *(f32 *)y = exponential(*(const f32 *)x); }
-float total(const float *x) { return sum(*(const f32 *)x); }
+void powers(const float *x, float *y) { *(f32 *)y = exp16(*(const f32 *)x); }
+float total(const float *x) { return sum16(*(const f32 *)x); }
 """
 
 
@@ -133,3 +134,45 @@ def test_decode_quantize():
         w = torch.randn(N, K, generator=torch.Generator().manual_seed(K))
         for got, want in zip(quantize_in_c(load_library('decode'))(w, 'int8'), quantize(w, 'int8')):
             assert (got is None and want is None) or torch.equal(got, want)
+
+
+def attention_errors(f, qkv, g, n_head):
+    "Of result and gradient, as shares of the plain way's in float64"
+    pairs = []
+    for h, x, o in (f, qkv, g), (plain_attention, qkv.double(), g.double()):
+        x = x.detach().requires_grad_()
+        y = h(x, n_head)
+        pairs.append((y.detach(), *torch.autograd.grad(y, x, o)))
+    return [float((a - b).norm() / b.norm()) for a, b in zip(*pairs)]
+
+
+def plain_attention(qkv, n_head):
+    B, T, C3 = qkv.shape
+    q, k, v = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(1, 2).reshape(B, T, C3 // 3)
+
+
+@needs_compiler
+@pytest.mark.parametrize('D', [32, 64])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_attention(D, dtype):
+    "Around the sizes of a vector (16), of four rows and of a block of queries (64)"
+    name = str(dtype).removeprefix('torch.')
+    if not hasattr(load_library('attention'), f'attention_{name}'):
+        pytest.skip(f'no attention in {name} on this processor')
+    for B, T, H in (
+        (1, 1, 1),
+        (2, 2, 3),
+        (1, 15, 2),
+        (1, 17, 1),
+        (3, 63, 1),
+        (1, 64, 2),
+        (2, 65, 1),
+        (1, 131, 2),
+    ):
+        g = torch.Generator().manual_seed(T)
+        qkv = (torch.randn(B, T, 3 * H * D, generator=g) * 2).to(dtype)
+        out = torch.randn(B, T, H * D, generator=g).to(dtype)
+        ours = attention_errors(causal_attention, qkv, out, H)
+        assert max(ours) < (1e-6 if dtype == torch.float32 else 1 / 128), (B, T, H, ours)

@@ -18,6 +18,7 @@ from gpt2repro.backend import recorded_steps, sync, to_device
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
+from gpt2repro.optimize import optimize_model
 from gpt2repro.train import fit, make_optimizer, valid_loss
 
 small = GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
@@ -54,7 +55,7 @@ def twins(cfg, dev):
     "The same fresh model on the CPU and on `dev`"
     torch.manual_seed(0)
     a = GPT2(cfg.model)
-    b = copy.deepcopy(a).to(dev)
+    b = optimize_model(copy.deepcopy(a).to(dev))
     return a, b
 
 
@@ -122,7 +123,7 @@ def test_sums_are_in_float32(dev, weights):
     bfloat16 would have 8 bits"""
     import torch_xla
 
-    m = GPT2(small, remat='block').to(dev, getattr(torch, weights))
+    m = optimize_model(GPT2(small, remat='block').to(dev, getattr(torch, weights)))
     x, y = (to_device(o, dev) for o in counting(0))
     sync(dev)
     with autocast(dev, 'bfloat16' if weights == 'float32' else 'float32'):
@@ -182,7 +183,7 @@ def test_checkpointing_computes_again_and_changes_nothing(dev):
     for remat in ('none', 'block'):
         cfg = run_config(micro_batch=8)
         torch.manual_seed(0)
-        m = GPT2(small, remat=remat).to(dev)
+        m = optimize_model(GPT2(small, remat=remat).to(dev))
         opt = make_optimizer(m, cfg.optim, 40)
         sync(dev)
         with recorded_steps() as programs:
@@ -190,7 +191,7 @@ def test_checkpointing_computes_again_and_changes_nothing(dev):
         size[remat] = len(programs[-1])
         barrier[remat] = b'optimization_barrier' in programs[-1]
         torch.manual_seed(0)
-        m = GPT2(small, remat=remat).to(dev)
+        m = optimize_model(GPT2(small, remat=remat).to(dev))
         opt = make_optimizer(m, cfg.optim, 40)
         losses[remat] = [float(l) for _, l, _ in islice(fit(m, opt, counting, cfg, dev), 5)]
     assert barrier == dict(none=False, block=True), (

@@ -18,6 +18,7 @@ import torch
 from gpt2repro.backend import device_counts, shard_model, sync, virtual_devices
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
+from gpt2repro.optimize import optimize_model
 from gpt2repro.train import GradientMonitor, fit, make_optimizer
 n = int(sys.argv[1])
 dev = virtual_devices(n)
@@ -28,7 +29,7 @@ def counting(step, B=16, T=16):
 torch.manual_seed(0)
 m = GPT2(cfg.model)
 eager = copy.deepcopy(m)
-m = m.to(dev)
+m = optimize_model(m.to(dev))
 put = shard_model(m, n)
 names = [k for k, _ in m.named_parameters()]==[k for k, _ in eager.named_parameters()]
 opt = make_optimizer(m, cfg.optim, 40)

@@ -57,8 +57,8 @@ INLINE void pair_rows(unit *to, const void *x, int64_t step, int64_t n, int64_t 
     }
     for (int64_t t = 0; t < N; t += 2) {
         for (int d = 0; d < D; d += 16) {
-            const u32 even = t < n ? (u32)load(x, t * step + d, 1) >> 16 : (u32){0};
-            const u32 odd = t + 1 < n ? (u32)load(x, (t + 1) * step + d, 1) : (u32){0};
+            const u32 even = t < n ? (u32)load16(x, t * step + d, 1) >> 16 : (u32){0};
+            const u32 odd = t + 1 < n ? (u32)load16(x, (t + 1) * step + d, 1) : (u32){0};
             *(u32 *)(to + t / 2 * D + d) = even | odd;
         }
     }
@@ -114,11 +114,11 @@ INLINE void softmax_row(float *t, int64_t seen, float scale) {
     for (int i = 1; i < 16; i++) top = most[i] > top ? most[i] : top;
     f32 all = {0};                             /* what is not seen adds e^-87 to at least 1: nothing */
     for (int64_t j = 0; j < end; j += 16) {
-        const f32 e = exponential((*(f32 *)(t + j) - top) * scale);
+        const f32 e = exp16((*(f32 *)(t + j) - top) * scale);
         *(f32 *)(t + j) = e;
         all += e;
     }
-    const float share = 1 / sum(all);
+    const float share = 1 / sum16(all);
     for (int64_t j = 0; j < end; j += 16) *(f32 *)(t + j) *= share;
     for (int64_t j = seen; j < end; j++) t[j] = 0;
 }
@@ -139,7 +139,7 @@ INLINE void attention_weights(float *s, const unit *q, const unit *k, int64_t a,
 INLINE const unit *pair_keys(void *room, const float *s, int64_t width, int64_t W, const int E) {
     if (E == 1) return (const unit *)s;
     for (int r = 0; r < QUERIES; r++)
-        for (int64_t j = 0; j < width; j += 16) store(room, r * W + j, *(const f32 *)(s + r * W + j), 1);
+        for (int64_t j = 0; j < width; j += 16) store16(room, r * W + j, *(const f32 *)(s + r * W + j), 1);
     return room;
 }
 
@@ -148,8 +148,8 @@ INLINE const unit *pair_queries(unit *room, const float *s, int64_t width, int64
     if (E == 1) return (const unit *)s;
     for (int r = 0; r < QUERIES; r += 2) {
         for (int64_t j = 0; j < width; j += 16) {
-            const u32 even = to_bf16x16(*(const f32 *)(s + r * W + j));
-            const u32 odd = to_bf16x16(*(const f32 *)(s + (r + 1) * W + j));
+            const u32 even = to_bf16(*(const f32 *)(s + r * W + j));
+            const u32 odd = to_bf16(*(const f32 *)(s + (r + 1) * W + j));
             *(u32 *)(room + r / 2 * W + j) = even | odd << 16;
         }
     }
@@ -160,7 +160,7 @@ INLINE const unit *pair_queries(unit *room, const float *s, int64_t width, int64
 INLINE void store_rows(void *to, int64_t step, const float *x, int64_t n, const int D, const int E) {
     for (int64_t t = 0; t < n; t++)
         for (int d = 0; d < D; d += 16)
-            store((char *)AT(to, t * step), d, *(const f32 *)(x + t * D + d), E - 1);
+            store16((char *)AT(to, t * step), d, *(const f32 *)(x + t * D + d), E - 1);
 }
 
 /* u (64, W), the gradient of the weights s, becomes that of the scores: s * (u - sum(s*u)) * scale */
@@ -169,7 +169,7 @@ INLINE void softmax_backward(float *u, const float *s, int64_t a, int64_t n, int
         const int64_t end = (a + r + 16) / 16 * 16;
         f32 all = {0};
         for (int64_t j = 0; j < end; j += 16) all += *(f32 *)(s + j) * *(f32 *)(u + j);
-        const float mean = sum(all);
+        const float mean = sum16(all);
         for (int64_t j = 0; j < end; j += 16)
             *(f32 *)(u + j) = *(f32 *)(s + j) * (*(f32 *)(u + j) - mean) * scale;
         memset(u + end, 0, 4 * (a + QUERIES - end));
