@@ -150,7 +150,7 @@ def worst(pairs):
 def one_step(size, device):
     "A model after one step of Adafactor: loss, gradients, weights"
     import torch
-    from bench.peers import optimize_model
+    from gpt2repro.optimize import optimize_model
     from gpt2repro.adafactor import Adafactor
     from gpt2repro.config import sizes
     from gpt2repro.loss import lm_loss
