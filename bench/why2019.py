@@ -28,8 +28,8 @@ from gpt2repro.corpus import documents, drop_near_copies, split_documents
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards
 from gpt2repro.tokenizer import SentencePiece
-from gpt2repro.train import GradientMonitor, fit, make_model, make_optimizer, train_batches, update_stats
-from gpt2repro.train import valid_batches, valid_loss
+from gpt2repro.loop import GradientMonitor, fit, make_model, make_optimizer, update_stats, valid_loss
+from gpt2repro.train import train_batches, valid_batches
 
 here = Path(__file__).parent
 kept = here / 'why2019'
@@ -393,7 +393,7 @@ def one(job, root, some=16, many=128):
     groups = {}
     losses = []
     skipped = 0
-    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, dev, health=health)
+    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, dev, monitor=health)
     step = 0
     while step < n:
         opt.track = step + 1 in look

@@ -47,7 +47,9 @@ from .generation import generate, samples, stream as stream_text
 from .rules import word_ids
 from .shards import open_tokens, prepare as prepare_data, verify as verify_prepared
 from .tokenizer import load_tokenizer
-from .train import accumulate, make_optimizer, open_run, read_run, train as train_run
+from .loop import accumulate, make_optimizer
+from .parallel import divide
+from .train import data_folder, open_run, read_run, train as train_run
 
 # %% ../nbs/38_cli.ipynb #a95c29ba
 def find_model(
@@ -383,6 +385,39 @@ def _tuning(from_model, cfg, source):
     )
 
 
+def _named(**settings):
+    "`name=value` for each setting that was given on the command line"
+    return [f'{k}={v}' for k, v in settings.items() if v is not None]
+
+
+def _check_begun(run, begun, recipe, from_model):
+    "Raises `ValueError` for options that a run which was begun can not take any more"
+    if recipe and named_recipe(recipe).model != begun.model:
+        raise ValueError(
+            f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take '
+            f'another folder'
+        )
+    if from_model and not begun.start_from:
+        raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
+
+
+def _prepare_for(cfg, folder, workers, separator):
+    "Text to tokenizer and shards in the run's folder, unless its settings name a prepared folder"
+    if (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
+        return
+    prepare_data(
+        _sources(cfg.data.source),
+        folder,
+        tokenizer=cfg.data.tokenizer,
+        vocab_size=cfg.model.vocab_size,
+        workers=workers,
+        separator=separator,
+        valid_fraction=cfg.data.valid_fraction,
+        overlap=cfg.data.overlap,
+        near_copies=cfg.data.near_copies,
+    )
+
+
 @call_parse
 def train(
     run: str,  # the run's folder
@@ -404,57 +439,44 @@ def train(
     json: bool = False,  # print one JSON object
 ):
     "Start a run, go on with it where it stopped, or fine-tune (--from)"
-    named = [
-        f'{k}={v}'
-        for k, v, ok in (
-            ('max_steps', max_steps, max_steps > 0),
-            ('save_every', save_every, save_every > 0),
-            ('seed', seed, seed >= 0),
-        )
-        if ok
-    ]
+    named = _named(
+        max_steps=max_steps if max_steps > 0 else None,
+        save_every=save_every if save_every > 0 else None,
+        seed=seed if seed >= 0 else None,
+    )
     # settings that follow the files
     texts = [d for d in data if '=' not in d or Path(d).exists()]
     more = [d for d in data if '=' in d and not Path(d).exists()]
     folder = Path(run)
-    begun = read_run(run) if (folder / 'config.json').exists() else None
     for t in (names := [t for t in track.split(',') if t]):
         if t not in trackers:
             raise ValueError(f'--track {t}: {nearest(t, trackers)}')
-    if begun and recipe and named_recipe(recipe).model != begun.model:
-        raise ValueError(
-            f'{run} was begun with another recipe than {recipe}: leave --recipe out to go on, or take '
-            f'another folder'
-        )
-    if begun and from_model and not begun.start_from:
-        raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
-    if not begun and not (recipe or texts or setting or from_model):
-        read_run(run)  # raises: it is no run
-    source = ','.join(texts)
-    base = begun or (
-        _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source)
-        if from_model
-        else None
-    )
-    cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
-    if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
-        prepare_data(
-            _sources(cfg.data.source),
-            folder,
-            tokenizer=cfg.data.tokenizer,
-            vocab_size=cfg.model.vocab_size,
-            workers=workers,
-            separator=separator or ('\n\n' if from_model else ''),
-            valid_fraction=cfg.data.valid_fraction,
-            overlap=cfg.data.overlap,
-            near_copies=cfg.data.near_copies,
-        )
+    split = divide(get_device(device))
+
+    def settings():
+        "Those of the run, with its text prepared: done by one process, while others wait"
+        begun = read_run(run) if (folder / 'config.json').exists() else None
+        if begun:
+            _check_begun(run, begun, recipe, from_model)
+        elif not (recipe or texts or setting or from_model):
+            read_run(run)  # raises: it is no run
+        source = ','.join(texts)
+        base = begun
+        if from_model and not begun:
+            base = _tuning(from_model, named_recipe(recipe or 'finetune').replace(name=folder.name), source)
+        cfg = run_config(recipe, [*setting, *more, *named], source, folder.name, base)
+        if not begun:
+            _prepare_for(cfg, folder, workers, separator or ('\n\n' if from_model else ''))
+        return open_run(cfg, folder, split.device) if names else cfg
+
+    cfg = split.first(settings)
     watch = None
-    if names:
-        cfg = open_run(cfg, folder, get_device(device))
-        step = int(last.name[5:]) if (last := latest_checkpoint(folder / 'checkpoints')) else 0
-        watch = [trackers[t](folder, step) for t in names]
+    if names and split.writes:
+        last = latest_checkpoint(folder / 'checkpoints')
+        watch = [trackers[t](folder, int(last.name[5:]) if last else 0) for t in names]
     train_run(cfg, folder, device, watch)
+    if not split.writes:
+        return
     write_report([folder])
     last = [r for r in read_log(folder) if r['kind'] == 'valid'][-1]
     _show(
@@ -634,6 +656,13 @@ def _has_shards(p):
     )
 
 
+def _held_out(name):
+    "Where a model's held-out text is: of a run, in its folder or in the prepared folder that it was trained on"
+    if not _is_run(name) or _has_shards(name):
+        return name
+    return data_folder(read_run(name), name)
+
+
 def _is_run(p):
     return (Path(p) / 'config.json').is_file() and (Path(p) / 'checkpoints').is_dir()
 
@@ -738,7 +767,11 @@ def evaluate(
         else None
         for i, m in zip('AB', model)
     ]
-    held = data if data and (_has_shards(data) or names == ['heldout']) else model[0]
+    held = model[0]
+    if data and (_has_shards(data) or names == ['heldout']):
+        held = data
+    elif 'heldout' in names:
+        held = _held_out(model[0])
     ready = [
         _evaluation(m, names, protocol, data, held, f, device, limit, subset, truncate, dtype, seed)
         for m, f in zip(model, folders)
