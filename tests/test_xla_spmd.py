@@ -12,10 +12,11 @@ code = """
 import copy, json, sys
 from itertools import islice
 import torch
-from gpt2repro.backend import device_counts, shard_model, sync, virtual_devices
+from gpt2repro.backend import device_counts, sync, virtual_devices
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
-from gpt2repro.train import GradientMonitor, fit, make_optimizer
+from gpt2repro.loop import GradientMonitor, fit, make_optimizer
+from gpt2repro.parallel import shard_model
 n = int(sys.argv[1])
 dev = virtual_devices(n)
 cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=16*16, micro_batch=16, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10))
@@ -29,13 +30,13 @@ m = m.to(dev)
 put = shard_model(m, n)
 names = [k for k, _ in m.named_parameters()]==[k for k, _ in eager.named_parameters()]
 opt = make_optimizer(m, cfg.optim, 40)
-health = GradientMonitor(m, opt)
+monitor = GradientMonitor(m, opt)
 sync(dev)
 before = device_counts(dev)
 losses, compiled = [], []
-for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev, health=health), 20):
+for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev, monitor=monitor), 20):
     losses.append(l)
-    if step in (10, 15): health.read(l)
+    if step in (10, 15): monitor.read(l)
     compiled.append(device_counts(dev)['compilations']-before['compilations'])
 sync(dev)
 import torch_xla
