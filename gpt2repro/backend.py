@@ -86,9 +86,8 @@ def get_device(
 
         if device_count(torch.device('xla')) > 1:
             _spmd()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(
-            True
-        )  # or attention makes float32 copies of its bfloat16 scores; the name is older than its use elsewhere
+        # or attention makes float32 copies of bfloat16 scores; in spite of its name not for CUDA only
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         return torch_xla.device()
     if kind == 'tpu':
         import torch_tpu  # noqa: F401  registers the device type if it finds a TPU
@@ -166,7 +165,7 @@ def peak_memory(device: torch.device) -> int:  # bytes
 
 # %% ../nbs/04_backend.ipynb #252c47fd
 def is_cpu(device: torch.device) -> bool:
-    "Is work faster here in blocks that fit the caches? On a CPU; accelerators want it in one piece"
+    "Is it a CPU? There work is faster in blocks that fit the caches, on accelerators all at once"
     return device.type == 'cpu'
 
 
@@ -176,20 +175,25 @@ def chip_kind(device: torch.device) -> str:  # `cpu`, `gpu` or `tpu`
 
 
 def is_xla(device: torch.device) -> bool:
-    """Is a whole step one program here, whose compiler joins what is written out into few passes, and
-    takes precision as it is written? Under XLA"""
+    """Does XLA compile here? Then a whole step is one program, separate operations are fused, and each
+    product runs in the precision of its inputs"""
     return device.type == 'xla'
 
 
 def loss_chunk(device: torch.device) -> int:  # tokens
-    """How many tokens' logits one device holds at once: a program has the work for each chunk once
-    more, and its compiler takes seconds for each"""
+    """How many tokens' logits one device holds at once.
+
+    More under XLA: its program contains the operations of every chunk, and compiling each takes seconds
+    """
     return 4096 if is_xla(device) else 1024
 
 
 def vocab_multiple(device: torch.device) -> int:  # 1: as it is
-    """What the vocabulary is padded to a multiple of while logits are computed: tensor cores want
-    aligned rows (50,257 becomes 50,304 on CUDA); a CPU gains nothing, XLA pads by itself"""
+    """The vocabulary is padded to a multiple of this while logits are computed.
+
+    Tensor cores need aligned rows (50,257 becomes 50,304 on CUDA). A CPU gains nothing, and XLA pads by
+    itself
+    """
     return 64 if device.type == 'cuda' else 1
 
 # %% ../nbs/04_backend.ipynb #ab4a54df
@@ -223,8 +227,11 @@ def end_step(device: torch.device):
 def optimization_barrier(
     xs: list,  # tensors
 ) -> list:  # the same
-    """Under XLA the compiler sees only that they are tensors, not what they were made from, so that
-    what is done with each is the same code; elsewhere nothing"""
+    """Hide from XLA's compiler what the tensors were computed from; elsewhere nothing happens.
+
+    Without it a constant among them would be folded into the code that follows, and equal code could not
+    be generated once and called
+    """
     if xs and is_xla(xs[0].device):
         from torch_xla.core import xla_model as xm
 
@@ -237,8 +244,8 @@ _programs = None
 
 @contextmanager
 def recorded_steps():
-    """Yields a list that gets the program (StableHLO, portable bytes) of each step that ends; the
-    device does not run it"""
+    """Record programs instead of running them: yields a list to which `end_step` adds the program of the
+    step (StableHLO, portable bytes)"""
     global _programs
     if _programs is not None:
         raise RuntimeError('steps are being recorded already')
@@ -252,8 +259,8 @@ def recorded_steps():
 def placeholder_parameters(
     model,  # on the `meta` device
 ):
-    """The model with parameters of XLA's that hold nothing: enough to record what is done with them,
-    and no memory"""
+    """The model with XLA parameters that hold no data: a step can be recorded with them and takes no
+    memory"""
     from torch_xla.core.xla_builder import create_placeholder_tensor
 
     return model._apply(lambda t: create_placeholder_tensor(t.shape, t.dtype))
@@ -291,16 +298,15 @@ def shift_right(
     n: int,  # places, 1 to 31
 ) -> torch.Tensor:  # int32
     "The bits of `x` moved to the right, zeros from the left"
-    places = (
-        x.new_full((), n) if is_xla(x.device) else n
-    )  # under torch_xla `>>` divides, towards 0, and a plain number makes all int64
+    # torch_xla makes `>>` a division, which rounds towards 0, and a plain number makes the result int64
+    places = x.new_full((), n) if is_xla(x.device) else n
     return (torch.bitwise_right_shift(x, places) & (1 << 32 - n) - 1).int()
 
 # %% ../nbs/04_backend.ipynb #2bab1efe
 def device_counts(
     device: torch.device,
 ) -> dict:  # `compilations`, `reads` (from the device) and `fallbacks` (operations that XLA lacks) so far
-    "What XLA has done behind the program's back; zeros on other devices"
+    "XLA's counters of what slows a program down; zeros on other devices"
     if device.type != 'xla':
         return dict(compilations=0, reads=0, fallbacks=0)
     from torch_xla.debug import metrics
@@ -314,9 +320,9 @@ def device_counts(
 
 
 class RecompileGuard:
-    """Watches that a loop's step stays one program.
+    """Checks that the step of a loop stays one program.
 
-    `RuntimeError` when it was compiled again after `warmup` steps
+    Raises `RuntimeError` when it was compiled again after `warmup` steps
     """
 
     def __init__(
@@ -324,7 +330,9 @@ class RecompileGuard:
         device: torch.device,
         warmup: int = 2,  # steps that may compile
     ):
-        self.device, self.left, self.seen = device, warmup, None
+        self.device = device
+        self.left = warmup  # steps that may still compile
+        self.seen = None  # inputs of the last step
 
     def begin(self):
         "Before a step"
@@ -336,9 +344,8 @@ class RecompileGuard:
             k: f'{tuple(v.shape)} {v.dtype}' if isinstance(v, torch.Tensor) else repr(v)
             for k, v in inputs.items()
         }
-        old = self.seen
-        self.seen = new
-        self.left = self.left - 1
+        old, self.seen = self.seen, new
+        self.left -= 1
         if self.left >= 0 or device_counts(self.device)['compilations'] == self.n:
             return
         what = ', '.join(f'{k} was {old.get(k)} and is {v}' for k, v in new.items() if old.get(k) != v)
@@ -353,8 +360,8 @@ class RecompileGuard:
 
 # %% ../nbs/04_backend.ipynb #17c6decb
 def device_count(device: torch.device) -> int:
-    """Devices that one program uses: all cores of a slice under XLA; elsewhere one, and `torchrun`
-    starts a process for each"""
+    """How many devices one process uses: all cores of a TPU slice under XLA, one elsewhere (there
+    `torchrun` starts a process for each)"""
     if device.type != 'xla':
         return 1
     from torch_xla import runtime
@@ -382,7 +389,7 @@ def virtual_devices(n: int = 1) -> torch.device:
 
 # %% ../nbs/04_backend.ipynb #bbf42998
 def rank_and_world_size() -> tuple[int, int]:  # number of this process, number of processes
-    "What `torchrun` says; (0, 1) without it"
+    "As `torchrun` numbers them; (0, 1) without it"
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
@@ -390,7 +397,7 @@ def init_distributed(
     device: torch.device,
     minutes: float = 10.0,  # to wait for each other before giving up
 ) -> torch.device:  # that of this process
-    "Meet the other processes of `torchrun`; alone nothing happens"
+    "Connect to the other processes of `torchrun`; alone nothing happens"
     if rank_and_world_size()[1] == 1:
         return device
     from torch import distributed
@@ -399,9 +406,8 @@ def init_distributed(
         device = torch.device(device.type, int(os.environ.get('LOCAL_RANK', 0)))
         getattr(torch, device.type).set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group(
-            timeout=timedelta(minutes=minutes)
-        )  # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
+        # gloo for CPUs, nccl for CUDA, what torch_tpu registers for TPUs
+        distributed.init_process_group(timeout=timedelta(minutes=minutes))
     return device
 
 # %% ../nbs/04_backend.ipynb #4ef5e380
@@ -427,8 +433,10 @@ def compile_model(
     model,  # a module or a function of tensors
     device: torch.device = None,  # where it will run; that of the module's first parameter if not given
 ):
-    """The way to the fast step on this device: `torch.compile` on CUDA; elsewhere `model` itself, since
-    XLA compiles anyway and on a CPU starting costs more than it brings"""
+    """`torch.compile` on CUDA; elsewhere `model` itself.
+
+    XLA compiles anyway, and on a CPU compiling takes longer than it saves
+    """
     if device is None and isinstance(model, torch.nn.Module):
         device = next(model.parameters()).device
     if device is None or device.type != 'cuda' or not can_compile(device):
@@ -437,7 +445,7 @@ def compile_model(
 
 # %% ../nbs/04_backend.ipynb #c0de5a11
 def runs_c(device: torch.device) -> bool:
-    "Can the functions of `compile_c` work on the tensors of `device`?"
+    "Can the functions of `compile_c` read the tensors of `device`? Only those in the CPU's memory"
     return device.type == 'cpu'
 
 
@@ -445,7 +453,7 @@ def runs_c(device: torch.device) -> bool:
 def compile_c(
     source: str,  # C, with OpenMP
 ) -> ctypes.CDLL | None:  # its functions
-    "`source` compiled for this very CPU, or None, with a line that says why, where that cannot be done"
+    "Compile `source` for this CPU. Where that is impossible: None, and one line that says why"
     cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
     if cc is None:
         return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
@@ -480,8 +488,8 @@ def compile_c(
 
 # %% ../nbs/04_backend.ipynb #dec48172
 def needs_static_shapes(device: torch.device) -> bool:
-    """Does a tensor of another shape mean another program here? On XLA; and a CUDA step is compiled for
-    its shapes"""
+    """Does a tensor of another shape mean another program here? On XLA and torch_tpu; and a compiled CUDA
+    step is one for its shapes"""
     return device.type in ('xla', 'tpu', 'cuda')
 
 # %% ../nbs/04_backend.ipynb #c73a7c9f
@@ -500,7 +508,7 @@ def activation_checkpoint(
                 else a
                 for a in args
             ]
-        return checkpoint(fn, *args)  # has only the re-entrant kind: an argument must need a gradient
+        return checkpoint(fn, *args)  # the re-entrant kind: one of the arguments must require a gradient
     from torch.utils.checkpoint import checkpoint
 
     return checkpoint(fn, *args, use_reentrant=False)
@@ -539,8 +547,8 @@ def free_memory(device: torch.device) -> int:  # bytes; 0: not known
 
 
 def adamw_options(device: torch.device) -> dict:
-    """How torch's AdamW runs here without reading anything back: one kernel where there is one, tensor
-    arithmetic elsewhere"""
+    """Options with which torch's AdamW reads nothing back from the device: its fused kernel where there is
+    one, `capturable` elsewhere"""
     return dict(fused=True) if device.type in ('cpu', 'cuda', 'mps') else dict(capturable=True)
 
 # %% ../nbs/04_backend.ipynb #a1f0e029
@@ -549,13 +557,13 @@ _keeping = []
 
 @contextmanager
 def retain_heap(device: torch.device):
-    """While inside, freed memory stays with this process instead of going back to the system and coming
-    again: faster steps on a CPU with glibc; nothing elsewhere"""
+    """While inside, freed memory stays in this process instead of returning to the system: faster steps on
+    a CPU with glibc. Elsewhere nothing happens"""
     libc = ctypes.CDLL(None) if device.type == 'cpu' and platform.libc_ver()[0] == 'glibc' else None
     if libc is None:
         yield
         return
-    _keeping.append(1)  # those inside; the last to leave puts things back
+    _keeping.append(1)  # one entry for each caller inside; the last to leave restores the settings
     libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     try:
@@ -563,10 +571,9 @@ def retain_heap(device: torch.device):
     finally:
         _keeping.pop()
         if not _keeping:
-            libc.mallopt(-4, 65536)  # glibc's own value
-            libc.mallopt(
-                -3, 2**25
-            )  # M_MMAP_THRESHOLD and the other as they become by themselves when large tensors come and go
+            libc.mallopt(-4, 65536)  # M_MMAP_MAX: glibc's default
+            # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: the values that glibc arrives at with large tensors
+            libc.mallopt(-3, 2**25)
             libc.mallopt(-1, 2**26)
             libc.malloc_trim(0)
 

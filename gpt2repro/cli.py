@@ -657,7 +657,7 @@ def _has_shards(p):
 
 
 def _held_out(name):
-    "Where a model's held-out text is: of a run, in its folder or in the prepared folder that it was trained on"
+    "Where held-out text is: of a run, in its folder or in the prepared folder that it was trained on"
     if not _is_run(name) or _has_shards(name):
         return name
     return data_folder(read_run(name), name)

@@ -9,6 +9,7 @@ __all__ = ['apply_fsdp', 'reshard', 'full_tensor', 'copy_whole', 'mean_over_proc
            'shard_state', 'Alone', 'SPMD', 'FSDP', 'divide']
 
 # %% ../nbs/09_parallel.ipynb #e893c68d
+import warnings
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
@@ -28,6 +29,8 @@ def apply_fsdp(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # `features` returns a view of a weight; nothing is done to it in place
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view tensor')
     mesh = init_device_mesh(model.wte.weight.device.type, (n,))
     for b in model.h:
         fully_shard(b, mesh=mesh)

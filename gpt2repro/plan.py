@@ -115,6 +115,7 @@ def chunk_tokens(kind: str) -> int:
 def dropout_bytes(
     cfg: GPT2Config,
     tokens: float,  # on this device
+    precision: str,
     kind: str,  # of the chip
 ) -> float:
     """Bytes that dropout keeps for the backward pass of one block.
@@ -122,9 +123,11 @@ def dropout_bytes(
     Attention with dropout is no single kernel on a CPU
     """
     if kind != 'cpu':
-        return 0.0  # one byte for a mask's number, or made again from the seed
+        return 0.0  # a mask's number takes one byte, or is made again from a seed
+    _, c = precisions[precision]
     masks = 8 * cfg.n_embd if cfg.resid_pdrop else 0  # two, float32
-    return tokens * (masks + (_dropped * cfg.n_head * cfg.n_ctx if cfg.attn_pdrop else 0))
+    attention = _dropped * cfg.n_head * cfg.n_ctx + 2 * c * cfg.n_embd if cfg.attn_pdrop else 0
+    return tokens * (masks + attention)  # the last: queries and keys, scaled
 
 
 def saved_bytes(
@@ -142,7 +145,7 @@ def saved_bytes(
         return cfg.n_layer * tokens * cfg.n_embd * (c if kind == 'tpu' else w)
     activations = (2 * w + (15 if kind == 'gpu' else 11) * c) * cfg.n_embd
     attention = c * cfg.n_head * cfg.n_ctx if kind == 'tpu' else 0
-    return cfg.n_layer * (tokens * (activations + attention) + dropout_bytes(cfg, tokens, kind))
+    return cfg.n_layer * (tokens * (activations + attention) + dropout_bytes(cfg, tokens, precision, kind))
 
 
 def block_bytes(cfg: GPT2Config, tokens: float, precision: str) -> float:
@@ -160,7 +163,7 @@ def peak_bytes(cfg: GPT2Config, tokens: float, precision: str, kind: str) -> flo
     head = logits + 4 * tokens * C  # the logits become their softmax
     if kind == 'gpu':
         head += logits + c * V * C  # a second tensor for it, and the table in the products' precision
-    return max(block_bytes(cfg, tokens, precision) + dropout_bytes(cfg, tokens, kind), head)
+    return max(block_bytes(cfg, tokens, precision) + dropout_bytes(cfg, tokens, precision, kind), head)
 
 
 def program_bytes(

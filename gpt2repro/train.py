@@ -126,8 +126,8 @@ def check_fresh_start(
         ended |= rec.get('what') in ('stop', 'end')
     if ended or last > cfg.save_every:
         raise ValueError(
-            f'{log} has {last} steps, and there is no checkpoint to go on from: put {folder}/checkpoints back, '
-            f'delete the log to begin again, or take another folder'
+            f'{log} has {last} steps, and there is no checkpoint to go on from: put {folder}/checkpoints '
+            f'back, delete the log to begin again, or take another folder'
         )
 
 # %% ../nbs/29_train.ipynb #e521f672
@@ -487,8 +487,8 @@ def note_skips(
     if first['parameter']:
         culprit = f'the gradient of {first["parameter"]} (group {first["group"]})'
     said = (
-        f'{n} updates not finite and skipped, {total} in all; the first at step {first["step"]} (sequences {a} '
-        f'to {b} in the order of training), where {culprit} went first, the loss being {first["loss"]}'
+        f'{n} updates not finite and skipped, {total} in all; the first at step {first["step"]} (sequences '
+        f'{a} to {b} in the order of training), where {culprit} went first, the loss being {first["loss"]}'
     )
     if self.split.writes:
         warn(said)

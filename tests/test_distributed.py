@@ -53,7 +53,8 @@ path = split.first(lambda: latest_checkpoint(folder))
 start = load_checkpoint(path, model, opt)['step'] if path else 0
 with Saver(folder) as save:
     for step, loss, norm in fit(model, opt, split.batches(counting, 8), cfg, split.device, start):
-        if rank == 0: print(json.dumps(dict(step=step, loss=float(loss), norm=float(full_tensor(norm)))), flush=True)
+        if rank == 0:
+            print(json.dumps(dict(step=step, loss=float(loss), norm=float(full_tensor(norm)))), flush=True)
         if step%5 == 0:
             save(step, model, opt, dict(n=n))
             split.first(save.wait)
