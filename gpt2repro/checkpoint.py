@@ -423,6 +423,7 @@ def load_checkpoint(
     check_tensors(sd, model, path)
     for n, w in model.state_dict().items():
         copy_whole(w, sd[n])
+    del sd
     tensors = read_tensors(path / 'optimizer.safetensors')
     if optimizer is not None:
         if d['optimizer'] is None:

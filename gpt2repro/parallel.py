@@ -9,6 +9,7 @@ __all__ = ['apply_fsdp', 'reshard', 'full_tensor', 'copy_whole', 'mean_over_proc
            'shard_state', 'Alone', 'SPMD', 'FSDP', 'divide']
 
 # %% ../nbs/09_parallel.ipynb #e893c68d
+import os
 import warnings
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -186,6 +187,10 @@ class Alone:
         "Call `fn` in the first process, while the others wait. Called by all processes"
         return fn()
 
+    def in_turn(self, fn):  # what `fn()` returned
+        "Call `fn` in one process of a machine after the other, to save memory. Called by all processes"
+        return fn()
+
     def total(self, x: float) -> float:
         "Sum over processes. Called by all processes"
         return x
@@ -272,6 +277,16 @@ class FSDP(Alone):
         if said[1] is not None:
             raise said[1]
         return said[0]
+
+    def in_turn(self, fn):
+        from torch.distributed import barrier
+
+        out = None
+        for turn in range(int(os.environ.get('LOCAL_WORLD_SIZE', self.world))):
+            if turn == int(os.environ.get('LOCAL_RANK', self.rank)):
+                out = fn()
+            barrier(_agreement)
+        return out
 
     def _reduce(self, x, op):
         from torch.distributed import ReduceOp, all_reduce

@@ -396,7 +396,7 @@ class Run:
         self.saved = 0  # the step of the newest checkpoint
         if not last:
             return
-        old = load_checkpoint(last, self.model, self.opt, verified=True)
+        old = self.split.in_turn(lambda: load_checkpoint(last, self.model, self.opt, verified=True))
         if old['data'] != self.fingerprint:
             raise ValueError(
                 f'{self.folder}: the shards changed since {last.name}: put the old ones back, or start a new '
