@@ -86,15 +86,6 @@ def steps(size, n, device):
     for _ in range(n):
         for name in makers:
             timed(name)
-    if device.type == 'cpu':
-        import gpt2repro.adafactor as a
-
-        a.compile_c = lambda source: None  # as on a machine that has none
-        name = 'Adafactor, ours, without a compiler'
-        opts[name] = opts['Adafactor, ours']
-        memory[name] = peak_of(opts[name].step, device)
-        for _ in range(n):
-            timed(name)
     rows = [
         {
             'optimizer': k,
