@@ -144,7 +144,7 @@ def describe_rate(
         text = f'{float(lr):g}'
     return f'{"relative" if group["scale_parameter"] else "absolute"} learning rate {text}'
 
-# %% ../nbs/14_adafactor.ipynb #2b5271ff
+# %% ../nbs/14_adafactor.ipynb #d6ccdf7f
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235).
 
@@ -295,7 +295,7 @@ def row_col_means(
         col = torch.stack(cols).sum(0) if g.ndim == 2 else torch.cat(cols)
     return row / (scale * C), col / (scale * R)
 
-# %% ../nbs/14_adafactor.ipynb #c830c4b2
+# %% ../nbs/14_adafactor.ipynb #ea510fe2
 def update_direction(
     g: Tensor,  # (…,R,C) a gradient; (…) when not factored
     r: Tensor,  # (…,R,1) √(mean(R)/R); (…) 1/√V when not factored
@@ -478,7 +478,7 @@ def inverse_roots(
     r = moving_average(s['second'], squares, per_tensor(share, squares), ok).rsqrt()
     return (r.clamp(max=1 / floor) if floor else r), None
 
-# %% ../nbs/14_adafactor.ipynb #f2e8648e
+# %% ../nbs/14_adafactor.ipynb #4efbf546
 def take_step(
     x: Tensor,  # weights in the dtype to compute in, changed in place
     u: Tensor,  # U = G/√V, used up
@@ -708,7 +708,7 @@ def param_groups(
         for name, ps in groups.items()
     ]
 
-# %% ../nbs/14_adafactor.ipynb #e1566c50
+# %% ../nbs/14_adafactor.ipynb #74ab0f97
 def paper(lr=None, weight_decay=0.0) -> dict:
     "The settings of the paper"
     return dict(lr=lr, weight_decay=weight_decay)

@@ -8,14 +8,14 @@ Docs: https://gpt2repro.github.io/gpt2repro/presets.html.md"""
 __all__ = ['like_tensor2tensor', 'weight_decay_first', 'like_connor2019', 'weight_decay_by', 'like_torch',
            'weight_decay_by_alpha', 'like_transformers']
 
-# %% ../nbs/15_presets.ipynb #499de306
+# %% ../nbs/15_presets.ipynb #93ded240
 from collections.abc import Callable
 
 import torch
 from .adafactor import absolute, as_schedule, relative
 from .schedule import paper_relative, warmup_cosine
 
-# %% ../nbs/15_presets.ipynb #8e5da0fc
+# %% ../nbs/15_presets.ipynb #ff1d0329
 def like_tensor2tensor(
     lr: float | Callable = None,  # None: min(1e-2, 1/√t), ×0.05 without `scale_parameter`
     scale_parameter: bool = True,
@@ -27,7 +27,7 @@ def like_tensor2tensor(
         lr = paper_relative(scale=1.0 if scale_parameter else 0.05)
     return dict(lr=lr, scale_parameter=scale_parameter, beta1=beta1, clip_threshold=clip_threshold)
 
-# %% ../nbs/15_presets.ipynb #6e4c665f
+# %% ../nbs/15_presets.ipynb #5ba5f1ed
 def weight_decay_first(
     size: Callable,  # `relative` or `absolute`
 ) -> Callable:  # a step size
@@ -58,7 +58,7 @@ def like_connor2019(
         step_size=weight_decay_first(relative if scale_parameter else absolute),
     )
 
-# %% ../nbs/15_presets.ipynb #a59a4d06
+# %% ../nbs/15_presets.ipynb #60a3fd2c
 def weight_decay_by(
     rate: Callable,  # step -> rate
     size: Callable,  # `relative` or `absolute`
@@ -94,7 +94,7 @@ def like_torch(
         step_size=weight_decay_by(cap, relative),
     )
 
-# %% ../nbs/15_presets.ipynb #9a0b8a48
+# %% ../nbs/15_presets.ipynb #eb3df0f9
 def weight_decay_by_alpha(
     size: Callable,  # `relative` or `absolute`
 ) -> Callable:  # a step size
