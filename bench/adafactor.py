@@ -5,7 +5,7 @@ more in a process that has no C compiler. A minute on two cores for the 124M. Th
 three seeds is bench.adafactor_runs. Not run on a GPU yet."""
 
 import statistics
-from bench.common import alone, in_turns, parser, peak_of, save_table
+from bench.common import in_turns, parser, peak_of, save_table
 import torch
 from transformers.optimization import Adafactor as HFAdafactor
 from gpt2repro.adafactor import Adafactor
@@ -69,16 +69,6 @@ def steps(
     return rows
 
 
-def without_compiler(size, n, device_name):
-    "The row of ours in a process that has no compiler, beside the same peers"
-    [row] = [
-        r
-        for r in alone(steps, size, n, device_name, env=dict(PATH='', CC='', CXX='', GPT2REPRO_NO_C='1'))
-        if r['optimizer'] == ours
-    ]
-    return {**row, 'optimizer': f'{ours}, without a compiler'}
-
-
 def main(argv=None):
     p = parser(__doc__)
     p.add_argument('--size', default='124M')
@@ -87,8 +77,6 @@ def main(argv=None):
     a = p.parse_args(argv)
     device = get_device(a.device)
     rows = steps(a.size, a.n, a.device)
-    if device.type == 'cpu':
-        rows.append(without_compiler(a.size, a.n, a.device))
     save_table(
         f'Adafactor: one step at {a.size}',
         rows,

@@ -9,19 +9,17 @@ __all__ = ['has_package', 'available', 'get_device', 'set_tpu_flags', 'describe'
            'loss_chunk', 'vocab_multiple', 'sync', 'end_step', 'optimization_barrier', 'recorded_steps',
            'placeholder_parameters', 'to_device', 'view_bits', 'shift_right', 'device_counts', 'RecompileGuard',
            'device_count', 'virtual_devices', 'rank_and_world_size', 'init_distributed', 'autocast', 'can_compile',
-           'compile_model', 'runs_c', 'compile_c', 'needs_static_shapes', 'activation_checkpoint', 'seed_all',
-           'free_memory', 'adamw_options', 'retain_heap', 'matmul_peak', 'fast_dtype', 'problems']
+           'compile_model', 'needs_static_shapes', 'activation_checkpoint', 'seed_all', 'free_memory', 'adamw_options',
+           'retain_heap', 'matmul_peak', 'fast_dtype', 'problems']
 
 # %% ../nbs/04_backend.ipynb #adc9547f
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import mmap
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from .utils import nearest, warn
+from .utils import nearest
 
 # %% ../nbs/04_backend.ipynb #d90a9cd2
 _devices = ('auto', 'cpu', 'cuda', 'xla', 'tpu', 'mps')
@@ -442,49 +440,6 @@ def compile_model(
     if device is None or device.type != 'cuda' or not can_compile(device):
         return model
     return torch.compile(model)
-
-# %% ../nbs/04_backend.ipynb #c0de5a11
-def runs_c(device: torch.device) -> bool:
-    "Can the functions of `compile_c` read the tensors of `device`? Only those in the CPU's memory"
-    return device.type == 'cpu'
-
-
-@functools.cache
-def compile_c(
-    source: str,  # C, with OpenMP
-) -> ctypes.CDLL | None:  # its functions
-    "Compile `source` for this CPU. Where that is impossible: None, and one line that says why"
-    cc = next((c for c in (os.environ.get('CC', ''), 'gcc', 'cc') if c and shutil.which(c)), None)
-    if cc is None:
-        return warn('no C compiler: the optimizer and sampling take longer (apt-get install gcc)')
-    flags = ['-O3', '-march=native', '-fopenmp', '-shared', '-fPIC']
-    name = (
-        hashlib.sha256(
-            '\n'.join([source, cc, *flags, _cpu_name(), platform.platform()]).encode()
-        ).hexdigest()[:16]
-        + '.so'
-    )
-    try:
-        with tempfile.TemporaryDirectory() as tmp:
-            lib = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'gpt2repro' / name
-            if not lib.exists():
-                (src := Path(tmp) / 'a.c').write_text(source)
-                subprocess.run(
-                    [cc, *flags, str(src), '-o', f'{tmp}/a.so'], check=True, capture_output=True, text=True
-                )
-                try:
-                    lib.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(f'{tmp}/a.so', part := lib.with_suffix(f'.{os.getpid()}'))
-                    os.replace(part, lib)  # whole or not at all, whoever else compiles it now
-                except OSError:
-                    lib = Path(tmp) / 'a.so'  # nowhere to keep it: compiled again next time
-            return ctypes.CDLL(str(lib))
-    except (OSError, subprocess.CalledProcessError) as e:
-        return warn(
-            f'{cc} cannot compile for this machine '
-            f'({(getattr(e, "stderr", "") or str(e)).strip().splitlines()[0]}): the optimizer and sampling '
-            f'take longer'
-        )
 
 # %% ../nbs/04_backend.ipynb #dec48172
 def needs_static_shapes(device: torch.device) -> bool:
