@@ -21,7 +21,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
