@@ -135,17 +135,14 @@ def test_tensor2tensor(kw):
 
 
 def test_connor2019():
-    "His schedule counts from 0: the first step does nothing but fill the second moment"
+    "The schedule of 2019 counts from 0: the first step only fills the second moment"
 
     def rate(t, peak=2.5e-2, warmup=20, total=90):
         s = t - 1
-        return (
-            peak * s / warmup
-            if s < warmup
-            else 0.5 * peak * (1 + math.cos(math.pi * (s - warmup) / (total - warmup)))
-            if s <= total
-            else 0.0
-        )
+        if s < warmup:
+            return peak * s / warmup
+        share = min(1.0, (s - warmup) / (total - warmup))
+        return 0.5 * peak * (1 + math.cos(math.pi * share))
 
     for shape in (12, 17), (9,):
         x0 = torch.randn(shape) * 0.02
@@ -398,7 +395,8 @@ for (n,p),q in zip(plain.named_parameters(), parts.parameters()):
     assert (w-p).norm()<=1e-6*p.norm(), (n, (w-p).norm()/p.norm())
     for k,v in a.state[p].items():
         w = b.state[q][k]
-        assert torch.allclose(w.full_tensor() if isinstance(w, DTensor) else w, v, rtol=1e-4, atol=1e-12), (n, k)
+        whole = w.full_tensor() if isinstance(w, DTensor) else w
+        assert torch.allclose(whole, v, rtol=1e-4, atol=1e-12), (n, k)
 for k,v in a.stats()['0'].items(): assert torch.allclose(v, b.stats()['0'][k], rtol=1e-4), k
 st = b.state_dict()
 c = Adafactor(parts.parameters(), **kw); c.load_state_dict(st); go(plain, 2, a); go(parts, 2, c)
@@ -412,8 +410,9 @@ for l in half: fully_shard(l, mesh=init_device_mesh('cpu', (2,)))
 fully_shard(half, mesh=init_device_mesh('cpu', (2,)))
 w = [p.full_tensor().clone() for p in half.parameters()]
 go(half, 2, Adafactor(half.parameters(), stochastic_rounding=True))
-assert all(p.full_tensor().isfinite().all() and not torch.equal(p.full_tensor(), o) for p,o in zip(half.parameters(), w))
-dist.barrier()                                             # nobody leaves while the other still talks: gloo would abort
+for p, o in zip(half.parameters(), w):
+    assert p.full_tensor().isfinite().all() and not torch.equal(p.full_tensor(), o)
+dist.barrier()  # nobody leaves while the other still talks: gloo would abort
 dist.destroy_process_group()
 print('same')
 """

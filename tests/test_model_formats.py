@@ -32,13 +32,18 @@ def released_names(hf):
         if parts[0] in ('wte', 'wpe'): yield f'model/{parts[0]}', a
         elif parts[0] == 'ln_f': yield f'model/ln_f/{leaf[parts[1]]}', a
         elif parts[2].startswith('ln_'): yield f'model/h{parts[1]}/{parts[2]}/{leaf[parts[3]]}', a
-        else: yield f'model/h{parts[1]}/{parts[2]}/{parts[3]}/'+('w' if parts[4] == 'weight' else 'b'), a[None] if parts[4] == 'weight' else a
+        else:
+            is_matrix = parts[4] == 'weight'
+            name = f'model/h{parts[1]}/{parts[2]}/{parts[3]}/'+('w' if is_matrix else 'b')
+            yield name, a[None] if is_matrix else a
 
 def write(prefix, arrays):
     "As tf.train.Saver does it"
     prefix.parent.mkdir(parents=True, exist_ok=True)
     names = sorted(arrays)
-    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=['']*len(names), tensors=[tf.constant(arrays[n]) for n in names])
+    tensors = [tf.constant(arrays[n]) for n in names]
+    slices = ['']*len(names)
+    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=slices, tensors=tensors)
 
 weights = dict(released_names(hf))
 assert weights['model/h10/attn/c_attn/w'].shape == (1, C, 3*C) and len(weights) == 12*L+4
@@ -56,14 +61,19 @@ write(openai/'model.ckpt', weights)
 (openai/'hparams.json').write_text(json.dumps(dict(n_vocab=V, n_ctx=T, n_embd=C, n_head=2, n_layer=L)))
 model = same(openai)
 same(openai/'model.ckpt')
-with torch.no_grad(): assert (GPT2LMHeadModel.from_pretrained(save_pretrained(model, folder/'hf'))(ids).logits-want).abs().max() < 1e-5
+hf = GPT2LMHeadModel.from_pretrained(save_pretrained(model, folder/'hf'))
+with torch.no_grad(): assert (hf(ids).logits-want).abs().max() < 1e-5
 
-connor = folder/'PrettyBig'                              # optimizer slots and counters beside the weights, paths of another machine, an older step
-slots = {f'{n}/Adam{i}': np.zeros_like(a) for n, a in weights.items() for i in ('', '_1')} | dict(beta1_power=np.float32(.9), global_step=np.int64(500000))
+# optimizer slots and counters beside the weights, paths of another machine, an older step
+connor = folder/'PrettyBig'
+slots = {f'{n}/Adam{i}': np.zeros_like(a) for n, a in weights.items() for i in ('', '_1')}
+slots |= dict(beta1_power=np.float32(.9), global_step=np.int64(500000))
 write(connor/'model.ckpt-500000', weights | slots)
 write(connor/'model.ckpt-90000', {n: a+1 for n, a in weights.items()})
 same(connor)                                             # the later step, though its name sorts first
-(connor/'checkpoint').write_text('model_checkpoint_path: "gs://connors-models/GPT2-PrettyBig/model.ckpt-500000"\nall_model_checkpoint_paths: "gs://connors-models/GPT2-PrettyBig/model.ckpt-90000"\n')
+bucket = 'gs://connors-models/GPT2-PrettyBig'
+(connor/'checkpoint').write_text(
+    f'model_checkpoint_path: "{bucket}/model.ckpt-500000"\nall_model_checkpoint_paths: "{bucket}/model.ckpt-90000"\n')
 assert same(connor).cfg.n_head == 2
 
 def refused(words, arrays, error=ValueError):
@@ -72,11 +82,14 @@ def refused(words, arrays, error=ValueError):
     except error as e: assert words in str(e), e
     else: raise AssertionError(f'not refused: {words}')
 
-bad = dict(weights); bad['model/h3/mlp/c_fc/w'] = bad['model/h3/mlp/c_fc/w'].copy(); bad['model/h3/mlp/c_fc/w'][0, 5, 7] = np.nan
+bad = dict(weights)
+bad['model/h3/mlp/c_fc/w'] = bad['model/h3/mlp/c_fc/w'].copy()
+bad['model/h3/mlp/c_fc/w'][0, 5, 7] = np.nan
 refused('tensor h.3.mlp.c_fc.weight has values that are not finite', bad)
 refused('tensor h.10.ln_2.bias is missing', {n: a for n, a in weights.items() if n != 'model/h10/ln_2/b'})
 refused('extra tensor model/h0/attn/rotary', weights | {'model/h0/attn/rotary': np.ones(3, 'float32')})
-refused('tensor h.0.mlp.c_proj.bias is (64,), but this config needs (128,)', weights | {'model/h0/mlp/c_proj/b': np.ones(64, 'float32')})
+short = {'model/h0/mlp/c_proj/b': np.ones(64, 'float32')}
+refused('tensor h.0.mlp.c_proj.bias is (64,), but this config needs (128,)', weights | short)
 refused('tensor wte.weight is missing', {n: a for n, a in weights.items() if n != 'model/wte'})
 data = folder/'bad'/'model.ckpt.data-00000-of-00001'
 write(folder/'bad'/'model.ckpt', weights)

@@ -1,4 +1,4 @@
-"What a formatter and a linter can see: ruff's rules, one conditional to an expression, no borrowed private names"
+"What a machine can see of style: ruff's rules, one conditional to an expression, no borrowed private names"
 
 import ast
 import json

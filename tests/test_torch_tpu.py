@@ -65,15 +65,18 @@ def run(tmp_path):
 def test_it_is_chosen_and_asked(run):
     out = run("""
 import torch
-from torch.optim.optimizer import _get_capturable_supported_devices         # what AdamW allows `capturable` for
+from torch.optim.optimizer import _get_capturable_supported_devices  # what AdamW allows `capturable` for
 import gpt2repro.backend as b
-b.has_package = lambda name, has=b.has_package: name!='torch_xla' and has(name)          # both could be installed; torch_xla would come first
+# both could be installed; torch_xla would come first
+b.has_package = lambda name, has=b.has_package: name!='torch_xla' and has(name)
 dev = b.get_device()
-print(b.available()[0], dev, b.get_device('tpu:1'), b.needs_static_shapes(dev), b.is_cpu(dev), b.adamw_options(dev))
+print(b.available()[0], dev, b.get_device('tpu:1'), b.needs_static_shapes(dev), b.is_cpu(dev), end=' ')
+print(b.adamw_options(dev))
 b.sync(dev); b.seed_all(3, dev)
 b.end_step(dev)
 print('synchronize' in torch.tpu.calls, ('seed', 3) in torch.tpu.calls)
-print(b.device_count(dev), b.device_counts(dev), b.describe(dev), 'tpu' in _get_capturable_supported_devices())
+capturable = 'tpu' in _get_capturable_supported_devices()
+print(b.device_count(dev), b.device_counts(dev), b.describe(dev), capturable)
 """)
     assert out == [
         "tpu tpu tpu:1 True False {'capturable': True}",

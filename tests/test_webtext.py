@@ -180,7 +180,9 @@ last = int(re.search(r'--array=0-(\d+)', script)[1])
 kw = dict(re.findall(r'^#SBATCH --([\w-]+)=?(.*)$', script, re.M))
 assert kw['partition'] == 'tiny', kw
 for i in range(last+1) if 'merge_stats' not in script else ():
-    subprocess.run(['bash', sys.argv[-1]], check=True, env={**os.environ, 'SLURM_ARRAY_TASK_ID': str(i), 'SLURM_NODELIST': 'here'}, stdout=subprocess.DEVNULL, stderr=open(os.environ['JOBS']+'.err', 'a'))
+    env = {**os.environ, 'SLURM_ARRAY_TASK_ID': str(i), 'SLURM_NODELIST': 'here'}
+    err = open(os.environ['JOBS']+'.err', 'a')
+    subprocess.run(['bash', sys.argv[-1]], check=True, env=env, stdout=subprocess.DEVNULL, stderr=err)
 print('Submitted batch job', n)
 """
 

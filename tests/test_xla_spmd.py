@@ -23,7 +23,9 @@ from gpt2repro.optimize import optimize_model
 from gpt2repro.parallel import shard_model
 n = int(sys.argv[1])
 dev = virtual_devices(n)
-cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=16*16, micro_batch=16, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10))
+small = GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
+optim = OptimConfig(lr=3e-2, warmup_steps=10)
+cfg = RunConfig(model=small, batch_tokens=16*16, micro_batch=16, max_steps=40, optim=optim)
 def counting(step, B=16, T=16):
     x = (torch.arange(T+1)+torch.tensor([[37*step+11*b] for b in range(B)])) % 97
     return x[:, :-1].contiguous(), x[:, 1:].contiguous()
@@ -45,8 +47,11 @@ for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg
 sync(dev)
 import torch_xla
 spec = torch_xla._XLAC._get_xla_sharding_spec(m.h[0].mlp.c_fc.weight)
-want = [float(l) for _, l, _ in islice(fit(eager, make_optimizer(eager, cfg.optim, 40), counting, cfg, torch.device('cpu')), 20)]
-print(json.dumps(dict(losses=[float(l) for l in losses], want=want, names=names, spec=spec, compiled=compiled, weight=float((m.wte.weight.cpu()-eager.wte.weight).abs().max()))))
+plain = fit(eager, make_optimizer(eager, cfg.optim, 40), counting, cfg, torch.device('cpu'))
+want = [float(l) for _, l, _ in islice(plain, 20)]
+off = float((m.wte.weight.cpu()-eager.wte.weight).abs().max())
+losses = [float(l) for l in losses]
+print(json.dumps(dict(losses=losses, want=want, names=names, spec=spec, compiled=compiled, weight=off)))
 """
 
 
@@ -96,7 +101,8 @@ if not (home / 'tokenizer').exists():
         write_shards(part, tok, home / 'shards' / name, workers=1)
 model = GPT2Config(vocab_size=320, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
 cfg = RunConfig(
-    model=model, data=DataConfig(source=str(home)), batch_tokens=8*16, micro_batch=8, max_steps=int(sys.argv[4]),
+    model=model, data=DataConfig(source=str(home)), batch_tokens=8*16, micro_batch=8,
+    max_steps=int(sys.argv[4]),
     log_every=5, eval_every=10, eval_batches=2, sample_every=20, save_every=10,
     optim=OptimConfig(lr=1e-2, warmup_steps=5, schedule='constant'),
 )
