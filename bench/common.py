@@ -90,7 +90,7 @@ def alone(fn, *args, env=None):
         command_for(fn, *args), env=environment(**(env or {})), stdout=subprocess.PIPE, text=True
     )
     if p.returncode:
-        raise SystemExit(f'{fn.__name__}{args} failed: its messages stand above')
+        raise RuntimeError(f'{fn.__name__}{args} failed: its messages stand above')
     return json.loads(p.stdout.splitlines()[-1])
 
 

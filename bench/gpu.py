@@ -47,6 +47,7 @@ class Part:
         self.end = time.time() + opts['seconds']
         self.file = Path(opts['out']) / f'{name}.json'
         self.found = dict(part=name, status='stopped', rows=[], notes=[])
+        self.errors = []
 
     @property
     def device(self):
@@ -66,6 +67,17 @@ class Part:
         self.found['notes'].append(text)
         self.write()
         print(text, flush=True)
+
+    def attempt(self, what, fn, *args):
+        "`fn(part, …)`; a measurement that fails is reported, and the next ones are still made"
+        try:
+            fn(self, *args)
+        except Exception as e:
+            traceback.print_exc()
+            self.errors.append(f'{what}: {type(e).__name__}: {e}')
+            self.found.setdefault('traceback', traceback.format_exc())
+            self.write()
+        empty_cache(self.device)
 
     def time_for(self, seconds, what):
         "Are so many seconds left? If not, a note says what was left out"
@@ -138,7 +150,7 @@ def worst(pairs):
 def one_step(size, device):
     "A model after one step of Adafactor: loss, gradients, weights"
     import torch
-    from bench.peers import optimize_model
+    from gpt2repro.optimize import optimize_model
     from gpt2repro.adafactor import Adafactor
     from gpt2repro.config import sizes
     from gpt2repro.loss import lm_loss
@@ -231,64 +243,77 @@ def race(part, cfg, precision, B, T, rounds):
     return in_turns(steps, rounds, part.device, seconds=15), mib
 
 
+def model_rows(part, cfg, precision, B, T, rounds):
+    took, mib = race(part, cfg, precision, B, T, rounds)
+    peak = speed_of_products(part, precision)
+    for k, s in took.items():
+        part.row(
+            what=k,
+            precision=precision,
+            batch=f'{B} × {T}',
+            **{
+                'tokens/s': B * T / min(s),
+                'times transformers': times_faster(took, k, 'transformers'),
+                'share of measured peak': cfg.flops_per_token(T) * B * T / min(s) / peak,
+                'MiB': mib[k],
+                'memory / transformers': mib[k] / mib['transformers'],
+            },
+        )
+
+
 def model_part(part, size):
     from gpt2repro.config import sizes
 
     cfg = sizes['tiny' if part.toy else size].no_dropout()
     B, T, rounds = (2, 64, 2) if part.toy else ({'124M': 16, '355M': 8}[size], 1024, 8)
     B = batch_that_fits(part, cfg, B, T)
-    precisions = ('bfloat16', 'tf32', 'float32', 'bfloat16 compiled')
-    for precision in precisions:
-        if not part.time_for(60 if precision.endswith('compiled') else 12, precision):
-            continue
-        took, mib = race(part, cfg, precision, B, T, rounds)
-        peak = speed_of_products(part, precision)
-        for k, s in took.items():
-            part.row(
-                what=k,
-                precision=precision,
-                batch=f'{B} × {T}',
-                **{
-                    'tokens/s': B * T / min(s),
-                    'times transformers': times_faster(took, k, 'transformers'),
-                    'share of measured peak': cfg.flops_per_token(T) * B * T / min(s) / peak,
-                    'MiB': mib[k],
-                    'memory / transformers': mib[k] / mib['transformers'],
-                },
-            )
-        took = None
-        empty_cache(part.device)
+    for precision in ('bfloat16', 'tf32', 'float32', 'bfloat16 compiled'):
+        if part.time_for(60 if precision.endswith('compiled') else 12, precision):
+            part.attempt(precision, model_rows, cfg, precision, B, T, rounds)
+
+
+def loop_row(part, size, B, steps, data):
+    "What `gpt2repro train` says of its last steps"
+    import gpt2repro.train
+    from bench.train import setting
+
+    every = dict(max_steps=steps, log_every=steps // 2, save_every=10 * steps)
+    cfg, _ = setting(size, data, B, part.device_name, **every)
+    records = []
+    gpt2repro.train.train(cfg, Path(data) / 'run', part.device_name, watch=[records.append])
+    [*_, last] = [r for r in records if r['kind'] == 'train']
+    part.row(
+        what='gpt2repro train, Adafactor, bfloat16',
+        batch=f'{B} × {cfg.model.n_ctx}',
+        **{
+            'tokens/s': float(last['tokens_per_s']),
+            'share of measured peak': float(last['peak_share']),
+            'peak GiB': last['memory'] / 2**30,
+        },
+    )
+
+
+def trainer_row(part, size, B, steps, data):
+    from bench.train import setting, trainer
+
+    cfg, _ = setting(size, data, B, part.device_name)
+    got = alone(trainer, size, data, 0, steps, B, part.device_name)
+    part.row(
+        what="transformers' Trainer, its Adafactor, bfloat16",
+        batch=f'{B} × {cfg.model.n_ctx}',
+        **{'tokens/s': got['tokens_per_s'], 'peak GiB': got['peak_gib']},
+    )
 
 
 def train_part(part):
-    import gpt2repro.train
-    from bench.train import make_data, setting, trainer
+    from bench.train import make_data
 
-    size, B, steps = ('tiny', 2, 6) if part.toy else ('124M', 16, 40)
+    size, B = ('tiny', 2) if part.toy else ('124M', 16)
     with tempfile.TemporaryDirectory() as d:
         make_data(Path(d))
-        cfg, _ = setting(
-            size, d, B, part.device_name, max_steps=steps, log_every=steps // 2, save_every=10 * steps
-        )
-        records = []
-        gpt2repro.train.train(cfg, Path(d) / 'run', part.device_name, watch=[records.append])
-        [*_, last] = [r for r in records if r['kind'] == 'train']
-        part.row(
-            what='gpt2repro train, Adafactor, bfloat16',
-            batch=f'{B} × {cfg.model.n_ctx}',
-            **{
-                'tokens/s': float(last['tokens_per_s']),
-                'share of measured peak': float(last['peak_share']),
-                'peak GiB': last['memory'] / 2**30,
-            },
-        )
+        part.attempt('loop', loop_row, size, B, 6 if part.toy else 40, d)
         if part.time_for(20, "transformers' Trainer"):
-            got = alone(trainer, size, d, 0, 2 if part.toy else 20, B, part.device_name)
-            part.row(
-                what="transformers' Trainer, its Adafactor, bfloat16",
-                batch=f'{B} × {cfg.model.n_ctx}',
-                **{'tokens/s': got['tokens_per_s'], 'peak GiB': got['peak_gib']},
-            )
+            part.attempt('Trainer', trainer_row, size, B, 2 if part.toy else 20, d)
 
 
 def sample_race(part, size, kind, n_rows, n_new, rounds):
@@ -332,16 +357,21 @@ def sample_part(part):
         plan = [(size, *o) for size in ('124M', '355M') for o in kinds]
     for size, kind, n in plan:
         if part.time_for(15, f'{size}, {kind}, {n}'):
-            sample_race(part, size, kind, n, 8 if part.toy else 128, 2 if part.toy else 4)
+            n_new, rounds = (8, 2) if part.toy else (128, 4)
+            part.attempt(f'{size}, {kind}, {n}', sample_race, size, kind, n, n_new, rounds)
+
+
+def adafactor_rows(part, size):
+    from bench.adafactor import steps
+
+    for row in steps(size, 2 if part.toy else 20, part.device_name):
+        part.row(model=size, **row)
 
 
 def adafactor_part(part):
-    from bench.adafactor import steps
-
     for size in ['tiny'] if part.toy else ['124M', '355M']:
         if part.time_for(10, size):
-            for row in steps(size, 2 if part.toy else 20, part.device_name):
-                part.row(model=size, **row)
+            part.attempt(size, adafactor_rows, size)
 
 
 def heldout_loss(hf, ids, batch, dtype):
@@ -358,10 +388,35 @@ def heldout_loss(hf, ids, batch, dtype):
     return total
 
 
+def heldout_rows(part, model, hf, ws, ids, batch, dtype):
+    "Both on the same windows, and whether their sums agree"
+    from gpt2repro.evaluate import score_windows
+
+    sums = {}
+    fns = {
+        'gpt2repro': lambda: sums.update(ours=-sum(s.sum for s in score_windows(model, ws, dtype=dtype))),
+        'transformers, plain loop': lambda: sums.update(theirs=heldout_loss(hf, ids, batch, dtype)),
+    }
+    took = in_turns(fns, 1 if part.toy else 3, part.device, seconds=15)
+    off = abs(sums['ours'] / sums['theirs'] - 1)
+    for k, s in took.items():
+        part.row(
+            what=k,
+            precision=dtype,
+            **{
+                'tokens/s': ids[:, 1:].numel() / min(s),
+                'times transformers': times_faster(took, k, 'transformers, plain loop'),
+                'sums differ by': f'{off:.0e}',
+            },
+        )
+    assert off < (1e-4 if dtype == 'float32' else 1e-2), f'the sums differ by {off:.1e}'
+
+
 def evaluate_part(part):
+    "The 124M on whole windows of random ids"
     import torch
     from bench.peers import hf_copy, random_model
-    from gpt2repro.evaluate import score_windows, windows
+    from gpt2repro.evaluate import windows
     from gpt2repro.weights import save_pretrained
 
     set_precision('float32')
@@ -375,25 +430,7 @@ def evaluate_part(part):
     ws = windows(stream.numpy(), T, T)
     ids = torch.stack([stream[i * T : (i + 1) * T + 1] for i in range(n)]).to(part.device)
     for dtype in 'float32', 'bfloat16':
-        sums = {}
-        fns = {
-            'gpt2repro': lambda: sums.update(ours=-sum(s.sum for s in score_windows(model, ws, dtype=dtype))),
-            'transformers, plain loop': lambda: sums.update(theirs=heldout_loss(hf, ids, batch, dtype)),
-        }
-        took = in_turns(fns, 1 if part.toy else 3, part.device, seconds=15)
-        off = abs(sums['ours'] / sums['theirs'] - 1)
-        for k, s in took.items():
-            part.row(
-                what=k,
-                model=size,
-                precision=dtype,
-                **{
-                    'tokens/s': n * T / min(s),
-                    'times transformers': times_faster(took, k, 'transformers, plain loop'),
-                    'sums differ by': f'{off:.0e}',
-                },
-            )
-        assert off < (1e-4 if dtype == 'float32' else 1e-2), f'{dtype}: sums differ by {off:.1e}'
+        part.attempt(dtype, heldout_rows, model, hf, ws, ids, batch, dtype)
 
 
 def flagged(flag):
@@ -469,10 +506,13 @@ def work(name, opts):
     part.write()
     try:
         parts[name][0](part)
-        part.found['status'] = 'done'
     except Exception as e:
         traceback.print_exc()
-        part.found.update(status='failed', error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc())
+        part.errors.append(f'{type(e).__name__}: {e}')
+        part.found.setdefault('traceback', traceback.format_exc())
+    part.found['status'] = 'failed' if part.errors else 'done'
+    if part.errors:
+        part.found['error'] = '; '.join(part.errors)
     part.write()
     return part.found['status']
 

@@ -19,7 +19,7 @@ configs = [
 def measure(kw):
     "Device, and GiB that two training steps take above what was there"
     import torch
-    from bench.peers import optimize_model
+    from gpt2repro.optimize import optimize_model
     from gpt2repro.aot import step_config
     from gpt2repro.backend import get_device, peak_memory, retain_heap
     from gpt2repro.model import GPT2

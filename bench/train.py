@@ -43,7 +43,7 @@ def setting(size, data, batch=0, device_name='auto', **kw):
 def bare(size, data, born, n=6):
     "Forward, backward, Adafactor, and nothing else"
     import torch
-    from bench.peers import optimize_model
+    from gpt2repro.optimize import optimize_model
     from gpt2repro.backend import autocast, compile_model, peak_memory
     from gpt2repro.loss import lm_loss
     from gpt2repro.model import GPT2

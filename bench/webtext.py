@@ -12,11 +12,16 @@ from collections import deque
 from pathlib import Path
 from bench.common import alone, parser, peak_mib, save_table, section
 from loguru import logger
-from gpt2repro.webtext import Answer, Bands, CleanConfig, Clusters, CrawlConfig, DedupConfig, Describe
-from gpt2repro.webtext import Document, DropCopies, DropNear, ExtractText, FetchPages, FindCopies, FindLinks
-from gpt2repro.webtext import Language, LongEnough, MergeLinks, NotRepetitive, NoteContent, PracticeSite
-from gpt2repro.webtext import ReadPages, ReadText, Sign, ToJsonl, ToParquet, WebTextConfig, dump_lines
-from gpt2repro.webtext import warc_record, word_grams
+from datatrove.data import Document
+from gpt2repro.webtext.options import CleanConfig, CrawlConfig, DedupConfig, WebTextConfig
+from gpt2repro.webtext.streams import dump_lines
+from gpt2repro.webtext.links import FindLinks, MergeLinks
+from gpt2repro.webtext.practice_site import PracticeSite, page_html
+from gpt2repro.webtext.fetch import FetchPages, Response, warc_record
+from gpt2repro.webtext.extract import ExtractText, Language, LongEnough, NotRepetitive, ReadPages
+from gpt2repro.webtext.dedup import Bands, Clusters, DropCopies, DropNear, FindCopies, NoteContent, ReadText
+from gpt2repro.webtext.dedup import Sign, word_grams
+from gpt2repro.webtext.data_card import Describe, ToJsonl, ToParquet, full_document
 
 packages = ('datatrove', 'trafilatura', 'orjson', 'zstandard', 'numpy')
 
@@ -95,17 +100,6 @@ def prose(n, seed=0):
     return [' '.join(rng.choices(words, k=rng.randint(100, 800))) for _ in range(n)]
 
 
-def html_page(title, paragraphs, links):
-    menu = ''.join(f'<li><a href="/page/{i}">Section {i} of the site</a></li>' for i in range(links))
-    text = ''.join(f'<p>{p}</p>' for p in paragraphs)
-    return (
-        f'<!doctype html><html lang="en"><head><title>{title}</title><script>var x = "<p>not '
-        f'text</p>";</script></head><body><nav><ul>{menu}</ul></nav>'
-        f'<main><article><h1>{title}</h1>{text}</article></main>'
-        f'<footer>Copyright, imprint, privacy, cookies: accept all of them now.</footer></body></html>'
-    )
-
-
 def python_pages(n):
     "Pages of some 25 kB: a menu of 250 links and a footer around text of the embedded corpus"
     from gpt2repro.corpus import python_docs
@@ -114,7 +108,7 @@ def python_pages(n):
     for i in range(n):
         paragraphs = docs[i % len(docs)].split('\n\n')
         safe = [p.replace('&', '&amp;').replace('<', '&lt;') for p in paragraphs]
-        yield html_page(f'Page {i}', safe, 250)
+        yield page_html(f'Page {i}', safe, 250)
 
 
 def write_warc(path, pages):
@@ -122,7 +116,7 @@ def write_warc(path, pages):
         for i, p in enumerate(pages):
             f.write(
                 warc_record(
-                    Answer(
+                    Response(
                         url=f'http://site{i % 97}.example/{i}',
                         status=200,
                         headers=(('Content-Type', 'text/html'),),
@@ -134,13 +128,8 @@ def write_warc(path, pages):
             )
 
 
-def all_fields(writer, doc):
-    "All of a document, as the stage of text keeps it"
-    return dict(text=doc.text, id=doc.id, metadata=doc.metadata)
-
-
 def write_text(folder, texts):
-    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', all_fields)])
+    through([Feed(texts), NoteContent(folder / 'content'), ToJsonl(folder / 'text', full_document)])
 
 
 class Feed:
@@ -195,7 +184,7 @@ def text_stage(warc, cfg, tmp):
         LongEnough(200),
         NotRepetitive(),
         NoteContent(tmp / 'c'),
-        ToJsonl(tmp / 't', all_fields),
+        ToJsonl(tmp / 't', full_document),
     ]
 
 

@@ -26,8 +26,9 @@ from gpt2repro.experiment import add_run, cell_levels, cell_settings, runs_done
 from gpt2repro.loss import bits_per_byte
 from gpt2repro.shards import load_manifest, write_shards
 from gpt2repro.tokenizer import SentencePiece
-from gpt2repro.train import GradientMonitor, fit, make_model, make_optimizer, train_batches, update_stats
-from gpt2repro.train import valid_batches, valid_loss
+from gpt2repro.loop import GradientMonitor, fit, make_model, make_optimizer, update_stats, valid_loss
+from gpt2repro.optimize import optimize_model
+from gpt2repro.train import train_batches, valid_batches
 from gpt2repro.utils import reference_data
 
 here = Path(__file__).parent
@@ -414,14 +415,14 @@ def train_and_observe(job, cfg, root, device):
     "Train; returns what was observed, and bits per byte at the end"
     data = Path(root) / job.corpus
     seed_all(cfg.seed, device)
-    model = make_model(cfg, device)
+    model = optimize_model(make_model(cfg, device))
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     monitor = GradientMonitor(model, opt)
     held_out = HeldOut(cfg, data, device)
     seen = Observed()
     seen.curve.append([0, short(held_out.bits_per_byte(model, 16))])
     look = recorded_steps(cfg.max_steps)
-    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, device, health=monitor)
+    run = fit(model, opt, train_batches(cfg, data / job.levels['text']), cfg, device, monitor=monitor)
     step = 0
     while step < cfg.max_steps:
         opt.track = step + 1 in look

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from .backend import end_step, has_package, recorded_steps, seed_all, set_tpu_flags, shard_model
+from .backend import end_step, has_package, recorded_steps, seed_all, set_tpu_flags
 from .backend import sync, to_device, virtual_devices, placeholder_parameters
 from .config import OptimConfig, RunConfig, size as named_size
 from .decode import Decoder, weight_modules
@@ -29,7 +29,8 @@ from .model import GPT2
 from .optimize import optimize_model
 from .plan import chip_devices, chips, plan
 from .rules import Sampling
-from .train import fit, make_optimizer
+from .loop import fit, make_optimizer
+from .parallel import shard_model
 
 # %% ../nbs/36_aot.ipynb #f79bb9df
 def step_config(

@@ -14,7 +14,6 @@ import threading
 from fractions import Fraction
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from typing import Callable, Iterator
 
 import numpy as np
@@ -33,7 +32,8 @@ def key(*parts: int) -> np.uint64:
 
 
 def _feistel(x, k, bits, rounds=6):
-    mask, bits = np.uint64((1 << bits) - 1), np.uint64(bits)
+    mask = np.uint64((1 << bits) - 1)
+    bits = np.uint64(bits)
     l = x >> bits
     r = x & mask
     for i in range(rounds):
@@ -82,12 +82,14 @@ class Windows:
     "Every window once an epoch, in an order that differs by epoch"
 
     def __init__(self, tokens, n_ctx, seed):
-        self.tokens, self.n_ctx, self.seed = tokens, n_ctx, seed
+        self.tokens = tokens
+        self.n_ctx = n_ctx
+        self.seed = seed
         self.n = (len(tokens) - 1) // n_ctx
         if self.n < 1:
             raise ValueError(
-                f'n_ctx={n_ctx}: a window needs {n_ctx + 1} tokens, there are {len(tokens)}: give more text '
-                f'or a smaller n_ctx'
+                f'n_ctx={n_ctx}: a window needs {n_ctx + 1} tokens, there are {len(tokens)}: '
+                f'give more text or a smaller n_ctx'
             )
 
     def indices(self, samples: np.ndarray) -> np.ndarray:  # which window each sample is
@@ -123,22 +125,25 @@ class Stitch2019:
     "One random window out of each `stitch` documents joined together"
 
     def __init__(self, tokens, n_ctx, seed, eot, stitch=42):
-        self.tokens, self.n_ctx, self.seed, self.eot, self.stitch = tokens, n_ctx, seed, eot, stitch
+        self.tokens = tokens
+        self.n_ctx = n_ctx
+        self.seed = seed
+        self.eot = eot
+        self.stitch = stitch
         self.spans = document_spans(tokens, eot)
         self.n = len(self.spans) // stitch
         if self.n < 1:
             raise ValueError(
-                f'stitch={stitch}: there are only {len(self.spans)} documents: give more text or a '
-                f'smaller stitch'
+                f'stitch={stitch}: there are only {len(self.spans)} documents: '
+                f'give more text or a smaller stitch'
             )
 
     def _text(self, group, epoch):
-        at = permute(
-            np.arange(group * self.stitch, (group + 1) * self.stitch), len(self.spans), self.seed, epoch, 0
-        )
-        parts = [self.tokens[a:b] for a, b in self.spans[at].tolist()]
+        places = np.arange(group * self.stitch, (group + 1) * self.stitch)
+        at = permute(places, len(self.spans), self.seed, epoch, 0)
+        first, *others = [self.tokens[a:b] for a, b in self.spans[at].tolist()]
         eot = np.array([self.eot])
-        return np.concatenate([parts[0]] + [o for p in parts[1:] for o in (eot, p)])
+        return np.concatenate([first] + [o for p in others for o in (eot, p)])
 
     def fill(self, samples, out):  # out: (len(samples), n_ctx+1)
         for row, j in zip(out, np.asarray(samples).tolist()):
@@ -147,8 +152,8 @@ class Stitch2019:
             room = len(text) - (self.n_ctx + 1)
             if room <= 0:
                 raise ValueError(
-                    f'stitch={self.stitch}: {len(text)} tokens in {self.stitch} documents make no window of '
-                    f'{self.n_ctx + 1}: give a larger stitch'
+                    f'stitch={self.stitch}: {len(text)} tokens in {self.stitch} documents '
+                    f'make no window of {self.n_ctx + 1}: give a larger stitch'
                 )
             start = int(key(self.seed, epoch, group, 1) % np.uint64(room))
             row[:] = text[start : start + self.n_ctx + 1]
@@ -173,8 +178,8 @@ def quotas(
         q[i] += 1
     if 0 in q:
         raise ValueError(
-            f'weights={weights}: the smallest is under {1 / total:.1%} of the sum: raise it, or leave that '
-            f'corpus out'
+            f'weights={weights}: the smallest is under {1 / total:.1%} of the sum: '
+            f'raise it, or leave that corpus out'
         )
     return q
 
@@ -261,7 +266,8 @@ class Batches:
         else:
             corpus, number = assign(samples, self.quotas, self.seed)
             for c, p in enumerate(self.parts):
-                if len(at := np.flatnonzero(corpus == c)):
+                at = np.flatnonzero(corpus == c)
+                if len(at):
                     part = np.empty((len(at), self.n_ctx + 1), np.int64)
                     p.fill(number[at], part)
                     rows[at] = part
@@ -278,7 +284,12 @@ class Batches:
     ) -> Iterator:  # of `put(x, y)`, or (x, y)
         "The batches from `start` on, made ahead by a background thread; close it to stop the thread"
         steps = count(start) if stop is None else range(start, stop)
-        return _ahead(lambda s: put(*self(s, rank, world)) if put else self(s, rank, world), steps, depth)
+
+        def make(step):
+            batch = self(step, rank, world)
+            return put(*batch) if put else batch
+
+        return _ahead(make, steps, depth)
 
 # %% ../nbs/08_batches.ipynb #4663ce15
 def _ahead(make, steps, depth):

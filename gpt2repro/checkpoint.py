@@ -25,6 +25,7 @@ import torch
 from .utils import file_sha256, warn
 from .backend import get_device
 from .model import GPT2
+from .parallel import copy_whole, full_tensor, rank_and_world_size, reshard
 from .tokenizer import load_tokenizer, save_hf
 from .weights import fetch, read_json
 from .weights import model_tensors, read_tensors, transposed, check_tensors, from_hf, hf_config
@@ -173,7 +174,8 @@ def snapshot(
     copy=None,
 ) -> dict:  # `model` and `rest`: name -> tensor; `json`: plain values; `cfg`
     "Everything that a checkpoint holds"
-    copy = copy or (lambda at, t: t.detach().cpu())
+    copy = copy or (lambda at, t: full_tensor(t.detach()).cpu())
+    reshard(model)
     ours = {n: copy(n, t) for n, t in model.state_dict().items()}
     rest = {}
     hf = {f'transformer.{n}': t.T if n.endswith(transposed) else t for n, t in ours.items()}
@@ -317,17 +319,18 @@ class Saver:
         before=None,  # see `write_checkpoint`
     ):
         self.folder, self.tok, self.keep, self.before = folder, tok, keep, before
-        self.pool, self.thread, self.error, self.stall = (
-            {},
-            None,
-            None,
-            0.0,
-        )  # `stall`: seconds that the caller has waited, in all
+        self.writes = rank_and_world_size()[0] == 0
+        self.pool = {}  # buffers that the state is copied into
+        self.thread, self.error = None, None
+        self.stall = 0.0  # seconds that the caller has waited, in all
 
     def _copy(self, at, t):
+        t = full_tensor(t.detach())  # of a divided one: gathered, in all processes
+        if not self.writes:
+            return t.to('meta')
         if (b := self.pool.get(at)) is None or b.shape != t.shape or b.dtype != t.dtype:
             b = self.pool[at] = torch.empty(t.shape, dtype=t.dtype)
-        return b.copy_(t.detach())
+        return b.copy_(t)
 
     def _write(self, step, snap, score):
         if sys.platform == 'linux':
@@ -345,16 +348,18 @@ class Saver:
         state: dict = None,
         score: float = None,
     ):
-        "Copy the state and begin to write it. Raises what the write before raised"
+        """Copy the state and begin to write it. Raises what the write before raised.
+
+        Called by all processes of `torchrun`; the first one writes
+        """
         t = time.perf_counter()
         self.wait()
-        self.thread = threading.Thread(
-            target=self._write,
-            args=(step, snapshot(model, optimizer, state, self._copy), score),
-            daemon=True,
-            name='checkpoint',
-        )
-        self.thread.start()
+        snap = snapshot(model, optimizer, state, self._copy)
+        if self.writes:
+            self.thread = threading.Thread(
+                target=self._write, args=(step, snap, score), daemon=True, name='checkpoint'
+            )
+            self.thread.start()
         self.stall += time.perf_counter() - t
 
     def wait(self):
@@ -416,8 +421,11 @@ def load_checkpoint(
     path = Path(path)
     d = read_json(path / 'state.json') if verified else verify_checkpoint(path)
     sd = from_hf(model_tensors(path))
+    reshard(model)
     check_tensors(sd, model, path)
-    model.load_state_dict(sd)
+    for n, w in model.state_dict().items():
+        copy_whole(w, sd[n])
+    del sd
     tensors = read_tensors(path / 'optimizer.safetensors')
     if optimizer is not None:
         if d['optimizer'] is None:
@@ -448,7 +456,7 @@ def _load_opt(o, model, optimizer, path):
                     raise ValueError(
                         f'{path}: optimizer state {n}/{k} is {tuple(v.shape)}, not {tuple(now[k].shape)}'
                     )
-                now[k].copy_(v)
+                copy_whole(now[k], v)
             elif isinstance(v, torch.Tensor):
                 now[k] = (
                     v.clone()

@@ -34,7 +34,8 @@ from .rules import word_ids
 from .generation import samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
-from .train import open_run, read_run, train as train_run
+from .parallel import divide
+from .train import data_folder, open_run, read_run, train as train_run
 from .evaluate import Evaluation, available_tasks, task
 from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
@@ -142,12 +143,11 @@ def _check_begun(run, begun, recipe, from_model):
         raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
 
 
-def _start_trackers(names, cfg, folder, device):
-    "The run's trackers, which go on after its newest checkpoint; the settings as the run keeps them"
-    cfg = open_run(cfg, folder, get_device(device))
+def _start_trackers(names, folder):
+    "The run's trackers, which go on after its newest checkpoint"
     last = latest_checkpoint(folder / 'checkpoints')
     step = int(last.name.removeprefix('step-')) if last else 0
-    return cfg, [trackers[t](folder, step) for t in names]
+    return [trackers[t](folder, step) for t in names]
 
 
 @call_parse
@@ -180,29 +180,34 @@ def train(
         settings.append(f'save_every={save_every}')
     if seed >= 0:
         settings.append(f'seed={seed}')
-    begun = read_run(run) if (folder / 'config.json').exists() else None
     names = [t for t in track.split(',') if t]
     for t in names:
         if t not in trackers:
             raise ValueError(f'--track {t}: {nearest(t, trackers)}')
-    if begun:
-        _check_begun(run, begun, recipe, from_model)
-    elif not (recipe or sources or setting or from_model):
-        read_run(run)  # raises: it is no run
-    source = ','.join(sources)
-    base = begun
-    if from_model and not begun:
-        base = named_recipe(recipe or 'finetune').replace(name=folder.name)
-        base = fine_tuning_config(base, from_model, source)
-    cfg = run_config(recipe, settings, source, folder.name, base)
-    if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
-        if from_model and not separator:
-            separator = '\n\n'
-        prepare_run(cfg, folder, workers, separator)
-    watch = None
-    if names:
-        cfg, watch = _start_trackers(names, cfg, folder, device)
+    split = divide(get_device(device))
+
+    def open_settings():
+        "Those of the run, with its text prepared: done by one process, while others wait"
+        begun = read_run(run) if (folder / 'config.json').exists() else None
+        if begun:
+            _check_begun(run, begun, recipe, from_model)
+        elif not (recipe or sources or setting or from_model):
+            read_run(run)  # raises: it is no run
+        source = ','.join(sources)
+        base = begun
+        if from_model and not begun:
+            base = named_recipe(recipe or 'finetune').replace(name=folder.name)
+            base = fine_tuning_config(base, from_model, source)
+        cfg = run_config(recipe, settings, source, folder.name, base)
+        if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
+            prepare_run(cfg, folder, workers, separator or ('\n\n' if from_model else ''))
+        return open_run(cfg, folder, split.device) if names else cfg
+
+    cfg = split.first(open_settings)
+    watch = _start_trackers(names, folder) if names and split.writes else None
     train_run(cfg, folder, device, watch)
+    if not split.writes:
+        return
     write_report([folder])
     last = [r for r in read_log(folder) if r['kind'] == 'valid'][-1]
     text = (
@@ -376,6 +381,13 @@ def _print_overlaps(found, json):
     _show(dict(overlap=rows), json, '\n'.join(f'{name}: {o}' for name, o in found.items()))
 
 
+def _held_out(name):
+    "Where held-out text is: of a run, in its folder or in the prepared folder that it was trained on"
+    if not is_run(name) or _has_shards(name):
+        return name
+    return data_folder(read_run(name), name)
+
+
 def _results_folder(model, out, name=''):
     "Where results go: below `out`, into a run's own folder, or nowhere"
     if out:
@@ -459,7 +471,11 @@ def evaluate(
         return _print_overlaps(task_overlaps(texts_of, overlap, tok, **of_items), json)
     two = len(model) == 2
     folders = [_results_folder(m, out, f'{i}-{Path(m).name}' if two else '') for i, m in zip('AB', model)]
-    held = data if data and (_has_shards(data) or names == ['heldout']) else model[0]
+    held = model[0]
+    if data and (_has_shards(data) or names == ['heldout']):
+        held = data
+    elif 'heldout' in names:
+        held = _held_out(held)
     ready = [
         Evaluation(
             *load_model(m, device), names, protocol, heldout_source=held, truncate=truncate, **of_items
@@ -503,7 +519,8 @@ def webtext(
     json: bool = False,  # print one JSON object
 ):
     "Reddit links to pages to clean, de-duplicated documents, with a data card"
-    from .webtext import WebTextConfig, webtext as run_webtext
+    from .webtext.options import WebTextConfig
+    from .webtext.run import webtext as run_webtext
 
     if not out:
         raise ValueError('--out is missing: name a folder for links, pages and documents')

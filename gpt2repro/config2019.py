@@ -9,7 +9,6 @@ __all__ = ['from_json2019']
 
 # %% ../nbs/03_config2019.ipynb #6fd80671
 import json
-import tempfile
 from pathlib import Path
 
 from .settings import DataConfig, GPT2Config, OptimConfig, RunConfig

@@ -1,4 +1,4 @@
-"""Did the model read the test? The share of a test set's 8-grams that stand in the training text, with a Bloom filter, as in the paper's section 4
+"""Did the model read the test? The share of its 8-grams that stand in the training text (paper, section 4)
 
 Docs: https://gpt2repro.github.io/gpt2repro/contamination.html.md"""
 

@@ -1,4 +1,4 @@
-"""Documents from anywhere: the documentation of your own Python, files of eight kinds, data sets of the Hugging Face hub
+"""Documents from anywhere: your own Python's documentation, files of eight kinds, data sets of the hub
 
 Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 

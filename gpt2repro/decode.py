@@ -282,7 +282,7 @@ _CLayer = _struct(
     mlp_proj=_CMatrix,
     exact_gelu=_int,
 )
-_CWorkspace = _struct('_CWorkspace', normed=_ptr, wide=_ptr, scores=_ptr, brief=_ptr)
+_CWorkspace = _struct('_CWorkspace', normed=_ptr, wide=_ptr, scores=_ptr, x_bf16=_ptr)
 
 
 def _address(t):
@@ -315,7 +315,7 @@ class CStep:
         self.C = w.wpe.shape[1]
         self.widest = max(m.w.shape[0] for m in (w.layers[0].c_attn, w.layers[0].c_fc))
 
-    def _brief(self, n):  # where activations are rounded to bfloat16
+    def _x_bf16(self, n):  # where activations are rounded to bfloat16
         return torch.empty(n if self.kind == weight_kinds.index('bfloat16') else 0, dtype=torch.bfloat16)
 
     def step(
@@ -333,17 +333,17 @@ class CStep:
         normed = torch.empty(B, self.C)
         wide = torch.empty(B, self.widest)
         scores = torch.empty(B, H, S + 16)
-        brief = self._brief(B * self.widest)
-        ws = _CWorkspace(*map(_address, (normed, wide, scores, brief)))
+        x_bf16 = self._x_bf16(B * self.widest)
+        ws = _CWorkspace(*map(_address, (normed, wide, scores, x_bf16)))
         sizes = L, B, H, D, S, self.kind, kind_kv
         call_c(self.lib.decode_step, self.layers, x, k, v, pos, ctypes.byref(ws), *sizes)
         return x
 
     def head(self, x) -> Tensor:  # (B,C) -> (B,V)
         normed = torch.empty_like(x)
-        brief = self._brief(x.numel())
+        x_bf16 = self._x_bf16(x.numel())
         y = torch.empty(len(x), self.wte.N)
-        ws = _CWorkspace(_address(normed), None, None, _address(brief))
+        ws = _CWorkspace(_address(normed), None, None, _address(x_bf16))
         ln_f, wte, ws = (ctypes.byref(o) for o in (self.ln_f, self.wte, ws))
         call_c(self.lib.lm_head, ln_f, wte, x, y, ws, len(x), self.kind)
         return y
@@ -352,8 +352,8 @@ class CStep:
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], m.w.shape[0])
         rows = x.numel() // x.shape[-1]
-        brief = self._brief(x.numel())
-        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, brief, rows, self.kind)
+        x_bf16 = self._x_bf16(x.numel())
+        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, x_bf16, rows, self.kind)
         return y
 
 

@@ -1,4 +1,4 @@
-"""How good is the model: bits per byte against fair opponents, and the paper's zero-shot table under two protocols
+"""Bits per byte against fair opponents, and the paper's zero-shot table under two protocols
 
 Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 

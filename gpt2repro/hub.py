@@ -8,12 +8,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/hub.html.md"""
 __all__ = ['model_card', 'run_card', 'push_to_hub']
 
 # %% ../nbs/33_hub.ipynb #36209ce1
-import json
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
-from .config import GPT2Config
 from .model import GPT2
 from .checkpoint import latest_checkpoint, verify_checkpoint
 from .weights import read_json

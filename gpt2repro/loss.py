@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .backend import loss_chunk, mesh_size, is_cpu, vocab_multiple
+from .backend import loss_chunk, is_cpu, vocab_multiple
+from .parallel import mesh_size
 
 # %% ../nbs/11_loss.ipynb #f7bc0269
 def spans(n: int, size: int) -> list[tuple[int, int]]:

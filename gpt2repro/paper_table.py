@@ -1,4 +1,4 @@
-"""The paper's table with your model in it, a verdict in words, the sheet of 2019, and two models compared in pairs
+"""The paper's table with your model in it, a verdict, the sheet of 2019, and two models compared in pairs
 
 Docs: https://gpt2repro.github.io/gpt2repro/paper_table.html.md"""
 
@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from .config import GPT2Config, sizes
 from .utils import nearest, write_atomic
-from .evaluate import Results, Table, finite_or_none, tasks
+from .evaluate import Results, Table, finite_or_none
 from .plots import RunFiles, palette
 from .shards import load_manifest
 from .tasks.core import paired

@@ -1,4 +1,4 @@
-"""From text to a trained model with samples, scores and a report, in one call that can be stopped and repeated
+"""From text to a trained model with samples, scores and a report, in one call that can be repeated
 
 Docs: https://gpt2repro.github.io/gpt2repro/reproduce.html.md"""
 
@@ -21,12 +21,14 @@ from .tokenizer import load_tokenizer
 from .shards import prepare as prepare_data
 from .batches import read_documents
 from .model import GPT2
+from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
 from .weights import fetch, from_pretrained
 from .checkpoint import find_model, load_model
 from .plots import report as write_report
 from .generation import generate
-from .train import accumulate, make_optimizer, open_run, train as train_run
+from .loop import accumulate, make_optimizer
+from .train import open_run, train as train_run
 from .evaluate import documents_loss, yardsticks
 
 # %% ../nbs/37_reproduce.ipynb #3a7e0008
@@ -121,7 +123,7 @@ def step_seconds(
     seconds: float,  # for how long to measure: the first steps of a process are slower
 ) -> float:  # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
-    model = GPT2(cfg.model).to(device)
+    model = optimize_model(GPT2(cfg.model).to(device))
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx + 1), device=device)
     times = []

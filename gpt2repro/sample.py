@@ -143,10 +143,8 @@ class Shown:
         return self.sample.prompt + self.sample.text
 
     def _repr_html_(self):
-        return (
-            f'<div style="white-space:pre-wrap"><span '
-            f'style="opacity:.6">{html.escape(self.sample.prompt)}</span><b>{html.escape(self.sample.text)}</b></div>'
-        )
+        prompt = f'<span style="opacity:.6">{html.escape(self.sample.prompt)}</span>'
+        return f'<div style="white-space:pre-wrap">{prompt}<b>{html.escape(self.sample.text)}</b></div>'
 
     def _ipython_display_(self):
         from IPython.display import HTML, display

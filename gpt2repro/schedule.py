@@ -16,15 +16,16 @@ import torch
 
 # %% ../nbs/13_schedule.ipynb #1cfd5d38
 def named(maker: Callable) -> Callable:
-    """The functions that `maker` returns are called what was written to get them, so that a log can say
-    which schedule ran"""
+    """The functions that `maker` returns get the call as their name, such as `constant(0.1)`.
+
+    So a log can say which schedule ran
+    """
 
     @functools.wraps(maker)
     def make(*args, **kw):
         f = maker(*args, **kw)
-        f.__name__ = (
-            f'{maker.__name__}({", ".join([f"{o:g}" for o in args] + [f"{k}={o:g}" for k, o in kw.items()])})'
-        )
+        values = [f'{o:g}' for o in args] + [f'{k}={o:g}' for k, o in kw.items()]
+        f.__name__ = f'{maker.__name__}({", ".join(values)})'
         return f
 
     return make
@@ -78,12 +79,12 @@ def paper_relative(
     scale: float = 1.0,  # what the result is multiplied with (tensor2tensor without parameter scaling: 0.05)
 ) -> Callable:  # step -> relative rate
     "Adafactor's own: min(cap, 1/√t) (Shazeer and Stern 2018, section 8)"
-    return lambda t: (
-        scale
-        * torch.minimum(
-            warmup * t if warmup else torch.full_like(t, cap, dtype=torch.float32), t.float().rsqrt()
-        )
-    )
+
+    def relative(t):
+        highest = warmup * t if warmup else torch.full_like(t, cap, dtype=torch.float32)
+        return scale * torch.minimum(highest, t.float().rsqrt())
+
+    return relative
 
 
 @named
@@ -93,15 +94,20 @@ def trapezoid(
     total: float,  # steps in all
     down: float = 0.2,  # share of the run in which the rate falls to 0
 ) -> Callable:  # step -> rate
-    """Up, level, and down in straight lines (Zhai et al. 2022; Hägele et al. 2024): a run can be made
-    longer without a new plan"""
+    """Up, level, and down in straight lines (Zhai et al. 2022; Hägele et al. 2024).
+
+    A run can be made longer without a new plan
+    """
     if warmup > total * (1 - down):
         raise ValueError(
             f'warmup={warmup} and a fall over {down:.0%} do not fit into {total}: shorten one of them'
         )
-    return lambda t: (
-        peak * torch.minimum(_warm(t, warmup), ((total - t) / max(1, total * down)).clamp(0.0, 1.0))
-    )
+
+    def lr(t):
+        left = ((total - t) / max(1, total * down)).clamp(0.0, 1.0)
+        return peak * torch.minimum(_warm(t, warmup), left)
+
+    return lr
 
 
 def by_tokens(

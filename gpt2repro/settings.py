@@ -8,7 +8,6 @@ Docs: https://gpt2repro.github.io/gpt2repro/settings.html.md"""
 __all__ = ['sizes', 'Config', 'GPT2Config', 'size', 'DataConfig', 'OptimConfig', 'RunConfig', 'to_dict', 'from_dict', 'override']
 
 # %% ../nbs/01_settings.ipynb #87c3dace
-import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import get_type_hints
 

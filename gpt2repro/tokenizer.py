@@ -58,21 +58,22 @@ class Tokenizer:
             data = b''.join([self.token_bytes[i] for i in ids])
         except IndexError:
             raise ValueError(
-                f'id {max(ids)} is not in the vocabulary of {self.vocab_size} tokens: were the ids made '
-                f'with another tokenizer?'
+                f'id {max(ids)} is not in the vocabulary of {self.vocab_size} tokens: '
+                f'were the ids made with another tokenizer?'
             ) from None
         if ids and min(ids) < 0:
             raise ValueError(f'id {min(ids)} is negative: ids begin at 0')
         return self.unescape(data.decode('utf-8', 'replace'))
 
     def unescape(self, s):
+        "Text as it was before a subclass escaped characters"
         return s
 
-    held = ''  # a character that the stream decoder must not give away alone
+    escape = ''  # the character that begins an escape: the stream decoder waits for what follows
 
     @cached_property
     def fingerprint(self):
-        "sha256 over the tokenizer's own files: equal if and only if text gets the same ids"
+        "SHA-256 over the tokenizer's own files: equal if and only if text gets the same ids"
         h = hashlib.sha256(self.kind.encode())
         for name, data in sorted(self.files().items()):
             h.update(f'\n{name} {len(data)}\n'.encode() + data)
@@ -89,14 +90,16 @@ class Tokenizer:
 
 def _surrogate(text, e):
     return ValueError(
-        f"a lone surrogate U+{ord(text[e.start]):04X} at character {e.start} can't be encoded: it is half "
-        f"of a character; repair the text (documents(…, errors='replace') does)"
+        f"a lone surrogate U+{ord(text[e.start]):04X} at character {e.start} can't be encoded: "
+        f"it is half of a character; repair the text (documents(…, errors='replace') does)"
     )
 
 # %% ../nbs/06_tokenizer.ipynb #74518df7
 class StreamDecoder:
-    """Text from ids that come one at a time: never half a character, and all parts joined are
-    `tok.decode(ids)`"""
+    """Text from ids that come one at a time, never half a character.
+
+    All parts joined are `tok.decode(ids)`
+    """
 
     def __init__(self, tok: Tokenizer):
         self.tok = tok
@@ -119,8 +122,9 @@ class StreamDecoder:
     def _out(self, s, final=False):
         s = self._rest + s
         self._rest = ''
-        if self.tok.held and s.endswith(self.tok.held) and not final:
-            s, self._rest = s[:-1], s[-1]
+        if self.tok.escape and s.endswith(self.tok.escape) and not final:
+            self._rest = s[-1]
+            s = s[:-1]
         return self.tok.unescape(s)
 
 # %% ../nbs/06_tokenizer.ipynb #b0ff9d83
@@ -137,12 +141,15 @@ _long_white = re.compile(r'[^\S\x1c-\x1f]{10000,}')  # white space as Unicode ha
 
 
 def _cut_white(text):
-    """`text` in parts that the pattern divides in the same way: around long runs of white space, whose
-    last character belongs to what follows"""
+    """`text` cut around long runs of white space, in parts that the pattern divides in the same way.
+
+    The last character of a run belongs to the word after it
+    """
     start = 0
     for m in _long_white.finditer(text):
-        yield from filter(None, (text[start : m.start()], text[m.start() : m.end() - (m.end() < len(text))]))
-        start = m.end() - (m.end() < len(text))
+        end = m.end() - (m.end() < len(text))
+        yield from filter(None, (text[start : m.start()], text[m.start() : end]))
+        start = end
     if start < len(text):
         yield text[start:]
 
@@ -238,16 +245,18 @@ class GPT2BPE(Tokenizer):
         except UnicodeEncodeError as e:
             raise _surrogate(text, e) from None
         except ValueError:  # the regular expression's stack is full
-            if len(parts := list(_cut_white(text))) < 2:
+            parts = list(_cut_white(text))
+            if len(parts) < 2:
                 raise
             return np.concatenate([self.encode_np(p) for p in parts])
         return ids if self._ids is None else self._ids[ids]
 
     def files(self):
         own = {p: i for p, i in self.encoder.items() if p not in self.added}
+        merges = ['#version: 0.2', *(f'{a} {b}' for a, b in self.merges), '']
         out = {
             'vocab.json': json.dumps(own, ensure_ascii=False).encode(),
-            'merges.txt': '\n'.join(['#version: 0.2', *(f'{a} {b}' for a, b in self.merges), '']).encode(),
+            'merges.txt': '\n'.join(merges).encode(),
         }
         if self.added:
             out['added_tokens.json'] = json.dumps(self.added, ensure_ascii=False).encode()
@@ -306,7 +315,8 @@ class GPT2BPE(Tokenizer):
         return cls.from_files(hf_hub_download(repo, 'vocab.json'), hf_hub_download(repo, 'merges.txt'))
 
 # %% ../nbs/06_tokenizer.ipynb #46b969b6
-_esc, _mark = '\U0010fffd', '\u2581'
+_esc = '\U0010fffd'
+_mark = '\u2581'
 _escapes = ((_esc, _esc + 'b'), (_mark, _esc + 'a'))  # in this order; undone in the other
 
 
@@ -342,13 +352,15 @@ def sample_documents(
     max_bytes: int,  # size of the sample, UTF-8
 ) -> tuple[list[str], int]:  # the sample in the order of `docs`, and the bytes seen altogether
     "The documents with the smallest hashes, as many as fit. Memory: the sample"
-    heap, size, total = [], 0, 0
+    heap = []  # the largest hash comes out first
+    size = 0
+    total = 0
     for i, d in enumerate(docs):
         b = d.encode('utf-8', 'surrogatepass')
         h = int.from_bytes(hashlib.blake2b(b, digest_size=8, person=b'sample').digest(), 'big')
         heapq.heappush(heap, (-h, -i, d, len(b)))
-        size = size + len(b)
-        total = total + len(b)
+        size += len(b)
+        total += len(b)
         while size > max_bytes and len(heap) > 1:
             size -= heapq.heappop(heap)[3]
     return [d for _, _, d, _ in sorted(heap, key=lambda o: -o[1])], total
@@ -356,18 +368,17 @@ def sample_documents(
 # %% ../nbs/06_tokenizer.ipynb #ddd56ede
 model_types = ('bpe', 'unigram')
 _unseen = re.compile('[\0\u2585]+')  # the trainer would drop the whole document because of these
-_required = ''.join(
-    sorted(set(eot_text + '<unk>0123456789ABCDEFx'))
-)  # so that the names of special pieces can be spelt
+_required = ''.join(sorted(set(eot_text + '<unk>0123456789ABCDEFx')))  # to spell the names of special pieces
 
 
 def _train_sp(texts, vocab_size, model_type):
+    "A serialized model"
     import sentencepiece as spm
 
     out = io.BytesIO()
-    feed = chain(
-        (_escape(p) for t in texts for p in _unseen.split(t) if p), [_required]
-    )  # SentencePiece 0.2.2, Colab's, aborts where a required character does not occur
+    lines = (_escape(p) for t in texts for p in _unseen.split(t) if p)
+    # SentencePiece 0.2.2, Colab's, aborts where a required character does not occur.
+    feed = chain(lines, [_required])
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=feed,
@@ -401,11 +412,12 @@ def _train_sp(texts, vocab_size, model_type):
 
 # %% ../nbs/06_tokenizer.ipynb #9b4ef1c4
 def _varint(b, i):
+    "A number of variable length that begins at `i`, and where it ends"
     n = shift = 0
     while True:
         n |= (b[i] & 127) << shift
-        i = i + 1
-        shift = shift + 7
+        i += 1
+        shift += 7
         if b[i - 1] < 128:
             return n, i
 
@@ -418,31 +430,35 @@ def _fields(b):
         kind = key & 7
         if kind == 0:
             v, i = _varint(b, i)
+            yield key >> 3, v, None
+            continue
+        if kind == 2:
+            n, i = _varint(b, i)
         else:
-            if kind == 2:
-                n, i = _varint(b, i)
-            else:
-                n = {1: 8, 5: 4}[kind]
-            v = b[i : i + n]
-            i = i + n
-        yield key >> 3, v, i - n if kind else None
+            n = {1: 8, 5: 4}[kind]
+        yield key >> 3, b[i : i + n], i
+        i += n
 
 
 def _pieces(model):
     "(piece, score, type) of each token: type 1 normal, 2 unknown, 3 control, 6 byte"
-    for k, v, _ in _fields(model):
-        if k == 1:
-            p = {n: o for n, o, _ in _fields(v)}
-            yield p[1].decode(), struct.unpack('<f', p.get(2, bytes(4)))[0], p.get(3, 1)
+    for number, v, _ in _fields(model):
+        if number == 1:
+            piece = {n: o for n, o, _ in _fields(v)}
+            [score] = struct.unpack('<f', piece.get(2, bytes(4)))
+            yield piece[1].decode(), score, piece.get(3, 1)
 
 
 def _exact(model):
     "The model with scores that are multiples of 1/512"
     out = bytearray(model)
-    for k, piece, at in _fields(model):
-        for n, v, i in _fields(piece) if k == 1 else ():
+    for number, piece, at in _fields(model):
+        if number != 1:
+            continue
+        for n, v, i in _fields(piece):
             if n == 2:
-                struct.pack_into('<f', out, at + i, round(struct.unpack('<f', v)[0] * 512) / 512)
+                [score] = struct.unpack('<f', v)
+                struct.pack_into('<f', out, at + i, round(score * 512) / 512)
     return bytes(out)
 
 # %% ../nbs/06_tokenizer.ipynb #e50a601a
@@ -453,7 +469,7 @@ class SentencePiece(Tokenizer):
     """
 
     kind = 'sentencepiece'
-    held = _esc
+    escape = _esc
 
     def __init__(
         self,
@@ -466,23 +482,26 @@ class SentencePiece(Tokenizer):
             self._sp = spm.SentencePieceProcessor(model_proto=model)
             self.pieces = list(_pieces(model))
         except (RuntimeError, ValueError, LookupError, struct.error) as e:
+            why = ' '.join(str(e).split())[:100]
             raise ValueError(
-                f'not a SentencePiece model, or a damaged one ({" ".join(str(e).split())[:100]}): train one '
-                f'with SentencePiece.train'
+                f'not a SentencePiece model, or a damaged one ({why}): train one with SentencePiece.train'
             ) from None
         eot = [i for i, (p, _, t) in enumerate(self.pieces) if p == eot_text and t == 3]
         if not eot:
             raise ValueError(
-                f'the SentencePiece model has no control symbol {eot_text}: train one with '
-                f'SentencePiece.train'
+                f'the SentencePiece model has no control symbol {eot_text}: '
+                f'train one with SentencePiece.train'
             )
         self.eot = eot[0]
-        self._cuts = not any(
-            re.search(f'[^{_mark}]{_mark}', p) for p, _, t in self.pieces if t == 1
-        )  # words do not interact
-        self.token_bytes = [
-            bytes([int(p[3:5], 16)]) if t == 6 else p.replace(_mark, ' ').encode() for p, _, t in self.pieces
-        ]
+        # Does no piece go from one word into the next?
+        across = re.compile(f'[^{_mark}]{_mark}')
+        self._cuts = not any(across.search(p) for p, _, t in self.pieces if t == 1)
+        self.token_bytes = [self._bytes_of(p, t) for p, _, t in self.pieces]
+
+    def _bytes_of(self, piece, kind):
+        if kind == 6:  # `<0x41>`
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(_mark, ' ').encode()
 
     @classmethod
     def train(
@@ -541,12 +560,13 @@ def load_tokenizer(
         return GPT2BPE.from_folder(folder)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f'{folder}: no tokenizer there (tokenizer.model, or vocab.json and merges.txt, or encoder.json '
-            f'and vocab.bpe, or tokenizer.json)'
+            f'{folder}: no tokenizer there (tokenizer.model, or vocab.json and merges.txt, '
+            f'or encoder.json and vocab.bpe, or tokenizer.json)'
         ) from None
 
 # %% ../nbs/06_tokenizer.ipynb #8eb8dc0d
 def _hf_gpt2(tok):
+    "A GPT-2 vocabulary, as parts of `tokenizer.json`"
     level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=True)
     return dict(
         normalizer=None,
@@ -582,12 +602,11 @@ def _hf_sp_model(tok):
             byte_fallback=True,
         )
     normal = {p: s for p, s, t in tok.pieces if t == 1}
-    merges = [
-        (-s, p[:i], p[i:])
-        for p, s in normal.items()
-        for i in range(1, len(p))
-        if p[:i] in normal and p[i:] in normal
-    ]
+    merges = []
+    for p, s in normal.items():
+        for i in range(1, len(p)):
+            if p[:i] in normal and p[i:] in normal:
+                merges.append((-s, p[:i], p[i:]))
     return dict(
         type='BPE',
         dropout=None,
@@ -603,17 +622,15 @@ def _hf_sp_model(tok):
 
 
 def _hf_sp(tok):
+    "A SentencePiece vocabulary, as parts of `tokenizer.json`"
+    escape = [_replace(a, b) for a, b in _escapes]
+    unescape = [_replace(b, a) for a, b in reversed(_escapes)]
+    to_bytes = [_replace(_mark, ' '), dict(type='ByteFallback'), dict(type='Fuse')]
     return dict(
-        normalizer=dict(
-            type='Sequence', normalizers=[_replace(*e) for e in _escapes] + [_replace(' ', _mark)]
-        ),
+        normalizer=dict(type='Sequence', normalizers=[*escape, _replace(' ', _mark)]),
         pre_tokenizer=None,
         post_processor=None,
-        decoder=dict(
-            type='Sequence',
-            decoders=[_replace(_mark, ' '), dict(type='ByteFallback'), dict(type='Fuse')]
-            + [_replace(b, a) for a, b in reversed(_escapes)],
-        ),
+        decoder=dict(type='Sequence', decoders=[*to_bytes, *unescape]),
         model=_hf_sp_model(tok),
     )
 
@@ -622,26 +639,23 @@ def save_hf(
     tok: Tokenizer,
     folder,
 ) -> Path:  # the folder
-    """Write files from which `transformers.AutoTokenizer` and `load_tokenizer` give the same ids;
-    `<|endoftext|>` in a text stays text there too"""
+    """Write files from which `transformers.AutoTokenizer` and `load_tokenizer` give the same ids.
+
+    `<|endoftext|>` in a text stays text there too
+    """
     folder = tok.save(folder)
-    special = [
-        dict(id=i, content=p, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for p, i in [(eot_text, tok.eot), *getattr(tok, 'added', {}).items()]
-    ]
-    body = dict(
-        version='1.0',
-        truncation=None,
-        padding=None,
-        added_tokens=special,
-        **(_hf_gpt2 if tok.kind == 'gpt2-bpe' else _hf_sp)(tok),
-    )
+    is_gpt2 = tok.kind == 'gpt2-bpe'
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    whole = {eot_text: tok.eot, **getattr(tok, 'added', {})}  # tokens that no text gets
+    special = [dict(id=i, content=p, **flags) for p, i in whole.items()]
+    parts = _hf_gpt2(tok) if is_gpt2 else _hf_sp(tok)
+    body = dict(version='1.0', truncation=None, padding=None, added_tokens=special, **parts)
     write_atomic(folder / 'tokenizer.json', json.dumps(body, ensure_ascii=False))
     cfg = dict(
-        tokenizer_class='GPT2Tokenizer' if tok.kind == 'gpt2-bpe' else 'PreTrainedTokenizerFast',
+        tokenizer_class='GPT2Tokenizer' if is_gpt2 else 'PreTrainedTokenizerFast',
         bos_token=eot_text,
         eos_token=eot_text,
-        unk_token=eot_text if tok.kind == 'gpt2-bpe' else '<unk>',
+        unk_token=eot_text if is_gpt2 else '<unk>',
         add_prefix_space=False,
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,

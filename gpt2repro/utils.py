@@ -1,4 +1,4 @@
-"""What every module needs: hints for misspelt names, progress bars, warnings, files written whole or not at all
+"""For every module: hints for misspelt names, progress bars, warnings, files written whole or not at all
 
 Docs: https://gpt2repro.github.io/gpt2repro/utils.html.md"""
 

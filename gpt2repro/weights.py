@@ -15,7 +15,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from dataclasses import asdict
 from itertools import chain

@@ -16,9 +16,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes minutes; runs with --slow')
     if hasattr(config, 'workerinput'):
-        os.environ.setdefault(
-            'OMP_NUM_THREADS', '1'
-        )  # several workers: one thread each, before torch is loaded
+        # Several workers: one thread each, before torch is loaded
+        os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_collection_modifyitems(config, items):

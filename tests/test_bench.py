@@ -83,7 +83,7 @@ def test_turns():
 
 def test_a_process_of_its_own():
     assert common.alone(common.cell, 0.12345) == '0.123'
-    with pytest.raises(SystemExit, match='cell'):
+    with pytest.raises(RuntimeError, match='cell'):
         common.alone(common.cell, 1, 2)
 
 
@@ -151,6 +151,20 @@ def test_gpu_part_out_of_time(tmp_path):
     assert found['status'] == 'failed' and found['error'].startswith('out of time')
     assert json.loads((tmp_path / 'model-124M.json').read_text(encoding='utf-8')) == found
     assert 'out of time' in gpu.report([found], opts)
+
+
+def test_gpu_measurement_that_fails_costs_no_other(tmp_path, monkeypatch):
+    def rows(part, cfg, precision, *args):
+        if precision == 'tf32':
+            raise ValueError('broken here')
+        part.row(precision=precision)
+
+    monkeypatch.setattr(gpu, 'model_rows', rows)
+    opts = dict(out=str(tmp_path), toy=True, device='cpu', notebooks=[], seconds=60)
+    assert gpu.work('model-124M', opts) == 'failed'
+    found = json.loads((tmp_path / 'model-124M.json').read_text(encoding='utf-8'))
+    assert [r['precision'] for r in found['rows']] == ['bfloat16', 'float32', 'bfloat16 compiled']
+    assert found['error'] == 'tf32: ValueError: broken here' and 'in rows' in found['traceback']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is here')

@@ -53,9 +53,10 @@ def process(*argv, **kw):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A job in the background of a shell is started deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **kw,
-    )  # a job in the background of a shell is started deaf to Ctrl-C
+    )
 
 
 def lines(err):
@@ -111,19 +112,16 @@ def whole(data):
 
 
 def test_a_finished_run_gives_samples_scores_and_a_report(whole, tmp_path):
-    s, out, _ = command('sample', whole, 'the cat', '--max-new-tokens', 8, '--json', '--device', 'cpu')
+    argv = ('sample', whole, 'the cat', '--max-new-tokens', 8, '--json', '--device', 'cpu')
+    s, out, _ = command(*argv)
     assert s == 0 and json.loads(out)['samples'][0]['prompt'] == 'the cat'
-    assert (
-        command('sample', whole, 'the cat', '--max-new-tokens', 8, '--json', '--device', 'cpu')[1] == out
-    )  # the same seed, the same text
+    assert command(*argv)[1] == out  # the same seed, the same text
     s, out, _ = command('evaluate', whole, '--data', whole.parent / 'prepared', '--json', '--device', 'cpu')
     held = json.loads(out)['heldout']
-    last = [
-        r for r in map(json.loads, (whole / 'log.jsonl').read_text().splitlines()) if r['kind'] == 'valid'
-    ][-1]
-    assert (
-        s == 0 and abs(held['nats_per_token'] - last['loss']) < 0.5
-    )  # whole documents against windows: near, not equal
+    log = [json.loads(l) for l in (whole / 'log.jsonl').read_text().splitlines()]
+    last = [r for r in log if r['kind'] == 'valid'][-1]
+    # Whole documents against windows: near, not equal
+    assert s == 0 and abs(held['nats_per_token'] - last['loss']) < 0.5
     s, out, _ = command('report', whole, '--out', tmp_path / 'r.html')
     assert s == 0 and (tmp_path / 'r.html').stat().st_size > 1_000_000
     prompts = tmp_path / 'prompts.txt'

@@ -181,9 +181,8 @@ def test_two_processes_in_one_folder(text, tmp_path):
     finally:
         p.kill()
         p.communicate()
-    prepare(
-        text, tmp_path / 'out', vocab_size=400, valid_fraction=0.1, workers=0
-    )  # a lock dies with its process
+    # A lock dies with its process.
+    prepare(text, tmp_path / 'out', vocab_size=400, valid_fraction=0.1, workers=0)
 
 
 # damage
@@ -224,17 +223,10 @@ def test_any_flipped_bit_is_found(text, tmp_path):
 def test_a_line_of_a_gigabyte(tmp_path):
     "Refused, or left out, without taking its size in memory"
     names = {k: tmp_path / f'long.{k}' for k in ('txt', 'jsonl', 'csv', 'json')}
+    begin = dict(txt=b'', jsonl=b'{"text": "first"}\n', csv=b'text\n', json=b'["')
     for k, f in names.items():
         with open(f, 'wb') as o:
-            o.write(
-                b'["'
-                if k == 'json'
-                else b'text\n'
-                if k == 'csv'
-                else b'{"text": "first"}\n'
-                if k == 'jsonl'
-                else b''
-            )
+            o.write(begin[k])
             for _ in range(16 if k == 'json' else 0):
                 o.write(b'x' * (10 << 20))
             if k != 'json':

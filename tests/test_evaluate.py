@@ -193,9 +193,8 @@ def test_overlap(models, data, tmp_path):
     )
     assert s == 0, err
     o = json.loads(out)['overlap']['lambada']
-    assert (
-        50 <= o['percent'] < 100 and o['n'] == 8
-    )  # every second item was read; the numbers differ in the others
+    # Every second item was read; the numbers differ in the others.
+    assert 50 <= o['percent'] < 100 and o['n'] == 8
 
 
 def test_a_killed_evaluation_goes_on(models, data, tmp_path):
@@ -226,16 +225,12 @@ def test_a_killed_evaluation_goes_on(models, data, tmp_path):
     before = f.read_text().split('\n')[:-1]  # whole lines: a kill may tear the last
     n = max(1, len(before) // 2)
     f.write_text('\n'.join(before[:n]) + '\n["torn')  # as a kill may leave it
-    assert (
-        command('evaluate', models[0], '--tasks', 'wikitext2', '--data', data, '--out', tmp_path / 'o', *sub)[
-            0
-        ]
-        == 0
-    )
+    argv = ('evaluate', models[0], '--tasks', 'wikitext2', '--data', data, '--out', tmp_path / 'o', *sub)
+    assert command(*argv)[0] == 0
     after = f.read_text().splitlines()
-    assert (
-        after[:n] == before[:n] and len(after) > n + 1 and len({l[:28] for l in after}) == len(after)
-    )  # those were found, nothing is there twice
+    # Those were found, and nothing is there twice.
+    assert after[:n] == before[:n] and len(after) > n + 1
+    assert len({l[:28] for l in after}) == len(after)
     clean = evaluate(*load(models[0]), 'wikitext2', data=data, subset=True)
     got = json.loads((tmp_path / 'o/results.json').read_text())['results'][0]
     assert got['value'] == pytest.approx(clean[0].value, rel=1e-6)
@@ -343,9 +338,8 @@ def test_a_tokenizer_that_cannot_write_the_text(models, data, tmp_path):
 
 
 def test_data_by_name_without_a_network(models):
-    p = process(
-        'evaluate', models[0], '--tasks', 'lambada', '--device', 'cpu'
-    )  # a process that has been told so before it imports anything
+    # A process has HF_HUB_OFFLINE set before it imports anything.
+    p = process('evaluate', models[0], '--tasks', 'lambada', '--device', 'cpu')
     _, err = p.communicate(timeout=60)
     assert (
         p.returncode == 2

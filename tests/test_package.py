@@ -51,9 +51,8 @@ def test_wheel_holds_the_package_alone(wheel):
     assert sources and sources <= set(names)  # kernels are compiled where they are used
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
     runtime = [l for l in meta.splitlines() if l.startswith('Requires-Dist') and 'extra ==' not in l]
-    assert runtime and not [l for l in runtime if 'nbdev' in l or '==' in l], (
-        runtime
-    )  # lower bounds only, and no nbdev
+    # Lower bounds only, and no nbdev
+    assert runtime and not [l for l in runtime if 'nbdev' in l or '==' in l], runtime
     assert '# gpt2repro' in meta
 
 

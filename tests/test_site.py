@@ -99,9 +99,8 @@ def test_search(page, url):
     if not query.is_visible():
         page.locator('label.md-header__button[for="__search"]').first.click()
     query.press_sequentially('perplexity', delay=20)
-    page.locator('.md-search-result__item a').first.wait_for(
-        timeout=60_000
-    )  # the index is read in the background
+    # The index is read in the background.
+    page.locator('.md-search-result__item a').first.wait_for(timeout=60_000)
     assert 'perplexity' in page.locator('.md-search-result__list').inner_text().lower()
 
 

@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 import pytest
 
-webtext = pytest.importorskip('gpt2repro.webtext')
+pytest.importorskip('gpt2repro.webtext.run')
 from gpt2repro.cli import main
+from gpt2repro.webtext.options import CrawlConfig, WebTextConfig
+from gpt2repro.webtext.practice_site import PracticeSite, practice_dump
+from gpt2repro.webtext.run import webtext
 
 env = {**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
 crawl = ['delay=0.005', 'timeout=9', 'deadline=5', 'max_bytes=1048576', 'retries=1', 'backoff=0.01']
@@ -58,11 +61,11 @@ def lines(folder):
 def whole(tmp_path_factory):
     "A small crawl that nothing interrupted, by the local executor, while its site stays up"
     tmp = tmp_path_factory.mktemp('web')
-    with webtext.PracticeSite(pages=150) as site:
-        webtext.practice_dump(site.urls, tmp / 'dump.jsonl')
-        cfg = webtext.WebTextConfig(
+    with PracticeSite(pages=150) as site:
+        practice_dump(site.urls, tmp / 'dump.jsonl')
+        cfg = WebTextConfig(
             tasks=2,
-            crawl=webtext.CrawlConfig(
+            crawl=CrawlConfig(
                 delay=0.005,
                 timeout=9.0,
                 deadline=5.0,
@@ -72,7 +75,7 @@ def whole(tmp_path_factory):
                 private='127.0.0.0/8,::1/128',
             ),
         )
-        card = webtext.webtext([tmp / 'dump.jsonl'], tmp / 'a', cfg, workers=1)
+        card = webtext([tmp / 'dump.jsonl'], tmp / 'a', cfg, workers=1)
         assert card['documents'] > 40
         yield site, tmp / 'dump.jsonl', tmp / 'a'
 
@@ -222,7 +225,7 @@ def test_without_the_extra_one_line_says_what_to_install():
             f'sys.exit(main(["webtext", "x", "--out", "y"]))'
         )
         if package != 'datatrove':
-            code = f'import sys; sys.modules[{package!r}] = None; import gpt2repro.webtext'
+            code = f'import sys; sys.modules[{package!r}] = None; import gpt2repro.webtext.run'
         r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
         assert r.returncode and r.stderr.splitlines()[-1].endswith(
             f"webtext needs the package {package}: pip install 'gpt2repro[webtext]'"

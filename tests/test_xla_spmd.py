@@ -15,11 +15,12 @@ code = """
 import copy, json, sys
 from itertools import islice
 import torch
-from gpt2repro.backend import device_counts, shard_model, sync, virtual_devices
+from gpt2repro.backend import device_counts, sync, virtual_devices
 from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
 from gpt2repro.model import GPT2
+from gpt2repro.loop import GradientMonitor, fit, make_optimizer
 from gpt2repro.optimize import optimize_model
-from gpt2repro.train import GradientMonitor, fit, make_optimizer
+from gpt2repro.parallel import shard_model
 n = int(sys.argv[1])
 dev = virtual_devices(n)
 cfg = RunConfig(model=GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout(), batch_tokens=16*16, micro_batch=16, max_steps=40, optim=OptimConfig(lr=3e-2, warmup_steps=10))
@@ -33,13 +34,13 @@ m = optimize_model(m.to(dev))
 put = shard_model(m, n)
 names = [k for k, _ in m.named_parameters()]==[k for k, _ in eager.named_parameters()]
 opt = make_optimizer(m, cfg.optim, 40)
-health = GradientMonitor(m, opt)
+monitor = GradientMonitor(m, opt)
 sync(dev)
 before = device_counts(dev)
 losses, compiled = [], []
-for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev, health=health), 20):
+for step, l, _ in islice(fit(m, opt, lambda s: tuple(map(put, counting(s))), cfg, dev, monitor=monitor), 20):
     losses.append(l)
-    if step in (10, 15): health.read(l)
+    if step in (10, 15): monitor.read(l)
     compiled.append(device_counts(dev)['compilations']-before['compilations'])
 sync(dev)
 import torch_xla
@@ -75,3 +76,51 @@ def test_one_compilation(eight):
     """The optimizer's state lies divided before the first step as a step leaves it; bringing numbers to
     the host at step 10 is a small program of its own, once"""
     assert eight['compiled'] == [1] * 9 + [2] * 11, eight['compiled']
+
+
+whole_run = """
+import random, sys
+from pathlib import Path
+from gpt2repro.config import DataConfig, GPT2Config, OptimConfig, RunConfig
+from gpt2repro.shards import write_shards
+from gpt2repro.tokenizer import SentencePiece
+from gpt2repro.train import train
+home, run, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if not (home / 'tokenizer').exists():
+    rng = random.Random(0)
+    words = 'the cat sat on a mat and saw how one dog ran past it'.split()
+    docs = [' '.join(rng.choices(words, k=30)) + '.' for _ in range(300)]
+    tok = SentencePiece.train(docs, vocab_size=320)
+    tok.save(home / 'tokenizer')
+    for name, part in dict(train=docs[:270], valid=docs[270:]).items():
+        write_shards(part, tok, home / 'shards' / name, workers=1)
+model = GPT2Config(vocab_size=320, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
+cfg = RunConfig(
+    model=model, data=DataConfig(source=str(home)), batch_tokens=8*16, micro_batch=8, max_steps=int(sys.argv[4]),
+    log_every=5, eval_every=10, eval_batches=2, sample_every=20, save_every=10,
+    optim=OptimConfig(lr=1e-2, warmup_steps=5, schedule='constant'),
+)
+train(cfg, home / run, device, watch=[])
+"""
+
+
+def test_the_records_of_a_slice_are_those_of_one_device(tmp_path):
+    "A whole run on eight devices; and one that eight devices begin and one CPU ends"
+    from test_distributed import lasting, log, same_records
+
+    def train(run, device, steps):
+        p = subprocess.run(
+            [sys.executable, '-c', whole_run, str(tmp_path), run, device, str(steps)],
+            env={**os.environ, 'PJRT_DEVICE': 'CPU', 'CPU_NUM_DEVICES': '8', 'OMP_NUM_THREADS': '1'},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert p.returncode == 0, p.stderr[-2000:]
+        return tmp_path / run
+
+    one = log(train('one', 'cpu', 30))
+    slice = train('slice', 'xla', 20)
+    same_records([r for r in one if r['step'] <= 20], log(slice)[:-1])  # the last says that it has ended
+    assert lasting(train('slice', 'cpu', 30))[-1]['step'] == 30
+    same_records([r for r in one if r['kind'] != 'event'], lasting(slice))

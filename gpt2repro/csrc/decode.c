@@ -37,7 +37,7 @@ typedef struct {
     float *normed;    /* (B,C) */
     float *wide;      /* (B,N), for the widest of a layer's products */
     float *scores;    /* (B,H,S+16) */
-    uint16_t *brief;  /* (B,N), activations in bfloat16; used with BFLOAT16 weights alone */
+    uint16_t *x_bf16; /* (B,N), activations in bfloat16; used with BFLOAT16 weights alone */
 } workspace;
 
 /* [read] Reading weights and the cache: the numbers of any kind as float32 */
@@ -249,7 +249,7 @@ enum { CHUNK = 768, MAX_ROWS = 256 };
 INLINE void matmul_kind(
     const matrix *m,
     const float *x,   /* (B,K) */
-    uint16_t *brief,  /* (B,K), workspace */
+    uint16_t *x_bf16,  /* (B,K), workspace */
     float *y,         /* (B,N) */
     int B, int kind, int then
 ) {
@@ -261,10 +261,10 @@ INLINE void matmul_kind(
     const int64_t turns = B == 1 ? 32 : 16;      /* tiles of weights that a thread takes at once */
     const int64_t stride = B == 1 ? turns : 1;   /* a single row of x: a thread reads in four places */
     const char *w = m->w;
-    const char *in = dot_bf16 ? (const char *)brief : (const char *)x;
+    const char *in = dot_bf16 ? (const char *)x_bf16 : (const char *)x;
     if (dot_bf16) {
         #pragma omp for schedule(static)
-        for (int64_t i = 0; i < B*K; i++) brief[i] = to_bf16_1(x[i]);
+        for (int64_t i = 0; i < B*K; i++) x_bf16[i] = to_bf16_1(x[i]);
     }
     #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < N; first += 4*turns) {
@@ -307,7 +307,7 @@ INLINE void matmul_kind(
 static void matmul(
     const matrix *m,
     const float *x,   /* (B,K) */
-    uint16_t *brief,  /* (B,K), workspace */
+    uint16_t *x_bf16,  /* (B,K), workspace */
     float *y,         /* (B,N) */
     int64_t B, int64_t kind, int then
 ) {
@@ -315,9 +315,9 @@ static void matmul(
         const float *xs = x + b*m->K;
         float *ys = y + b*m->N;
         const int rows = B-b < MAX_ROWS ? B-b : MAX_ROWS;
-        if (kind == FLOAT32) matmul_kind(m, xs, brief, ys, rows, FLOAT32, then);
-        else if (kind == BFLOAT16) matmul_kind(m, xs, brief, ys, rows, BFLOAT16_HERE, then);
-        else matmul_kind(m, xs, brief, ys, rows, INT8, then);
+        if (kind == FLOAT32) matmul_kind(m, xs, x_bf16, ys, rows, FLOAT32, then);
+        else if (kind == BFLOAT16) matmul_kind(m, xs, x_bf16, ys, rows, BFLOAT16_HERE, then);
+        else matmul_kind(m, xs, x_bf16, ys, rows, INT8, then);
     }
 }
 
@@ -427,7 +427,7 @@ void decode_step(
     for (int64_t i = 0; i < L; i++) {
         const layer *l = layers+i;
         layer_norm(&l->ln_1, x, ws->normed, B, C);
-        matmul(&l->c_attn, ws->normed, ws->brief, ws->wide, B, kind, SET);  /* (B,3C) */
+        matmul(&l->c_attn, ws->normed, ws->x_bf16, ws->wide, B, kind, SET);  /* (B,3C) */
         #pragma omp for schedule(static)
         for (int64_t j = 0; j < B*H; j++) {
             const int64_t b = j/H;
@@ -438,10 +438,10 @@ void decode_step(
             if (kind_kv == FLOAT32) attend(qkv, kj, vj, scores, ws->normed + j*D, pos[b], C, D, FLOAT32);
             else attend(qkv, kj, vj, scores, ws->normed + j*D, pos[b], C, D, BFLOAT16);
         }
-        matmul(&l->attn_proj, ws->normed, ws->brief, x, B, kind, ADD);
+        matmul(&l->attn_proj, ws->normed, ws->x_bf16, x, B, kind, ADD);
         layer_norm(&l->ln_2, x, ws->normed, B, C);
-        matmul(&l->c_fc, ws->normed, ws->brief, ws->wide, B, kind, l->exact_gelu ? EXACT_GELU : GELU);
-        matmul(&l->mlp_proj, ws->wide, ws->brief, x, B, kind, ADD);
+        matmul(&l->c_fc, ws->normed, ws->x_bf16, ws->wide, B, kind, l->exact_gelu ? EXACT_GELU : GELU);
+        matmul(&l->mlp_proj, ws->wide, ws->x_bf16, x, B, kind, ADD);
     }
 }
 
@@ -457,7 +457,7 @@ void lm_head(
     #pragma omp parallel if(pays_in_threads(wte->N*wte->K*B))
     {
         layer_norm(ln_f, x, ws->normed, B, wte->K);
-        matmul(wte, ws->normed, ws->brief, y, B, kind, SET);
+        matmul(wte, ws->normed, ws->x_bf16, y, B, kind, SET);
     }
 }
 
@@ -466,9 +466,9 @@ void linear(
     const matrix *m,
     const float *x,   /* (B,K) */
     float *y,         /* (B,N) */
-    uint16_t *brief,  /* (B,K), workspace */
+    uint16_t *x_bf16,  /* (B,K), workspace */
     int64_t B, int64_t kind
 ) {
     #pragma omp parallel if(pays_in_threads(m->N*m->K*B))
-    matmul(m, x, brief, y, B, kind, SET);
+    matmul(m, x, x_bf16, y, B, kind, SET);
 }

@@ -1,4 +1,4 @@
-"""A word is missing in the twenty-first sentence, ten stand to choose from, and the paper's figure is of another part of the data than everyone's
+"""A word is missing in the twenty-first sentence, and ten candidates stand to choose from
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/cbt.html.md"""
 

@@ -1,4 +1,4 @@
-"""What every zero-shot task shares: files as released, examples, requests to a model, and scores with an interval
+"""What every zero-shot task shares: files as released, requests to a model, scores with an interval
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/core.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which of four endings goes on? No figure of the paper, but the one that everyone who trains a GPT-2 today looks at
+"""Which of four endings goes on? Not in the paper, but what everyone who trains a GPT-2 today looks at
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/hellaswag.html.md"""
 

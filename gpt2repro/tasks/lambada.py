@@ -1,4 +1,4 @@
-"""The last word of a passage that makes sense only with the passage: five ways to count, and which one the paper's figure fits
+"""The last word of a passage: five ways to count, and which one the paper's figure fits
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/lambada.html.md"""
 

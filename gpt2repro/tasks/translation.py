@@ -9,7 +9,6 @@ __all__ = ['bleu', 'bleu_counts', 'bleu_of', 'WMT14', 'FrEn', 'EnFr']
 
 # %% ../../nbs/tasks/08_translation.ipynb #ddbb66f8
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from .core import Continue, Hub, Metric, Task, find_file, read_text

@@ -1,4 +1,4 @@
-"""Whom does the pronoun mean? Put each candidate in its place and compare: over the whole sentence, or over what follows
+"""Whom does the pronoun mean? Each candidate in its place: the whole sentence scored, or what follows
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/winograd.html.md"""
 
