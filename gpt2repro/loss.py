@@ -66,7 +66,9 @@ class _ChunkedCE(torch.autograd.Function):
 
         nll = h.new_zeros((), dtype=wide)
         dh = h.new_zeros(h.shape, dtype=wide) if need_grad else None
-        dw = (torch.empty_like if N else torch.zeros_like)(table) if need_grad else None
+        dw = torch.empty_like(table) if need_grad else None
+        if need_grad and N == 0:
+            dw.zero_()
         for i, j in spans(N, chunk):
             hc = h_cast[i:j]
             yc = y[i:j]

@@ -196,7 +196,11 @@ def optimize_model(
 ) -> GPT2:  # the same model
     "Give the model's modules the classes that suit the device: same parameters, same results"
     device = device or model.wte.weight.device
-    classes = _on_cpu if is_cpu(device) else _on_xla if is_xla(device) else {}
+    classes = {}
+    if is_cpu(device):
+        classes = _on_cpu
+    elif is_xla(device):
+        classes = _on_xla
     for m in model.modules():
         m.__class__ = classes.get(type(m), type(m))
     return model
