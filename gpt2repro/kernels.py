@@ -147,11 +147,12 @@ def _build(cc, source):
 
 
 @functools.cache
-def _load(source, cc):
+def _load(source, *environment):  # what `environment` decides is found out once
+    cc = find_compiler()
     if not cc:
         return warn(_no_compiler())
     try:
-        return _build(list(cc), source)
+        return _build(cc, source)
     except subprocess.CalledProcessError as e:
         why = next(iter(e.stderr.strip().splitlines()), f'exit status {e.returncode}')
     except OSError as e:
@@ -169,7 +170,8 @@ def load_library(
     """
     if os.environ.get('GPT2REPRO_NO_C') == '1':
         return None
-    return _load(Path(name) if isinstance(name, Path) else csrc / f'{name}.c', tuple(find_compiler()))
+    source = name if isinstance(name, Path) else csrc / f'{name}.c'
+    return _load(source, *map(os.environ.get, ('CC', 'PATH', 'GPT2REPRO_CFLAGS')))
 
 # %% ../nbs/20_kernels.ipynb #399ae847
 def _c_arg(a):
