@@ -73,7 +73,8 @@ write(connor/'model.ckpt-90000', {n: a+1 for n, a in weights.items()})
 same(connor)                                             # the later step, though its name sorts first
 bucket = 'gs://connors-models/GPT2-PrettyBig'
 (connor/'checkpoint').write_text(
-    f'model_checkpoint_path: "{bucket}/model.ckpt-500000"\nall_model_checkpoint_paths: "{bucket}/model.ckpt-90000"\n')
+    f'model_checkpoint_path: "{bucket}/model.ckpt-500000"\n'
+    f'all_model_checkpoint_paths: "{bucket}/model.ckpt-90000"\n')
 assert same(connor).cfg.n_head == 2
 
 def refused(words, arrays, error=ValueError):
