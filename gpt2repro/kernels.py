@@ -192,12 +192,14 @@ def call_c(
 
 # %% ../nbs/20_kernels.ipynb #c98a8bb9
 def register_kernel(
-    name: str,  # becomes `torch.ops.gpt2repro.<name>`
+    name: str,  # becomes `torch.ops.gpt2repro.<name>`; with `_` behind it where there is one already
     run,  # function of tensors and numbers, with annotated types, which computes
     fake,  # the same arguments -> an empty tensor of the result's shape
     backward=None,  # (saved arguments, gradient) -> gradients of all arguments, None for a number
 ):  # the operator, which is called as `run` is
     "An operator of PyTorch: `torch.compile`, the meta device and autograd know it"
+    while hasattr(torch.ops.gpt2repro, name):  # a notebook defines again what the package has: both stay
+        name += '_'
     op = torch.library.custom_op(f'gpt2repro::{name}', run, mutates_args=())
     op.register_fake(fake)
     if backward:

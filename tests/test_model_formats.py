@@ -116,7 +116,7 @@ def test_tensorflow_checkpoints_with_the_released_names(tmp_path):
 
 def test_without_tensorflow_the_error_says_what_to_install(tmp_path):
     code = (
-        'import sys\nfrom unittest.mock import patch\nfrom gpt2repro import checkpoint as c\nwith '
+        'import sys\nfrom unittest.mock import patch\nfrom gpt2repro import weights as c\nwith '
         'patch.object(c, "has_package", lambda n: False):\n try: c.from_pretrained(sys.argv[1])\n except '
         'ImportError as e: print(e)'
     )
