@@ -1,4 +1,4 @@
-"""The only module that knows which machine this is: device, precision, synchronisation, compilation, random numbers, memory
+"""The only module that calls a device's own functions: device, precision, synchronisation, compilation, random numbers, memory
 
 Docs: https://gpt2repro.github.io/gpt2repro/backend.html.md"""
 

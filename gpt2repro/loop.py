@@ -128,7 +128,7 @@ def accumulate(
     y: torch.Tensor,  # (B,T) the tokens that follow
     n_micro: int,  # parts to cut the batch into
     dtype: str = 'float32',  # of the matrix products
-    stop=bool,  # asked before each part whether to give up
+    stop=bool,  # asked before each part whether to give up; `bool()` is False: never
 ) -> torch.Tensor | None:  # the mean loss, on the device; None: given up
     "Add the gradient of the mean loss over the batch to each parameter's `grad`, one micro-batch at a time"
     total = 0.0
@@ -250,7 +250,7 @@ def fit(
     device: torch.device,
     start: int = 0,  # steps already done
     monitor: GradientMonitor = None,  # sees each loss and gradient
-    stop=bool,  # asked within a step whether to give it up
+    stop=bool,  # asked within a step whether to give it up; `bool()` is False: never
 ):  # yields (steps done, mean loss, global norm of the gradient), both tensors on the device
     "The training loop, a step at a time"
     loss_fn = compile_model(lambda x, y: lm_loss(model, x, y), device)

@@ -113,7 +113,8 @@ class GPT2(nn.Module):
     def features(
         self,
         ids: Tensor,  # (B,T) int64
-        # (B,T), true where there is a token and not padding; or (B,T,T), true where a query sees a key
+        # (B,T), true where there is a token and not padding; or (B,T,T), true where a query sees a key, used
+        # as it is: so it must be causal already
         mask: Tensor = None,
         pos: Tensor = None,  # (B,T) int64 positions; 0…T-1 if not given
     ) -> tuple[Tensor, Tensor]:  # (B,T,C) after the last LayerNorm, and the table (V,C) that scores them
