@@ -96,7 +96,7 @@ def state_bytes(
 # under XLA, bytes for each of: a block's B·H·T·T attention weights and the numbers of the token table, when
 # that block goes backwards; the logits of a chunk
 _attention = dict(float32=4.0, mixed=8.5, bfloat16=7.8)
-_table = dict(float32=8.0, mixed=9.0, bfloat16=4.5)
+_table = dict(float32=8.0, mixed=3.5, bfloat16=4.5)
 _logit = dict(float32=10.0, mixed=4.4, bfloat16=5.0)
 _gaps = dict(
     float32=4.5, mixed=2.6, bfloat16=2.6
@@ -155,7 +155,7 @@ def block_bytes(cfg: GPT2Config, tokens: float, precision: str) -> float:
 
 
 def peak_bytes(cfg: GPT2Config, tokens: float, precision: str, kind: str) -> float:
-    """Bytes of the largest moment where PyTorch runs operation by operation: one block backwards, or
+    """Bytes of the transient peak where PyTorch runs operation by operation: one block backwards, or
     one chunk of the loss"""
     w, c = precisions[precision]
     V, C = cfg.vocab_size, cfg.n_embd
@@ -173,7 +173,7 @@ def program_bytes(
     remat: str,
     devices: int = 1,  # among which weights and gradients are divided
 ) -> dict:  # part -> bytes
-    "What one program of XLA's holds beside weights and state at its largest moment"
+    "What one program of XLA's holds beside weights and state at its transient peak"
     w, c = precisions[precision]
     V = cfg.vocab_size
     C = cfg.n_embd
@@ -193,14 +193,13 @@ def program_bytes(
         waits
         + 4 * tokens * C
         + _logit[precision] * min(tokens, chunk_tokens('tpu')) * V
-        + c * V * C
-        + 4 * V * C / devices
+        + c * V * C / devices
     )
     kept = max(waits + exchanged - grads, 0)
     return dict(
         gradients=grads,
         kept=kept,
-        moment=max(backward, head) - grads - kept,
+        transient=max(backward, head) - grads - kept,
         program=(0.02 + 0.001 * cfg.n_layer) * 2**30,
     )  # the last: its code
 
@@ -277,7 +276,7 @@ def memory(
         gradients=w * N / devices,
         kept=saved_bytes(cfg, tokens, precision, remat, chip.kind)
         + (2 * N if precision == 'mixed' and chip.kind == 'gpu' else 0),  # autocast's copies of the weights
-        moment=peak_bytes(cfg, tokens, precision, chip.kind),
+        transient=peak_bytes(cfg, tokens, precision, chip.kind),
     )
     if chip.kind == 'cpu' and remat == 'block':
         parts['gaps'] = _gaps[precision] * block_bytes(cfg, tokens, precision)

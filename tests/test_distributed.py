@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 import time
 import pytest
 
@@ -204,12 +205,14 @@ def same_records(a, b):
 
 
 def test_the_records_of_two_processes_are_those_of_one(whole, data, tmp_path):
-    out = finished(train(2, tmp_path / 'two', *settings, '--data', str(data), '--track', 'tensorboard'))
+    track = ['--track', 'tensorboard'] if find_spec('tensorboard') else []  # not on Colab's TPU image
+    out = finished(train(2, tmp_path / 'two', *settings, '--data', str(data), *track))
     a, b = log(whole), log(tmp_path / 'two')
     assert {r['kind'] for r in a} == {'event', 'train', 'valid', 'sample'}
     same_records(a, b)
     assert out.count('held-out loss') == 1  # one process speaks
-    assert list((tmp_path / 'two/tensorboard').iterdir()) and (tmp_path / 'two/report.html').is_file()
+    assert (tmp_path / 'two/report.html').is_file()
+    assert not track or list((tmp_path / 'two/tensorboard').iterdir())
     files = [
         sorted(str(f.relative_to(r)) for f in (r / 'checkpoints').rglob('*'))
         for r in (whole, tmp_path / 'two')

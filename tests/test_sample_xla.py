@@ -19,7 +19,7 @@ from gpt2repro.generation import samples
 class Bytes:
     "A tokenizer of bytes (SentencePiece cannot train in a process that has loaded torch_xla)"
 
-    vocab_size, eot, held = 257, 256, ''
+    vocab_size, eot, escape = 257, 256, ''
     token_bytes = [*(bytes([i]) for i in range(256)), b'<|endoftext|>']
 
     def unescape(self, s):
