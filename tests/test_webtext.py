@@ -167,7 +167,10 @@ def test_ray_makes_the_same_documents(whole, tmp_path):
     out, err = p.communicate(timeout=240)
     assert p.returncode == 0, err
     parts = 'text', 'documents', 'removed'
-    assert made(tmp_path / 'r', *parts) == made(whole[2], *parts) and len(made(whole[2], *parts)) > 4
+    want = made(whole[2], *parts)
+    # all six hosts may fall to one task: their ports are drawn anew in each run
+    assert {name.partition('/')[0] for name in want} == set(parts)
+    assert made(tmp_path / 'r', *parts) == want
 
 
 sbatch = r"""#!/usr/bin/env python3
