@@ -27,7 +27,8 @@ from .backend import get_device
 from .model import GPT2
 from .parallel import copy_whole, full_tensor, rank_and_world_size, reshard
 from .tokenizer import load_tokenizer, save_hf
-from .weights import fetch, read_json
+from .utils import read_json
+from .weights import fetch
 from .weights import model_tensors, read_tensors, transposed, check_tensors, from_hf, hf_config
 from .weights import write_tensors
 from .weights import from_pretrained, save_pretrained  # noqa: F401  one door for weights and runs

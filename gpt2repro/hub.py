@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from .model import GPT2
 from .checkpoint import latest_checkpoint, verify_checkpoint
-from .weights import read_json
+from .utils import read_json
 from .weights import from_pretrained, save_pretrained
 
 # %% ../nbs/33_hub.ipynb #91fb1180

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Iterable
 
 import numpy as np
-from .utils import nearest, warn, write_atomic
+from .utils import nearest, read_json, warn, write_atomic
 
 # %% ../nbs/06_tokenizer.ipynb #77436241
 eot_text = '<|endoftext|>'
@@ -154,19 +154,8 @@ def _cut_white(text):
         yield text[start:]
 
 
-def _json_object(path):
-    "The object in a JSON file. Raises `ValueError` where there is none"
-    try:
-        d = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not JSON ({e}): fetch the file again') from None
-    if not isinstance(d, dict):
-        raise ValueError(f'{path}: holds a {type(d).__name__} and no object: fetch the file again')
-    return d
-
-
 def _read_ids(path):  # -> piece -> id
-    d = _json_object(path)
+    d = read_json(path, 'fetch the file again')
     for p, i in d.items():
         if type(i) is not int:
             raise ValueError(f'{path}: the id of {p!r} is {i!r} and no whole number: fetch the file again')
@@ -300,7 +289,7 @@ class GPT2BPE(Tokenizer):
 
         Raises `ValueError` naming what would give other ids than GPT-2's way of encoding
         """
-        d = _json_object(path)
+        d = read_json(path, 'fetch the file again')
         if what := _not_gpt2(d):
             raise ValueError(f'{path}: {what}, which is not the byte-level BPE of GPT-2: it cannot be read')
         m = d['model']

@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/weights.html.md"""
 
 # %% auto #0
 __all__ = ['transposed', 'hf_config', 'from_hf_config', 'to_hf', 'bare_names', 'from_hf', 'check_tensors', 'read_tensors',
-           'model_tensors', 'read_json', 'write_tensors', 'fetch', 'save_pretrained', 'from_tf_name', 'from_tf',
-           'from_tensorflow', 'from_nanogpt', 'from_pretrained']
+           'model_tensors', 'write_tensors', 'fetch', 'save_pretrained', 'from_tf_name', 'from_tf', 'from_tensorflow',
+           'from_nanogpt', 'from_pretrained']
 
 # %% ../nbs/16_weights.ipynb #26afd7cd
 import hashlib
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 from .backend import has_package
 from .config import GPT2Config
-from .utils import warn, write_atomic
+from .utils import read_json, warn, write_atomic
 from .model import GPT2
 from .tokenizer import save_hf
 
@@ -221,17 +221,6 @@ def model_tensors(
         for n in sorted(where.keys() - sd.keys()):
             raise ValueError(f'{folder / where[n]}: tensor {n} is missing, though the index says it is there')
     return sd
-
-
-def read_json(path: Path) -> dict:
-    "The object in a JSON file. Raises `OSError`, or `ValueError` where it is damaged or no object"
-    try:
-        d = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: damaged, not JSON ({e})') from None
-    if not isinstance(d, dict):
-        raise ValueError(f'{path}: damaged, it holds a {type(d).__name__} where an object belongs')
-    return d
 
 # %% ../nbs/16_weights.ipynb #a1f0e016
 _dtype_names = {
