@@ -6,10 +6,14 @@ WORKERS ?= 2
 ARGS    ?=
 PIP     := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := settings.ini pyproject.toml setup.py constraints.txt
-XLA     := .venv-xla
+comma   := ,
+XLA     := .venv-colab-tpu
+COLAB   := .venv-colab-cpu
+# Colab's images have Python 3.13; another one serves where that is not to be had
+PY313    = $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13*/bin/python3.13 $(PYTHON); do $$p -c '' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-slow test-xla sanitize docs why2019 why2019-quick export save prepare clean
+.PHONY: help reproduce test test-slow test-xla test-colab sanitize docs why2019 why2019-quick export save prepare clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -36,13 +40,18 @@ test: $(VENV)/dev ## export and cleanliness, every cell and every test that this
 test-slow: $(VENV)/dev ## the long ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
 
-$(XLA)/run: settings.ini setup.py constraints-xla.txt # torch_xla with the versions of Colab's TPU image, and the TPU compiler
-	test -x $(XLA)/bin/python || $(PYTHON) -m venv $(XLA)
-	$(XLA)/bin/python -m pip install -q --disable-pip-version-check -c constraints-xla.txt -e '.[xla,plan]' ipython pytest pytest-xdist transformers
+# The versions of Colab's images. torch_xla and the TPU's compiler are on the one for TPUs
+$(COLAB)/run $(XLA)/run: .venv-colab-%/run: settings.ini setup.py constraints-colab-%.txt
+	test -x .venv-colab-$*/bin/python || $(PY313) -m venv .venv-colab-$*
+	.venv-colab-$*/bin/python -m pip install -q --disable-pip-version-check -c constraints-colab-$*.txt \
+		-e '.$(if $(filter tpu,$*),[xla$(comma)plan])' ipykernel nbclient pytest pytest-xdist transformers
 	@touch $@
 
-test-xla: $(XLA)/run ## under torch_xla on the CPU: one compilation, steps compiled for TPUs, every notebook
-	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_*xla*.py tests/test_distributed*.py) $(ARGS)
+test-xla: $(XLA)/run ## with Colab's TPU image: torch_xla on the CPU, one compilation, steps compiled for TPUs, every notebook
+	PJRT_DEVICE=CPU GPT2REPRO_COLAB=tpu $(XLA)/bin/python -m pytest -n $(WORKERS) $(wildcard tests/test_*xla*.py tests/test_distributed*.py) tests/test_colab.py $(ARGS)
+
+test-colab: $(COLAB)/run ## with Colab's CPU image: "Run all" of every notebook
+	GPT2REPRO_COLAB=cpu $(COLAB)/bin/python -m pytest -n $(WORKERS) tests/test_colab.py $(ARGS)
 
 sanitize: $(VENV)/dev ## the kernels' tests with the C compiler's checks of addresses and of undefined behaviour
 	$(BIN)/python tools/sanitize.py $(ARGS)

@@ -1,6 +1,6 @@
 """Sampling under torch_xla on the CPU:
 
-two programs for prompts of one length bucket, and the CPU's texts. Runs in `.venv-xla` (`make test-xla`)
+two programs for prompts of one length bucket, and the CPU's texts. Runs in the environment of `make test-xla`
 """
 
 import os

@@ -1,6 +1,6 @@
 """The training loop under torch_xla on the CPU:
 
-one program, the same numbers. Runs in `.venv-xla` (`make test-xla`)
+one program, the same numbers. Runs in the environment of `make test-xla`
 """
 
 import copy

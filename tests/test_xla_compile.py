@@ -1,6 +1,6 @@
 """Training steps compiled for TPUs that are not there, each in a process of its own.
 
-Runs in `.venv-xla` (`make test-xla`)
+Runs in the environment of `make test-xla`
 """
 
 import json

@@ -1,6 +1,6 @@
 """One program for eight devices (SPMD, FSDPv2), which are virtual ones of the CPU.
 
-Runs in `.venv-xla` (`make test-xla`)
+Runs in the environment of `make test-xla`
 """
 
 import json
