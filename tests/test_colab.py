@@ -10,6 +10,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -54,18 +55,17 @@ def tree(source):
 
 # What the first cell installs
 
-here = 'gpt2repro @ git+https://github.com/gpt2repro/gpt2repro'
-install = re.compile(
-    r'^!\[ -e /content \] && pip install -q "gpt2repro(?:\[([\w,]+)\])? @ git\+https://github\.com/gpt2repro/gpt2repro"'
-    r'((?: [\w-]+)*)$',
-    re.M,
-)
+command = re.compile(r'^!\[ -e /content \] && pip install -q (.+)$', re.M)
 
 
 def installed_by(nb):
     "(extras of this package, other packages) that the notebook's first code cell installs, or `None`"
-    m = install.search(code_cells(nb)[0][1])
-    return m and (set((m[1] or '').split(',')) - {''}, set(m[2].split()))
+    asked = [p for line in command.findall(code_cells(nb)[0][1]) for p in shlex.split(line)]
+    ours = [p for p in asked if ' @ ' in p]
+    if not ours:
+        return None
+    m = re.fullmatch(r'gpt2repro(?:\[(.+)\])? @ git\+https://github\.com/gpt2repro/gpt2repro', ours[0])
+    return set((m[1] or '').split(',')) - {''}, set(asked) - set(ours)
 
 
 def asks(node):
