@@ -10,6 +10,8 @@ from pathlib import Path
 
 root = Path(__file__).parent.parent
 images = dict(cpu='pip-freeze.txt', tpu='pip-freeze.tpu.txt')
+# trafilatura needs a newer one than the images have, so that `gpt2repro[webtext]` replaces it there
+replaced = {'charset-normalizer'}
 
 
 def normal(name):
@@ -30,7 +32,7 @@ def pins(text):
 def constraints(freeze, ours, date, source):
     "The text of a constraints file"
     image = pins(freeze)
-    image = {k: v for k, v in image.items() if not k.startswith('nvidia-')}  # PyPI's torch names its own
+    image = {k: v for k, v in image.items() if not k.startswith('nvidia-') and k not in replaced}
     rest = {k: v for k, v in pins(ours).items() if k not in image and not k.startswith('nvidia-')}
     head = f"# Colab's image of {date}: {source} of github.com/googlecolab/backend-info, by tools/colab.py\n"
     more = '# What the image lacks: the versions of constraints.txt\n'
