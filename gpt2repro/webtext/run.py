@@ -23,13 +23,12 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ..utils import nearest, write_atomic
+from ..utils import exit_with_parent, nearest, write_atomic
 from ..settings import to_dict
 from .options import WebTextConfig
 from .links import FindLinks, MergeLinks
 from .fetch import FetchPages
 from .extract import ExtractText, FixText, Language, LongEnough, NotRepetitive, ReadPages
-from .extract import exit_with_parent
 from .dedup import Bands, Clusters, Decontaminate, DropCopies, DropNear, FindCopies
 from .dedup import IndexEvaluation, NoteContent, ReadText, Sign
 from .data_card import Describe, ListRemoved, ToJsonl, ToParquet, WriteCard, counts
