@@ -416,8 +416,15 @@ def _read_json(r, f, _):
             yield d
 
 # %% ../nbs/05_corpus.ipynb #3633427b
-def _csv_lines(r, f):
+def _csv_lines(r, f, row):
+    "The lines, with the number of bytes since the last row as `row['bytes']`: a row can have many lines"
     for line, n in _lines(r, f):
+        row['bytes'] += len(line or b'')
+        if row['bytes'] > 4 * r.max_bytes:
+            raise ValueError(
+                f'{r.path} line {n}: a row of more than {4 * r.max_bytes / 2**20:.0f} MiB (is a quote missing?): '
+                f'mend the file, or leave it out'
+            )
         if line is None:
             r.too_long(f' line {n}')
         elif (s := r.text(line, f' line {n}')) is not None:
@@ -426,9 +433,11 @@ def _csv_lines(r, f):
 
 def _read_csv(r, f, _):
     csv.field_size_limit(min(r.max_bytes, sys.maxsize))
-    rows = csv.DictReader(_csv_lines(r, f))
+    size = dict(bytes=0)
+    rows = csv.DictReader(_csv_lines(r, f, size))
     try:
         for row in rows:
+            size['bytes'] = 0
             if (d := r.pick(row, f' line {rows.line_num}')) is not None:
                 yield d
     except csv.Error as e:
