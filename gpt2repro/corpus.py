@@ -422,8 +422,8 @@ def _csv_lines(r, f, row):
         row['bytes'] += len(line or b'')
         if row['bytes'] > 4 * r.max_bytes:
             raise ValueError(
-                f'{r.path} line {n}: a row of more than {4 * r.max_bytes / 2**20:.0f} MiB: is a quote missing? '
-                f'Mend the file, or leave it out'
+                f'{r.path} line {n}: a row of more than {4 * r.max_bytes / 2**20:.0f} MiB '
+                f'(is a quote missing?): mend the file, or leave it out'
             )
         if line is None:
             r.too_long(f' line {n}')
