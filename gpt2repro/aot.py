@@ -286,7 +286,8 @@ def _worker(call, **kw):
         [
             sys.executable,
             '-c',
-            f'from gpt2repro.aot import {call}; import sys,json; {call}(**json.loads(sys.argv[1]))',
+            'import sys,json; from gpt2repro.utils import exit_with_parent; exit_with_parent(); '
+            f'from gpt2repro.aot import {call}; {call}(**json.loads(sys.argv[1]))',
             json.dumps(kw),
         ],
         env=env,

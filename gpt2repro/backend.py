@@ -27,7 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from .utils import nearest
+from .utils import exit_with_parent, nearest
 
 # %% ../nbs/04_backend.ipynb #d90a9cd2
 _devices = ('auto', 'cpu', 'cuda', 'xla', 'tpu', 'mps')
@@ -395,6 +395,8 @@ def init_distributed(
     minutes: float = 10.0,  # to wait for each other before giving up
 ) -> torch.device:  # that of this process
     "Connect to the other processes of `torchrun`; alone nothing happens"
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        exit_with_parent()  # torchrun started this process, and may be killed
     if rank_and_world_size()[1] == 1:
         return device
     from torch import distributed

@@ -105,10 +105,13 @@ class Windows:
 
 # %% ../nbs/08_batches.ipynb #bf31b6a3
 def document_spans(tokens, eot):
-    "(n,2) start and end (without separator) of each document"
+    """(n,2) start and end (without separator) of each document.
+
+    What follows the last separator is a document too: a `.bin` file may have none at all
+    """
     ends = tokens.where(eot)
-    if not len(ends):
-        raise ValueError(f'no separator (id {eot}) in the shards: were they made with another tokenizer?')
+    if len(tokens) > (ends[-1] + 1 if len(ends) else 0):
+        ends = np.append(ends, len(tokens))
     return np.stack([np.concatenate([[0], ends[:-1] + 1]), ends], 1)
 
 

@@ -22,6 +22,7 @@ import json
 import lzma
 import math
 import re
+import struct
 import sys
 import sysconfig
 import zlib
@@ -415,8 +416,15 @@ def _read_json(r, f, _):
             yield d
 
 # %% ../nbs/05_corpus.ipynb #3633427b
-def _csv_lines(r, f):
+def _csv_lines(r, f, row):
+    "The lines, with the number of bytes since the last row as `row['bytes']`: a row can have many lines"
     for line, n in _lines(r, f):
+        row['bytes'] += len(line or b'')
+        if row['bytes'] > 4 * r.max_bytes:
+            raise ValueError(
+                f'{r.path} line {n}: a row of more than {4 * r.max_bytes / 2**20:.0f} MiB '
+                f'(is a quote missing?): mend the file, or leave it out'
+            )
         if line is None:
             r.too_long(f' line {n}')
         elif (s := r.text(line, f' line {n}')) is not None:
@@ -425,9 +433,11 @@ def _csv_lines(r, f):
 
 def _read_csv(r, f, _):
     csv.field_size_limit(min(r.max_bytes, sys.maxsize))
-    rows = csv.DictReader(_csv_lines(r, f))
+    size = dict(bytes=0)
+    rows = csv.DictReader(_csv_lines(r, f, size))
     try:
         for row in rows:
+            size['bytes'] = 0
             if (d := r.pick(row, f' line {rows.line_num}')) is not None:
                 yield d
     except csv.Error as e:
@@ -454,7 +464,27 @@ def _read_parquet(r, f, _):
         )
     # a value that many rows share stays one value in memory: 5 KB of file can hold gigabytes of rows
     shared = pq.ParquetFile(r.path, memory_map=True, read_dictionary=[r.field])
-    yield from _column(r, (b.column(0) for b in shared.iter_batches(batch_size=256, columns=[r.field])))
+    try:
+        yield from _column(r, _column_chunks(r, table, shared))
+    except pa.ArrowInvalid as e:
+        raise _damaged(r.path, str(e).splitlines()[0]) from None
+
+
+def _column_chunks(r, table, shared, memory=64 << 20):
+    "The arrays of a column: as many rows at once as are about `memory` bytes, at most 256"
+    for g in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(g)
+        columns = (group.column(i) for i in range(group.num_columns))
+        about = [c for c in columns if c.path_in_schema.split('.')[0] == r.field]
+        each = sum(c.total_uncompressed_size for c in about) // max(1, group.num_rows)
+        rows = max(1, min(256, memory // max(1, each)))
+        # a value that is written as the difference to the one before has no bound, nor a dictionary
+        file = shared
+        if any(e.startswith('DELTA') for c in about for e in c.encodings):
+            file = table
+            rows = 1
+        for b in file.iter_batches(batch_size=rows, row_groups=[g], columns=[r.field]):
+            yield b.column(0)
 
 
 def _column(r, arrays):
@@ -466,9 +496,91 @@ def _column(r, arrays):
             data = text.as_buffer() if hasattr(text, 'as_buffer') else None
             if data is not None and len(data) > r.max_bytes:
                 r.too_long(f' row {n}')
-            elif (d := r.valid_text(text and text.as_py(), f' row {n}')) is not None:
+            elif (d := _row_text(r, text, data, f' row {n}')) is not None:
                 yield d
             n += 1
+
+
+def _row_text(r, text, data, where):
+    "The text of a scalar of Arrow, or None if it is to be skipped"
+    try:
+        row = text and text.as_py()
+    except UnicodeDecodeError:
+        return r.text(data.to_pybytes(), where)
+    return r.valid_text(row, where)
+
+
+def _checked(array):
+    "The array. Raises `ArrowInvalid` for damaged offsets, at which Arrow would end the process"
+    import pyarrow as pa
+
+    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    array.view(as_bytes.get(array.type, array.type)).validate(full=True)
+    return array
+
+
+def _flat_field(b, table, i):
+    "Where field `i` of a table of FlatBuffers begins, or 0"
+    (back,) = struct.unpack_from('<i', b, table)
+    (size,) = struct.unpack_from('<H', b, table - back)
+    at = 4 + 2 * i
+    (offset,) = struct.unpack_from('<H', b, table - back + at) if at < size else (0,)
+    return table + offset if offset else 0
+
+
+def _flat_table(b, at):
+    "Where the table or vector begins that the field at `at` points to"
+    return at + struct.unpack_from('<I', b, at)[0]
+
+
+def _unpacked_bytes(metadata, body):
+    "What the packed buffers of an Arrow message unpack to (Arrow's columnar format, *Buffer compression*)"
+    message = _flat_table(metadata, 0)
+    kind = metadata[_flat_field(metadata, message, 1)]
+    batch = _flat_table(metadata, _flat_field(metadata, message, 2))
+    if kind == 2:  # a batch of a dictionary holds a batch of records
+        batch = _flat_table(metadata, _flat_field(metadata, batch, 1))
+    if kind not in (2, 3) or not _flat_field(metadata, batch, 3):
+        return 0
+    buffers = _flat_table(metadata, _flat_field(metadata, batch, 2))
+    (n,) = struct.unpack_from('<I', metadata, buffers)
+    total = 0
+    for i in range(n):
+        start, size = struct.unpack_from('<qq', metadata, buffers + 4 + 16 * i)
+        if size >= 8:
+            total += max(0, struct.unpack_from('<q', body, start)[0])
+    return total
+
+
+class _ArrowBytes:
+    "The bytes of an Arrow stream. Raises `ValueError` for a batch that would fill the memory"
+
+    closed = False
+    limit = 2 << 30  # bytes
+
+    def __init__(self, r, f):
+        self.r = r
+        self.f = f
+        self.metadata = b''  # of the message that is being read
+
+    def refuse(self, n):
+        raise ValueError(
+            f'{self.r.path}: a batch that unpacks to {n / 2**30:.1f} GiB: write the file in smaller batches'
+        )
+
+    def read(self, n):
+        if n > self.limit:
+            self.refuse(n)
+        data = self.f.read(n)
+        if len(self.metadata) > 8:
+            try:
+                size = _unpacked_bytes(self.metadata, data)
+            except (struct.error, IndexError):
+                size = 0  # no body, or a damaged one: Arrow says so
+            if size > self.limit:
+                self.refuse(size)
+        self.metadata = data if n < 1 << 24 else b''
+        return data
 
 
 def _read_arrow(r, f, _):
@@ -476,7 +588,7 @@ def _read_arrow(r, f, _):
     import pyarrow as pa
 
     try:
-        table = pa.ipc.open_stream(f)
+        table = pa.ipc.open_stream(_ArrowBytes(r, f))
     except pa.ArrowInvalid as e:
         raise ValueError(
             f'{r.path}: not an Arrow stream ({str(e).splitlines()[0]}): mend the file, or leave it out'
@@ -486,7 +598,11 @@ def _read_arrow(r, f, _):
             f'{r.path}: no field {r.field!r} (there is: {", ".join(table.schema.names)}): name the field '
             f'that holds the text'
         )
-    yield from _column(r, (b.column(b.schema.get_field_index(r.field)) for b in table))
+    try:
+        at = table.schema.get_field_index(r.field)
+        yield from _column(r, (_checked(b.column(at)) for b in table))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError) as e:
+        raise _damaged(r.path, str(e).splitlines()[0]) from None
 
 
 _readers = {

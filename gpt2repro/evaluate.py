@@ -379,18 +379,24 @@ def _tokenizer_of(source, tok):
 
 
 def _heldout_ids(model, tok, source, limit):
-    "Token ids of each document of a shard set, in the model's own tokenizer"
+    """Token ids of each document of a shard set, in the model's own tokenizer, and what ends each.
+
+    A `.bin` file may end without a separator: then nothing ends its last document
+    """
     source = _shards_of(source)
     tokens = open_tokens(source)
     reader = _tokenizer_of(source, tok)
-    if tokens.eot != reader.eot:
+    is_folder = isinstance(source, Path) and source.is_dir()
+    if is_folder and tokens.eot != reader.eot:  # a .bin file does not say what ends its documents
         raise ValueError(
             f'{source} ends documents with token {tokens.eot}, the tokenizer with {reader.eot}: '
             f"prepare the text with the model's own tokenizer"
         )
-    docs = [tokens[a:b] for a, b in list(document_spans(tokens, reader.eot))[:limit]]
-    if not docs:
-        raise ValueError(f'{source} has no documents')
+    spans = document_spans(tokens, reader.eot)[:limit]
+    docs = [tokens[a:b] for a, b in spans]
+    if not sum(map(len, docs)):
+        raise ValueError(f'{source} has no text to score, only separators: name other shards')
+    ends = [[tok.eot] if b < len(tokens) else [] for _, b in spans]
     if reader is not tok:
         docs = [np.array(tok.encode(reader.decode(d)), dtype=np.int64) for d in docs]
     largest = max((int(d.max()) for d in docs if len(d)), default=0)
@@ -399,7 +405,7 @@ def _heldout_ids(model, tok, source, limit):
             f'{source} has token {largest}, the model knows {model.cfg.vocab_size}: '
             f"prepare the text with the model's own tokenizer"
         )
-    return docs
+    return docs, ends
 
 # %% ../nbs/30_evaluate.ipynb #861d8a99
 def _discount(counts):
@@ -1039,7 +1045,7 @@ def heldout(
     """
     check_tokenizer(model, tok)
     protocols = _protocols(protocol)
-    docs = _heldout_ids(model, tok, source, limit)
+    docs, ends = _heldout_ids(model, tok, source, limit)
     n_bytes = [len(tok.decode(d).encode()) for d in docs]
     T = model.cfg.n_ctx
     out = Results()
@@ -1047,11 +1053,12 @@ def heldout(
         if p == 'paper':
             stride = max(1, T // 2)
             of = 'documents'
-            parts = [windows([tok.eot, *d, tok.eot], T, stride) for d in docs]
+            parts = [windows([tok.eot, *d, *end], T, stride) for d, end in zip(docs, ends)]
         else:
             stride = T
             of = 'the stream'
-            parts = [windows(np.concatenate([[tok.eot], *([*d, tok.eot] for d in docs)]), T, stride)]
+            stream = [np.array([*d, *end], dtype=np.int64) for d, end in zip(docs, ends)]
+            parts = [windows(np.concatenate([[tok.eot], *stream]), T, stride)]
         file = _answer_path(keep, 'heldout', p, model, kw.get('dtype', 'float32'))
         flat = [w for ws in parts for w in ws]
         got = iter(score_windows(model, flat, desc=f'heldout ({p})', keep=file, **kw))

@@ -30,7 +30,7 @@ from typing import Iterable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .utils import file_sha256, progress, write_atomic
+from .utils import exit_with_parent, file_sha256, progress, write_atomic
 from .corpus import Holdout, OverlapMarker, clean, docs_versions, documents, drop_near_copies
 from .corpus import warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
@@ -156,6 +156,7 @@ def _unpack(data):
 def _work(folder):
     "What a worker process does: groups of documents in, ids out, until the pipe closes"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    exit_with_parent()
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)  # whatever else prints goes to standard error
@@ -675,6 +676,12 @@ def _foreign(path):
         return path, dtype, 1024, n
     if size % 2 or not size:
         raise ValueError(f'{path}: {size} bytes are no row of uint16: is it a .bin file of nanoGPT or llm.c?')
+    halves = np.fromfile(path, '<u2', 512)
+    if len(halves) >= 64 and not halves[1::2].any() and len(set(halves[::2].tolist())) > 1:
+        raise ValueError(
+            f'{path}: every second id is 0, as in a row of uint32: write the ids as uint16, or with the '
+            f'header of llm.c'
+        )
     return path, '<u2', 0, size // 2
 
 

@@ -5,6 +5,7 @@ killed and run again, on Ray, under Slurm, without its extra. All traffic goes t
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 pytest.importorskip('gpt2repro.webtext.run')
 from gpt2repro.cli import main
+from gpt2repro.webtext.fetch import Response, warc_record
 from gpt2repro.webtext.options import CrawlConfig, WebTextConfig
 from gpt2repro.webtext.practice_site import PracticeSite, practice_dump
 from gpt2repro.webtext.run import webtext
@@ -237,3 +239,70 @@ def test_without_the_extra_one_line_says_what_to_install():
         ), r.stderr
         if package == 'datatrove':
             assert len(r.stderr.splitlines()) == 1 and 'Traceback' not in r.stderr
+
+
+def processes(mark):
+    "The processes that have `MARK=mark` in their environment, zombies aside"
+    found = []
+    for p in Path('/proc').glob('[0-9]*'):
+        try:
+            alive = (p / 'stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+            if alive and f'\0MARK={mark}\0' in '\0' + (p / 'environ').read_text(errors='replace'):
+                found.append(int(p.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.parametrize('how', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_killed_run_leaves_no_process(how, tmp_path):
+    "It dies while two tasks extract text, each with a process beside it; all of them end within seconds"
+    page = b'<html><body><article>' + b'<p>The old letter was carried to the market.</p>' * 200
+    a = Response(
+        url='http://e.com/', status=200, headers=(('Content-Type', 'text/html'),), body=page, ip='192.0.2.1'
+    )
+    record = warc_record(a, dict(url=a.url, score=3, date='2005-06-24'))
+    for i in range(2):
+        (tmp_path / f'{i}.warc.gz').write_bytes(record * 3000)
+    mark = f'{os.getpid()}-{how}'
+    p = process(*sorted(tmp_path.glob('*.gz')), '--out', tmp_path / 'o', 'tasks=2', MARK=mark)
+    wait_for(lambda: len(processes(mark)) >= 6, p)  # with the fork server and its tracker
+    p.send_signal(how)
+    p.communicate(timeout=60)
+    end = time.time() + 10
+    while processes(mark) and time.time() < end:
+        time.sleep(0.1)
+    assert processes(mark) == []
+
+
+def test_a_stage_names_what_it_left_out(tmp_path, capsys, monkeypatch):
+    "Odd submissions, and a damaged archive: the run goes on, and one line says what was left out"
+    monkeypatch.setenv('GPT2REPRO_QUIET', '1')
+    good = b'{"id":"g","url":"http://good.example/","score":9,"created_utc":1119552233}\n'
+    (tmp_path / 'd.json').write_bytes(
+        good.replace(b'"g"', b'"a\\nb"') + good + good.replace(b':9,', b':1e99,')
+    )
+    args = '--workers', '1', 'tasks=1'
+    assert (
+        main(['webtext', str(tmp_path / 'd.json'), '--out', str(tmp_path / 'l'), '--stage', 'links', *args])
+        == 0
+    )
+    assert 'webtext: links-find left out: 2 damaged' in capsys.readouterr().err
+    links = tmp_path / 'l/links/00000.jsonl'
+    assert len(links.read_bytes().splitlines()) == 1
+    links.write_bytes(b'{"url":[]}\n')  # what a later stage reads from the disk is checked too
+    assert (
+        main(['webtext', str(tmp_path / 'd.json'), '--out', str(tmp_path / 'l'), '--stage', 'pages', *args])
+        == 2
+    )
+    err = capsys.readouterr().err.splitlines()
+    assert '00000.jsonl: damaged' in err[-1] and 'delete .work/logs/links-merge in' in err[-1]
+    shutil.rmtree(tmp_path / 'l/.work/logs/links-merge')  # as the message says
+    argv = ['webtext', str(tmp_path / 'd.json'), '--out', str(tmp_path / 'l'), '--stage', 'links', *args]
+    assert main(argv) == 0 and b'good.example' in links.read_bytes()
+    capsys.readouterr()
+    (tmp_path / 'no.warc.gz').write_bytes(b'hello\n')
+    args = *args, 'repetition=false', 'near=false'
+    assert main(['webtext', str(tmp_path / 'no.warc.gz'), '--out', str(tmp_path / 'w'), *args]) == 0
+    assert 'webtext: text left out: 1 damaged' in capsys.readouterr().err

@@ -21,11 +21,11 @@ from ..utils import write_atomic
 from ..corpus import read_file
 from ..corpus import kinds as text_kinds
 from .options import DedupConfig
-from .streams import Runs, dump_lines, merged_groups
+from .streams import DamagedState, Runs, dump_lines, merged_groups, odd, parse_object
+from .streams import whole_number
 from .extract import Words
 
 # %% ../../nbs/webtext/06_dedup.ipynb #78f41d5c
-import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster
@@ -87,14 +87,23 @@ class FindCopies(PipelineStep):
         try:
             for group in merged_groups(Path(self.runs) / f'{rank:05d}'):
                 next(group)
-                for _, task, i in group:
+                for record in group:
+                    task, i = self._place(record)
                     if task not in files:
                         files[task] = open(out / f'{task}-{rank:05d}.txt', 'w')
-                    files[task].write(f'{int(i)}\n')
+                    files[task].write(f'{i}\n')
                     self.stat_update('copies')
         finally:
             for f in files.values():
                 f.close()
+
+    def _place(self, record):
+        "Task and number of a document"
+        try:
+            _, task, i = record
+            return f'{whole_number(task, 0, 99_999):05d}', whole_number(i, 0, 10**12)
+        except ValueError as e:
+            raise DamagedState(self.runs, e, 'text') from None
 
 
 class DropCopies(BaseFilter):
@@ -113,7 +122,11 @@ class DropCopies(BaseFilter):
     def run(self, data, rank=0, world_size=1):
         self.i = -1
         files = Path(self.folder).glob(f'{rank:05d}-*.txt')
-        self.drop = np.sort(np.array([int(l) for f in files for l in open(f)], np.int64))
+        try:
+            drop = [whole_number(l, 0, 10**12) for f in files for l in open(f, encoding='utf-8')]
+        except ValueError as e:
+            raise DamagedState(self.folder, e, 'dedup-copies') from None
+        self.drop = np.sort(np.array(drop, np.int64))
         yield from super().run(data, rank, world_size)
 
     def filter(self, doc):
@@ -138,13 +151,23 @@ class ReadText(PipelineStep):
         f = Path(self.folder) / f'{rank:05d}.jsonl.zst'
         if not f.exists():
             return  # a task without documents writes no file
-        for lines in dump_lines(f):
-            for line in lines:
-                if not line:
-                    continue
-                d = orjson.loads(line)
-                self.stat_update('documents')
-                yield Document(text=d['text'], id=d['id'], metadata=d['metadata'])
+        for line in self._lines(f):
+            try:
+                d = parse_object(line)
+                document = Document(text=d['text'], id=d['id'], metadata=d['metadata'])
+                if not isinstance(d['text'], str) or not isinstance(d['metadata'], dict):
+                    raise ValueError('no document')
+            except (*odd, KeyError) as e:
+                raise DamagedState(f, e, 'text') from None
+            self.stat_update('documents')
+            yield document
+
+    def _lines(self, f):
+        try:
+            for lines in dump_lines(f):
+                yield from (line for line in lines if line)
+        except ValueError as e:
+            raise DamagedState(f, e, 'text') from None
 
 # %% ../../nbs/webtext/06_dedup.ipynb #a62b17b1
 _word = re.compile(r'[^\W_]+')
@@ -321,10 +344,15 @@ class Decontaminate(BaseFilter):
             for n in ('keys', 'owners', 'sizes')
         )
         self.names = json.loads((Path(self.index) / 'names.json').read_text())
+        if len(self.keys) != len(self.owners) or len(self.sizes) != len(self.names):
+            raise ValueError('the files of the index differ')
 
     def filter(self, doc):
         if self.keys is None:
-            self._load()
+            try:
+                self._load()
+            except (*odd, EOFError) as e:
+                raise DamagedState(self.index, e, 'dedup-index') from None
         grams = np.unique(word_grams(doc.text))
         first, last = (np.searchsorted(self.keys, grams, side) for side in ('left', 'right'))
         n = int((last > first).sum())  # the document's 8-grams that evaluation sets have too

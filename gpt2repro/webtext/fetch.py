@@ -13,6 +13,7 @@ import http.client
 import io
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import threading
@@ -27,7 +28,7 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 from .options import CrawlConfig
-from .streams import bucket
+from .streams import DamagedState, bucket, odd, parse_object, whole_number
 from .links import normalise, site
 
 # %% ../../nbs/webtext/04_fetch.ipynb #63b78908
@@ -144,15 +145,17 @@ def _read_body(r, max_bytes):
     unpack = None
     parts = []
     n = 0
+    received = 0
     while data := r.read1(1 << 16):
+        received += len(data)
         if packed != 'identity':
             if unpack is None:
                 headerless = packed == 'deflate' and data[0] & 15 != 8
                 unpack = zlib.decompressobj(-15 if headerless else 47)
-            data = unpack.decompress(data, max_bytes - n + 1)
+            data = b'' if unpack.eof else unpack.decompress(data, max_bytes - n + 1)
         parts.append(data)
         n += len(data)
-        if n > max_bytes:
+        if max(n, received) > max_bytes:
             raise FetchError('too big')
     if r.length:
         raise ConnectionError(f'{r.length} bytes are missing')
@@ -236,6 +239,39 @@ class HostLimiter:
                 os.utime(f, ns=(time.time_ns(),) * 2)  # the kernel's own stamp is up to 4 ms old
 
 # %% ../../nbs/webtext/04_fetch.ipynb #cbcad000
+_agent_line = re.compile(r'\s*user[- ]?agent(?:\s*:|\s)\s*([^#]*)', re.I)
+
+
+def _own_rules(
+    text,  # robots.txt
+    agent,  # the User-Agent header
+    most=20,  # names that fit
+):
+    """The text with one name in the place of all that are not ours.
+
+    Protego copies each rule to each name of its group, so half a megabyte of names and rules would fill
+    the memory
+    """
+    ours = set()
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if m := _agent_line.match(line):
+            name = m[1].strip().lower().replace('*', '') or '*'
+            if name == '*' or name in agent.lower() and (name in ours or len(ours) < most):
+                ours.add(name)
+            else:
+                lines[i] = 'User-agent: @other'
+    return '\n'.join(lines)
+
+
+def _seconds(retry_after):
+    "What a Retry-After header asks for, at most a minute; 0 if it is missing, a date or no number"
+    try:
+        return min(whole_number(retry_after, 0, 10**9), 60)
+    except ValueError:
+        return 0
+
+
 class Fetcher:
     "Fetches pages politely. One for each task, used by many threads"
 
@@ -266,8 +302,7 @@ class Fetcher:
                     a = get_once(url, self.cfg, self.tls, max_bytes)
                 if a.status != 429 and a.status < 500 or last:
                     return a
-                if (after := a.header('retry-after')).isdigit():
-                    pause = min(max(pause, int(after)), 60.0)
+                pause = max(pause, _seconds(a.header('retry-after')))
             except FetchError:
                 raise
             except ssl.SSLError:
@@ -276,6 +311,8 @@ class Fetcher:
                 late = isinstance(e, TimeoutError)
                 if last or late and str(e) == 'deadline':
                     raise FetchError('timeout' if late else 'network', str(e)) from None
+            except odd as e:  # a name that TLS or DNS cannot write, a header that http.client cannot read
+                raise FetchError('damaged', str(e)) from None
             if self.stop.wait(pause):
                 raise KeyboardInterrupt
         raise AssertionError
@@ -327,14 +364,21 @@ class Fetcher:
             return Protego.parse('') if e.reason in ('too big', 'redirect') else None
         if a.status >= 500 or a.status == 429:
             return None
-        return Protego.parse(a.body.decode('utf-8', 'replace') if a.status == 200 else '')
+        try:
+            text = a.body.decode('utf-8', 'replace') if a.status == 200 else ''
+            return Protego.parse(_own_rules(text, self.cfg.agent))
+        except odd:
+            return None
 
     def _allowed(self, url):
         "Seconds that the host wants between two requests. Raises `FetchError` where it wants none"
         rules = self.robots(url)
-        if rules is None or not rules.can_fetch(url, self.cfg.agent):
-            raise FetchError('robots')
-        return float(rules.crawl_delay(self.cfg.agent) or 0)
+        try:
+            if rules is not None and rules.can_fetch(url, self.cfg.agent):
+                return float(rules.crawl_delay(self.cfg.agent) or 0)
+        except odd:
+            pass
+        raise FetchError('robots')
 
     def page(
         self,
@@ -358,6 +402,14 @@ def is_html(
     return kind in ('text/html', 'application/xhtml+xml') or not kind and body.lstrip()[:1] == b'<'
 
 # %% ../../nbs/webtext/04_fetch.ipynb #92f80bc5
+_token = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.A)  # a header's name (RFC 9110, 5.6.2)
+
+
+def _one_line(value):
+    "A header's value without line ends and other control characters, which would end the header"
+    return re.sub(r'[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]+\s*', ' ', value)
+
+
 def warc_record(
     a: Response,
     link: dict,  # url, score, date
@@ -366,7 +418,8 @@ def warc_record(
     out = io.BytesIO()
     w = WARCWriter(out, gzip=True)
     drop = ('content-encoding', 'transfer-encoding', 'content-length', 'connection', 'set-cookie')
-    headers = [(k, v) for k, v in a.headers if k.lower() not in drop] + [('Content-Length', str(len(a.body)))]
+    kept = [(k, _one_line(v)) for k, v in a.headers if _token.fullmatch(k) and k.lower() not in drop]
+    headers = [*kept, ('Content-Length', str(len(a.body)))]
     about = {
         'WARC-IP-Address': a.ip,
         'WARC-Link-URL': link['url'],
@@ -402,21 +455,35 @@ class Journal:
         self._resume()
 
     def _resume(self):
-        "Read the whole lines of the journal, and cut off what comes after them in both files"
+        "Read the journal up to its first damaged line, and cut off what comes after in both files"
         log_end = 0
         warc_end = 0
         self.log.seek(0)
+        size = self.warc.seek(0, os.SEEK_END)
         for line in self.log:
-            if not line.endswith(b'\n'):
+            try:
+                n, start, end = self._entry(line, size)
+            except (*odd, KeyError):
                 break
-            d = orjson.loads(line)
-            self.line[d['n']] = log_end
-            self.start[d['n']], self.end[d['n']] = d['at']
+            self.line[n] = log_end
+            self.start[n], self.end[n] = start, end
             log_end += len(line)
-            warc_end = max(warc_end, d['at'][1])
+            warc_end = max(warc_end, end)
         for f, size in ((self.log, log_end), (self.warc, warc_end)):
             f.seek(0, os.SEEK_END)
             f.truncate(size)
+
+    def _entry(self, line, size):
+        "Number of the link, start and end of its page. Raises `ValueError` or `KeyError` for a torn line"
+        if not line.endswith(b'\n'):
+            raise ValueError('torn')
+        d = parse_object(line)
+        start, end = d['at']
+        n = whole_number(d['n'], 0, len(self.line) - 1)
+        end = whole_number(end, 0, size)
+        if not isinstance(d['url'], str) or not isinstance(d['outcome'], str):
+            raise ValueError('no link')
+        return n, whole_number(start, 0, end), end
 
     def done(self, n: int) -> bool:
         "Is link `n` done?"
@@ -479,6 +546,18 @@ class Journal:
         self.warc.close()
 
 # %% ../../nbs/webtext/04_fetch.ipynb #75bbcec1
+def _link(path, line):
+    "A link that `MergeLinks` wrote. Raises `DamagedState` for anything else"
+    try:
+        d = parse_object(line)
+        whole_number(d['score'], -(2**31), 2**31)
+        if not normalise(d['url']) or not re.fullmatch(r'[\d-]{10}', d['date'], re.A):
+            raise ValueError('no link')
+    except (*odd, KeyError) as e:
+        raise DamagedState(path, e, 'links-merge') from None
+    return d
+
+
 def _host_groups(path):
     "An array with (offset in the file, number of the first link, links) for each host, and all links"
     groups = []
@@ -487,7 +566,7 @@ def _host_groups(path):
     last = None
     with open(path, 'rb') as f:
         for line in f:
-            if (host := site(orjson.loads(line)['url'])) != last:
+            if (host := site(_link(path, line)['url'])) != last:
                 groups.append([offset, n, 0])
                 last = host
             groups[-1][2] += 1
@@ -551,12 +630,14 @@ class FetchPages(PipelineStep):
         with open(path, 'rb') as f:
             f.seek(offset)
             for i in range(first, first + n):
-                link = orjson.loads(f.readline())
+                link = _link(path, f.readline())
                 if journal.done(i) or fetcher.stop.is_set():
                     continue
                 try:
-                    a = fetcher.page(link['url'])
+                    record = warc_record(fetcher.page(link['url']), link)
                 except FetchError as e:
                     journal.add(i, link['url'], e.reason)
+                except odd:
+                    journal.add(i, link['url'], 'damaged')
                 else:
-                    journal.add(i, link['url'], 'fetched', warc_record(a, link))
+                    journal.add(i, link['url'], 'fetched', record)

@@ -20,12 +20,14 @@ from urllib.parse import quote, urlsplit
 from ..utils import write_atomic
 from .options import WebTextConfig
 from .streams import Runs, TopCounts, bucket, dump_lines, merged_groups
+from .streams import parse_object, short_name, whole_number
 
 # %% ../../nbs/webtext/02_links.ipynb #f4b43b1f
 import orjson
 from datatrove.pipeline.base import PipelineStep
 
 # %% ../../nbs/webtext/02_links.ipynb #1c1fc815
+_longest = 1 << 14  # characters; servers refuse much shorter ones
 _tracking = re.compile(r'(utm_\w+|fbclid|gclid|ref_src|mc_cid|mc_eid|igshid)(=|$)', re.I)
 _safe = "/%:@!$&'()*+,;=~?[]"
 
@@ -34,6 +36,8 @@ def normalise(
     url: str,
 ) -> str:  # '' for what is no link to a web page
     "One spelling for one page"
+    if len(url) > _longest:
+        return ''
     try:
         u = urlsplit(url.strip().replace('&amp;', '&'))
         port = u.port
@@ -50,10 +54,12 @@ def normalise(
         return ''
     if port not in (None, 80 if u.scheme == 'http' else 443):
         host = f'{host}:{port}'
-    path = quote(u.path or '/', safe=_safe)
     query = '&'.join(o for o in u.query.split('&') if o and not _tracking.match(o))
-    if query:
-        query = '?' + quote(query, safe=_safe)
+    try:
+        path = quote(u.path or '/', safe=_safe)
+        query = '?' + quote(query, safe=_safe) if query else ''
+    except UnicodeEncodeError:  # a lone surrogate
+        return ''
     return f'{u.scheme}://{host}{path}{query}'
 
 
@@ -102,7 +108,23 @@ def left_out(
     return 'media' if _media_path.search(url.split('?', 1)[0]) else ''
 
 # %% ../../nbs/webtext/02_links.ipynb #b1c20fea
-_score = re.compile(rb'"score": ?(-?\d+)')
+_score = re.compile(rb'"score": ?(-?\d{1,9})(?![\d.eE])')
+_scores = -(2**31), 2**31 - 1  # what a column of the documents holds
+_years = 0, 253402300799  # seconds from 1970 to the end of 9999
+
+
+def _submission(line):
+    """(URL or None for a text on Reddit, score, time, id) of a line.
+
+    Raises `ValueError` or `KeyError` for what is no submission
+    """
+    d = parse_object(line)
+    score = whole_number(d['score'], *_scores)
+    when = whole_number(d['created_utc'], *_years)
+    url = d['url']
+    if url is not None and not isinstance(url, str):
+        raise ValueError('the URL is no text')
+    return None if d.get('is_self') else url, score, when, short_name(d.get('id') or '')
 
 
 def links(
@@ -122,24 +144,21 @@ def links(
         if len(scores) == 1 and int(scores[0]) < min_score:
             continue
         try:
-            d = orjson.loads(line)
-            score = int(d['score'])
-            url = d['url']
-            when = int(d['created_utc'])
-        except (ValueError, KeyError, TypeError):
+            url, score, when, id = _submission(line)
+        except (ValueError, KeyError):
             counts['damaged'] += 1
             continue
         if score < min_score:
             continue
         counts['score'] += 1
-        if d.get('is_self') or not isinstance(url, str):
+        if url is None:
             counts['reddit'] += 1
         elif not (url := normalise(url)):
             counts['malformed'] += 1
         elif reason := left_out(url):
             counts[reason] += 1
         else:
-            yield url, score, when, str(d.get('id', ''))
+            yield url, score, when, id
 
 # %% ../../nbs/webtext/02_links.ipynb #a8d4e9cc
 def link_counts(
@@ -180,7 +199,7 @@ class FindLinks(PipelineStep):
         out = Runs(self.runs, rank)
         counts = Counter()
         for dump in self.dumps[rank::world_size]:
-            for lines in dump_lines(dump):
+            for lines in dump_lines(dump, counts=counts):
                 for url, score, when, id in links(lines, counts, self.cfg.min_score):
                     record = f'{link_key(url)}\t{when}\t{id}\t{score}\t{url}'
                     out.add(bucket(site(url), self.cfg.tasks), record)
@@ -215,7 +234,9 @@ class MergeLinks(PipelineStep):
         f.parent.mkdir(parents=True, exist_ok=True)
         with open(f.with_suffix('.part'), 'wb') as out:
             for group in merged_groups(Path(self.runs) / f'{rank:05d}'):
-                link = self._link(list(islice(group, 100_000)))
+                link = self._link(islice(group, 100_000))
+                if link is None:
+                    continue
                 out.write(orjson.dumps(link, option=orjson.OPT_APPEND_NEWLINE))
                 per_site.add(site(link['url']))
                 n += 1
@@ -224,11 +245,20 @@ class MergeLinks(PipelineStep):
         self.stat_update('links', value=n)
 
     def _link(self, submissions):
-        "One link of the records that `FindLinks` wrote: key, time, id, score, URL"
-        best = max(submissions, key=lambda o: int(o[3]))
-        return dict(
-            url=best[4],
-            score=int(best[3]),
-            date=_day(min(int(o[1]) for o in submissions)),
-            submissions=len(submissions),
-        )
+        """One link of the records that `FindLinks` wrote: key, time, id, score, URL.
+
+        Damaged records are counted and left out; None if no other is there
+        """
+        found = []  # score, time, URL
+        for o in submissions:
+            try:
+                key, when, _, score, url = o
+                if link_key(normalise(url)) != key:
+                    raise ValueError('key and URL differ')
+                found.append((whole_number(score, *_scores), whole_number(when, *_years), url))
+            except (ValueError, IndexError):
+                self.stat_update('damaged')
+        if not found:
+            return None
+        score, _, url = max(found, key=lambda o: o[0])
+        return dict(url=url, score=score, date=_day(min(o[1] for o in found)), submissions=len(found))

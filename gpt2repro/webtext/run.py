@@ -23,17 +23,16 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ..utils import nearest, write_atomic
+from ..utils import exit_with_parent, nearest, read_json, warn, write_atomic
 from ..settings import to_dict
 from .options import WebTextConfig
 from .links import FindLinks, MergeLinks
 from .fetch import FetchPages
 from .extract import ExtractText, FixText, Language, LongEnough, NotRepetitive, ReadPages
-from .extract import exit_with_parent
 from .dedup import Bands, Clusters, Decontaminate, DropCopies, DropNear, FindCopies
 from .dedup import IndexEvaluation, NoteContent, ReadText, Sign
 from .data_card import Describe, ListRemoved, ToJsonl, ToParquet, WriteCard, counts
-from .data_card import full_document
+from .data_card import full_document, left_out_words
 
 # %% ../../nbs/webtext/08_run.ipynb #ae1e84e2
 import dill
@@ -355,7 +354,7 @@ def _open_folder(inputs, folder, cfg):
             settings=to_dict(cfg),
         )
         f = folder / 'webtext.json'
-        if f.exists() and json.loads(f.read_text()) != json.loads(json.dumps(made)):
+        if f.exists() and read_json(f, 'choose another folder') != json.loads(json.dumps(made)):
             raise ValueError(
                 f'{folder}: was begun with other inputs or settings (webtext.json has them): choose '
                 f'another folder'
@@ -392,8 +391,15 @@ def webtext(
         whole = stages([str(Path(o).resolve()) for o in inputs], Path(folder).resolve(), cfg)
         todo = [s for s in whole if s.of in upto]
         for name in run_stages(todo, Path(folder).resolve(), executor, workers, partition, hours):
+            if executor != 'slurm' and (words := left_out_words(folder, name)):
+                warn(f'webtext: {name} left out: {words}')
             if said:
                 said(name)
         if executor == 'slurm':
             return dict(submitted=[s.name for s in todo])
-        return json.loads((Path(folder) / 'card.json').read_text()) if stage == 'dedup' else counts(folder)
+        if stage != 'dedup':
+            return counts(folder)
+        return read_json(
+            Path(folder) / 'card.json',
+            'delete .work/logs/dedup-card in its folder and run the same command again',
+        )
