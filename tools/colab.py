@@ -10,8 +10,8 @@ from pathlib import Path
 
 root = Path(__file__).parent.parent
 images = dict(cpu='pip-freeze.txt', tpu='pip-freeze.tpu.txt')
-# trafilatura needs a newer one than the images have, so that `gpt2repro[webtext]` replaces it there
-replaced = {'charset-normalizer'}
+# trafilatura needs newer ones than the images have, so that `gpt2repro[webtext]` replaces them there
+replaced = {'charset-normalizer', 'lxml', 'urllib3'}
 
 
 def normal(name):
