@@ -291,7 +291,7 @@ def parse_json(
     except RecursionError:
         raise ValueError(f'{where}: damaged, nested too deeply{end}') from None
     except ValueError as e:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise ValueError(f'{where}: damaged, not JSON ({str(e).split(";")[0]}){end}') from None
+        raise ValueError(f'{where} is not JSON, it is damaged ({str(e).split(";")[0]}){end}') from None
     if isinstance(value, (dict, list)) and _too_deep(value):
         raise ValueError(f'{where}: damaged, nested too deeply{end}')
     if wrong := misfit(value, shape):
@@ -319,7 +319,7 @@ def checksum(
 
 def sealed(d: dict) -> dict:
     "`d` with its checksum as `sha256`"
-    return dict(d, sha256=checksum(d))
+    return dict(sha256=checksum(d), **d)  # first: its line can be deleted
 
 
 def unsealed(
