@@ -252,9 +252,13 @@ def misfit(
         return '' if '' in wrong else wrong[0]
     kind = type(shape) if isinstance(shape, (dict, list)) else shape
     if not _fits(value, kind):
+        if not at:
+            return (
+                f'it holds {_words[type(value) if value is not None else None]} where {_words[kind]} belongs'
+            )
         text = json.dumps(value, default=str)
         text = text if len(text) < 50 else f'{text[:50]}…'
-        return f'{at or "it"} is {text} where {_words[kind]} belongs'
+        return f'{at} is {text} where {_words[kind]} belongs'
     if kind is shape:
         return ''
     if isinstance(shape, dict):
