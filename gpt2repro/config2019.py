@@ -111,15 +111,18 @@ def from_json2019(
 ) -> tuple['RunConfig', list[str]]:  # the config, and a line for each setting that it cannot hold
     "Read the settings of a run of 2019. Raises `ValueError` for a file that holds none"
     d = _read2019(path)
-    run = RunConfig(
-        name=Path(path).stem,
-        model=GPT2Config(embd_pdrop=0.0, **{ours: d[k] for k, ours in _model2019.items()}),
-        data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
-        optim=_optim2019(d),
-        **_init2019(d),
-        table_pdrop=d.get('embed_dropout', 0.0),
-        batch_tokens=d['train_batch_size'] * d['n_ctx'],
-        max_steps=d['max_steps'],
-        dtype=d.get('precision', 'float32'),
-    )
+    try:
+        run = RunConfig(
+            name=Path(path).stem,
+            model=GPT2Config(embd_pdrop=0.0, **{ours: d[k] for k, ours in _model2019.items()}),
+            data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
+            optim=_optim2019(d),
+            **_init2019(d),
+            table_pdrop=d.get('embed_dropout', 0.0),
+            batch_tokens=d['train_batch_size'] * d['n_ctx'],
+            max_steps=d['max_steps'],
+            dtype=d.get('precision', 'float32'),
+        )
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}') from None
     return run, _notes(d)

@@ -29,7 +29,7 @@ from plotly.subplots import make_subplots
 from .config import OptimConfig, from_dict
 from .plots import palette
 from .train import lr_schedule
-from .utils import nearest, read_json, write_atomic
+from .utils import misfit, nearest, read_json, write_atomic
 
 # %% ../nbs/34_experiment.ipynb #3a6e987d
 def split_cell(
@@ -92,8 +92,8 @@ _run = {
     'groups?': {str: _points},
     'settings?': dict,
 }
-_about = {'size?': str, 'corpus?': str, 'n_params?': int}
-_records = dict(about=_about, runs=[_run])
+_about = dict(size=str, corpus=str, n_params=int)
+_records = dict(about=dict, runs=[_run])
 
 
 def read_records(
@@ -103,7 +103,10 @@ def read_records(
     path = Path(path)
     if not path.exists():
         return dict(about={}, runs=[])
-    return read_json(path, 'restore the file', _records)
+    d = read_json(path, 'restore the file', _records)
+    if d['runs'] and (wrong := misfit(d['about'], _about)):
+        raise ValueError(f'{path}: damaged, {wrong}: restore the file')
+    return d
 
 
 def records_text(

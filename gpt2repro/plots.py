@@ -30,7 +30,12 @@ record = dict(kind=str, step=int)  # what every record has
 _number = (float, None)  # null: it was not finite
 _loss = {'tokens': int, 'loss?': _number, 'bpb?': _number}
 _speed = ('lr', 'grad_norm', 'tokens_per_s', 'peak_share', 'memory', 'left_s')
-_skipped = {'first': {'step': int, 'parameter': (str, None)}, 'sequences': [int], 'updates': int}
+_skipped = {
+    'first': {'step': int, 'parameter': (str, None)},
+    'sequences': [int],
+    'updates': int,
+    'tokens': int,
+}
 _records = dict(  # what a record of each kind must have beside `kind` and `step`
     train=_loss | {f'{k}?': _number for k in _speed} | {'seconds?': float, 'groups?': {str: {str: _number}}},
     valid=_loss,

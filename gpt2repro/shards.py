@@ -813,7 +813,7 @@ def _check_settings(out, settings):
     "Record the settings in the folder. Raises `ValueError` if others are on record"
     f = out / 'prepare.json'
     remedy = 'choose another folder, or delete this one'
-    old = unsealed(read_json(f, remedy), f, remedy) if f.exists() else settings
+    old = unsealed(read_json(f, remedy, dict(sources=list)), f, remedy) if f.exists() else settings
     for k in settings:
         if old.get(k) != settings[k]:
             raise ValueError(
