@@ -209,7 +209,7 @@ def read_run(folder) -> RunConfig:
     return from_dict(RunConfig, read_settings(f))
 
 
-def _check_same(a, b, folder):
+def _check_same(a, b, run):
     "Raises `ValueError` where settings of both differ that must not change"
     for k in a.keys() & b.keys():
         if k in _may_change:
@@ -221,7 +221,7 @@ def _check_same(a, b, folder):
         for name, v, w in pairs:
             if v != w:
                 raise ValueError(
-                    f'{folder} was begun with {name}={v}, not {w}: go on without changing it, or take '
+                    f'{run} was begun with {name}={v}, not {w}: go on without changing it, or take '
                     f'another folder'
                 )
 
@@ -396,7 +396,8 @@ class Run:
         last = self.split.first(self._newest)
         self.split.first(lambda: tidy_checkpoints(self.folder / 'checkpoints'))
         if last:
-            _check_same(saved_state(last).get('settings', {}), to_dict(cfg), self.folder)
+            where = f'{self.folder / "config.json"}: the run'
+            _check_same(saved_state(last).get('settings', {}), to_dict(cfg), where)
         seed_all(cfg.seed, self.device)
         model = optimize_model(make_model(cfg, self.device, pretrained=not last))
         self.model = self.split.shard(model)

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import shutil
 
 import pytest
@@ -173,12 +174,12 @@ def test_settings(copy):
     try_all(f, as_bytes(other_types(d, 12, 1)), ('report', copy))
 
 
-@pytest.mark.parametrize('field', ['"seed": 0', '"lr": 0.01', '"max_steps": 10'])
+@pytest.mark.parametrize('field', ['seed', 'lr', 'max_steps'])
 def test_a_digit_of_the_settings(copy, field):
     f = copy / 'config.json'
-    text = f.read_text()
-    assert text.count(field) == 1
-    f.write_text(text.replace(field, f'{field}2'))
+    text, n = re.subn(f'("{field}": [0-9.]*)[0-9]', r'\g<1>3', f.read_text())
+    assert n == 1
+    f.write_text(text)
     before = sorted(copy.rglob('*'))
     for verb in ('train', copy, '--device', 'cpu'), ('report', copy):
         status, said = command(*verb)
@@ -187,7 +188,7 @@ def test_a_digit_of_the_settings(copy, field):
     # Taken as it is, what the checkpoints were made with must still not change.
     f.write_text(''.join(l + '\n' for l in f.read_text().splitlines() if '"sha256"' not in l))
     status, said = command('train', copy, '--max-steps', 11, '--device', 'cpu')
-    assert (status == 0) if 'max_steps' in field else (status == 2 and 'was begun with' in said[-1]), said
+    assert (status == 0) if field == 'max_steps' else (status == 2 and 'was begun with' in said[-1]), said
 
 
 def test_log(copy):
