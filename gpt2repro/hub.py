@@ -8,7 +8,6 @@ Docs: https://gpt2repro.github.io/gpt2repro/hub.html.md"""
 __all__ = ['model_card', 'run_card', 'push_to_hub']
 
 # %% ../nbs/33_hub.ipynb #36209ce1
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
@@ -17,6 +16,7 @@ from .checkpoint import latest_checkpoint, verify_checkpoint
 from .config import RunConfig, from_dict, read_settings, to_dict
 from .plots import read_scores
 from .shards import load_manifest
+from .utils import scratch_folder
 from .weights import from_pretrained, save_pretrained
 
 # %% ../nbs/33_hub.ipynb #91fb1180
@@ -145,7 +145,7 @@ def push_to_hub(
             f'publish it with the tokenizer that it was trained with'
         )
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as d:
+    with scratch_folder() as d:
         save_pretrained(model, d, tok)
         (Path(d) / 'README.md').write_text(card, encoding='utf-8')
         url = api.create_repo(name, private=private, exist_ok=True)

@@ -226,6 +226,12 @@ def _check_same(a, b, run):
                 )
 
 
+def _without_paths(settings):
+    "Settings of a checkpoint without where text and weights came from: a fingerprint tells of the text itself"
+    data = {k: v for k, v in settings.get('data', {}).items() if k not in ('source', 'tokenizer')}
+    return {k: v for k, v in settings.items() if k not in ('start_from', 'data')} | dict(data=data)
+
+
 def open_run(
     cfg: RunConfig,  # settings; `None` takes those of the folder
     folder,  # the run
@@ -397,7 +403,7 @@ class Run:
         self.split.first(lambda: tidy_checkpoints(self.folder / 'checkpoints'))
         if last:
             where = f'{self.folder / "config.json"}: the run'
-            _check_same(saved_state(last).get('settings', {}), to_dict(cfg), where)
+            _check_same(_without_paths(saved_state(last).get('settings', {})), to_dict(cfg), where)
         seed_all(cfg.seed, self.device)
         model = optimize_model(make_model(cfg, self.device, pretrained=not last))
         self.model = self.split.shard(model)

@@ -121,11 +121,11 @@ def tidy(
     for f in Path(folder).glob(f'.*{_temporary}'):
         if not _is_left(f):
             continue
-        if f.is_dir() and not f.is_symlink():
-            shutil.rmtree(f, ignore_errors=True)
-        else:
+        if not f.is_dir() or f.is_symlink():
             with suppress(OSError):
                 f.unlink()
+        elif fcntl:  # without locks nobody knows whose folder it is
+            shutil.rmtree(f, ignore_errors=True)
 
 
 def _new_file(folder, name):
@@ -133,7 +133,7 @@ def _new_file(folder, name):
     while True:
         fd, tmp = tempfile.mkstemp(dir=folder, prefix=f'.{name}.', suffix=_temporary)
         _lock(fd, wait=True)
-        if os.fstat(fd).st_nlink:
+        if os.path.exists(tmp):
             return fd, tmp
         os.close(fd)  # taken for a leftover before it was locked
 

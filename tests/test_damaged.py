@@ -547,3 +547,73 @@ def test_records_and_settings_of_2019(tmp_path):
             except Exception as e:
                 wrong.append((name, what, repr(e)))
     assert not wrong, '\n'.join(map(str, wrong))
+
+
+def test_what_a_kill_leaves(copy):
+    "It goes at the next start; what a living process is writing, and what only looks alike, stays"
+    fcntl = pytest.importorskip('fcntl')
+    left = [
+        copy / f'.{f}.ab12cd34.gpt2repro-tmp'
+        for f in ('report.html', 'log.jsonl', 'config.json', 'scores.json')
+    ]
+    part = copy / 'checkpoints/.part-00000009-12345'
+    living = copy / '.report.html.living00.gpt2repro-tmp'
+    mine = [copy / '.report.html.original', copy / '.log.jsonl.backup', copy / 'checkpoints/.part-of-mine']
+    for f in (*left, living, *mine):
+        f.write_text('x' * 5000)
+    part.mkdir()
+    (part / 'model.safetensors').write_text('x')
+    for verb in ('report', copy), ('train', copy, '--max-steps', 10, '--device', 'cpu'):
+        for f in left:
+            f.write_text('x' * 5000)
+        with open(living) as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            status, said = command(*verb)
+        assert status == 0 and living.exists() and all(f.exists() for f in mine), said
+        assert not any(f.exists() for f in left)
+    assert not part.exists()
+
+
+def test_a_killed_scratch_folder(tmp_path):
+    "A folder for a checkpoint on its way to a slow mount, or for the hub"
+    from gpt2repro.utils import scratch_folder
+
+    dead = tmp_path / '.ab12cd34.gpt2repro-tmp'
+    (dead / 'new').mkdir(parents=True)
+    (dead / 'new/model.safetensors').write_text('x')
+    with scratch_folder(tmp_path) as first, scratch_folder(tmp_path) as second:
+        assert not dead.exists() and first.exists() and second.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_state_files_of_the_crawl(tmp_path):
+    from gpt2repro.webtext.data_card import card, counts
+
+    stats = [dict(name='x: links', stats=dict(total=3, doc_len=[], kept=dict(total=2)))]
+    described = dict(n=dict(documents=1), lengths={'8': 1}, sites=dict(a=1))
+    good = {
+        'webtext.json': dict(inputs=['a'], settings={}),
+        '.work/logs/links/stats/00000.json': stats,
+        '.work/described/00000.json': described,
+        'links/00000.sites': dict(a=1),
+    }
+    for name, d in good.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(d))
+    assert card(tmp_path)['inputs'] == ['a'] and counts(tmp_path) == dict(
+        links=dict(links=dict(total=3, kept=2))
+    )
+    wrong = []
+    for name, d in good.items():
+        f = tmp_path / name
+        for what, content in [*spoilt(f.read_bytes()), *as_bytes(other_types(d, 40))]:
+            f.write_bytes(content)
+            try:
+                card(tmp_path)
+            except ValueError as e:
+                if str(f) not in str(e):
+                    wrong.append((name, what, e))
+            except Exception as e:
+                wrong.append((name, what, repr(e)))
+        f.write_text(json.dumps(d))
+    assert not wrong, '\n'.join(map(str, wrong))

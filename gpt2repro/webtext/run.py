@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ..utils import nearest, write_atomic
+from ..utils import nearest, read_json, write_atomic
 from ..settings import to_dict
 from .options import WebTextConfig
 from .links import FindLinks, MergeLinks
@@ -33,7 +33,7 @@ from .extract import exit_with_parent
 from .dedup import Bands, Clusters, Decontaminate, DropCopies, DropNear, FindCopies
 from .dedup import IndexEvaluation, NoteContent, ReadText, Sign
 from .data_card import Describe, ListRemoved, ToJsonl, ToParquet, WriteCard, counts
-from .data_card import full_document
+from .data_card import full_document, remade
 
 # %% ../../nbs/webtext/08_run.ipynb #ae1e84e2
 import dill
@@ -355,7 +355,7 @@ def _open_folder(inputs, folder, cfg):
             settings=to_dict(cfg),
         )
         f = folder / 'webtext.json'
-        if f.exists() and json.loads(f.read_text()) != json.loads(json.dumps(made)):
+        if f.exists() and read_json(f, remade) != json.loads(json.dumps(made)):
             raise ValueError(
                 f'{folder}: was begun with other inputs or settings (webtext.json has them): choose '
                 f'another folder'
@@ -396,4 +396,4 @@ def webtext(
                 said(name)
         if executor == 'slurm':
             return dict(submitted=[s.name for s in todo])
-        return json.loads((Path(folder) / 'card.json').read_text()) if stage == 'dedup' else counts(folder)
+        return read_json(Path(folder) / 'card.json', remade) if stage == 'dedup' else counts(folder)
