@@ -227,7 +227,7 @@ def _check_same(a, b, run):
 
 
 def _without_paths(settings):
-    "Settings of a checkpoint without where text and weights came from: a fingerprint tells of the text itself"
+    "Settings of a checkpoint but where text and weights came from: a fingerprint tells of the text"
     data = {k: v for k, v in settings.get('data', {}).items() if k not in ('source', 'tokenizer')}
     return {k: v for k, v in settings.items() if k not in ('start_from', 'data')} | dict(data=data)
 
