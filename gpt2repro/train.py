@@ -400,8 +400,8 @@ class Run:
         "Model, optimizer and state: from the newest whole checkpoint, or fresh"
         cfg = self.cfg
         last = self.split.first(self._newest)
-        self.split.first(lambda: tidy_checkpoints(self.folder / 'checkpoints'))
-        if last:
+        if last:  # without one, the log is first begun anew, see `check_fresh_start`
+            self.split.first(lambda: tidy_checkpoints(self.folder / 'checkpoints'))
             where = f'{self.folder / "config.json"}: the run'
             _check_same(_without_paths(saved_state(last).get('settings', {})), to_dict(cfg), where)
         seed_all(cfg.seed, self.device)
