@@ -617,3 +617,31 @@ def test_state_files_of_the_crawl(tmp_path):
                 wrong.append((name, what, repr(e)))
         f.write_text(json.dumps(d))
     assert not wrong, '\n'.join(map(str, wrong))
+
+
+def test_files_of_the_tasks(tmp_path):
+    from gpt2repro.evaluate import CoQA, HellaSwag, Lambada, NaturalQuestions
+
+    turns = [dict(input_text='a', turn_id=1)]
+    scene = dict(activity_label='a', ctx_a='b', ctx_b='c', ctx='d', endings=['e'] * 4, label=1)
+    good = {
+        Lambada: dict(text='a b'),
+        HellaSwag: scene,
+        NaturalQuestions: dict(question='a', answer=['b']),
+        CoQA: dict(data=[dict(story='a', questions=turns, answers=turns, additional_answers={'0': turns})]),
+    }
+    wrong = []
+    for task, d in good.items():
+        f = tmp_path / f'{task.name}.json'
+        f.write_text(json.dumps(d) + '\n')
+        task().requests(task().read(f)[0], 'paper')
+        for what, content in [*spoilt(f.read_bytes()), *as_bytes(other_types(d, 60))]:
+            f.write_bytes(content + b'\n')
+            try:
+                task().requests(task().read(f)[0], 'modern')
+            except ValueError as e:
+                if str(f) not in str(e) and task.name not in str(e):
+                    wrong.append((task.name, what, e))
+            except Exception as e:
+                wrong.append((task.name, what, repr(e)))
+    assert not wrong, '\n'.join(map(str, wrong))
