@@ -441,14 +441,24 @@ def _check_files(path, which):
 def latest_checkpoint(
     folder: str | Path,  # the run's `checkpoints` folder
 ) -> Path | None:  # None: there is none
-    "The newest whole checkpoint; damaged ones are named in a warning and passed over"
+    """The newest whole checkpoint; damaged ones are named in a warning and passed over.
+
+    Raises `ValueError` where all are damaged
+    """
+    damaged = []
     for p in reversed(checkpoints(folder)):
         try:
             verify_checkpoint(p)
         except ValueError as e:
+            damaged.append(e)
+            continue
+        for e in damaged:
             warn(f'{e}: using the checkpoint before it')
-        else:
-            return p
+        return p
+    if damaged:
+        raise ValueError(
+            f'{folder}: none is whole; restore one, or delete them to begin again (the newest: {damaged[0]})'
+        )
 
 
 def load_checkpoint(
@@ -547,8 +557,6 @@ def find_model(
     if (p / 'checkpoints').is_dir() or ((p / 'config.json').is_file() and (p / 'shards').is_dir()):
         if last := latest_checkpoint(p / 'checkpoints'):
             return str(last)
-        if checkpoints(p / 'checkpoints'):
-            raise ValueError(f'{p}/checkpoints: none is whole: restore one, or train again in another folder')
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
     if p.is_file():
         raise FileNotFoundError(f'{p} is a file: name a run or a folder with model.safetensors')

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from .backend import chip_kind, device_count, free_memory, get_device, is_cpu, matmul_peak
 from .backend import peak_memory, rank_and_world_size, retain_heap, seed_all
 from .batches import Batches
-from .checkpoint import Saver, checkpoints, latest_checkpoint, load_checkpoint, retry, saved_state
+from .checkpoint import Saver, latest_checkpoint, load_checkpoint, retry, saved_state
 from .checkpoint import tidy_checkpoints
 from .config import RunConfig, from_dict, read_settings, to_dict, write_settings
 from .generation import generate
@@ -388,10 +388,6 @@ class Run:
     def _newest(self):
         "The checkpoint to go on from, or None"
         last = latest_checkpoint(self.folder / 'checkpoints')
-        if last is None and checkpoints(self.folder / 'checkpoints'):
-            raise ValueError(
-                f'{self.folder}/checkpoints: none is whole; restore one, or delete them to begin again'
-            )
         if last is None:
             check_fresh_start(self.folder, self.cfg)
         return last
