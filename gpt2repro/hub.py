@@ -8,13 +8,15 @@ Docs: https://gpt2repro.github.io/gpt2repro/hub.html.md"""
 __all__ = ['model_card', 'run_card', 'push_to_hub']
 
 # %% ../nbs/33_hub.ipynb #36209ce1
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from .model import GPT2
 from .checkpoint import latest_checkpoint, verify_checkpoint
-from .utils import read_json
+from .config import RunConfig, from_dict, read_settings, to_dict
+from .plots import read_scores
+from .shards import load_manifest
+from .utils import scratch_folder
 from .weights import from_pretrained, save_pretrained
 
 # %% ../nbs/33_hub.ipynb #91fb1180
@@ -81,14 +83,12 @@ def _eval_result(data_set, metric, value):
     )
 
 # %% ../nbs/33_hub.ipynb #33c10002
-def _data_text(cfg, manifest):
+def _data_text(cfg, m):
     "What the run was trained on, as a Markdown list"
     lines = [f'source: {cfg["data"]["source"]}']
-    if manifest:
-        m = manifest
-        lines.append(f'{m["n_docs"]:,} documents, {m["n_tokens"]:,} tokens, {m["n_bytes"]:,} bytes')
-    facts = manifest.get('facts', {})
-    lines += [f'{k}: {v}' for k, v in facts.items() if isinstance(v, (str, int, float))]
+    if m:
+        lines.append(f'{m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes')
+        lines += [f'{k}: {v}' for k, v in m.facts.items() if isinstance(v, (str, int, float))]
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -122,13 +122,11 @@ def run_card(
     if last is None:
         raise FileNotFoundError(f'{run} is no run with a checkpoint: train it first')
 
-    def read(file):
-        return read_json(file) if file.exists() else {}
-
-    cfg = read_json(run / 'config.json')
-    data = _data_text(cfg, read(run / 'shards/train/manifest.json'))
+    cfg = to_dict(from_dict(RunConfig, read_settings(run / 'config.json')))
+    shards = run / 'shards/train'
+    data = _data_text(cfg, load_manifest(shards) if (shards / 'manifest.json').exists() else None)
     recipe = _recipe_text(cfg, verify_checkpoint(last)['step'])
-    own = _score_rows(read(run / 'scores.json'))
+    own = _score_rows(read_scores(run))
     return model_card(from_pretrained(last), name, data, recipe, [*own, *scores], **kw)
 
 # %% ../nbs/33_hub.ipynb #33c10004
@@ -147,7 +145,7 @@ def push_to_hub(
             f'publish it with the tokenizer that it was trained with'
         )
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as d:
+    with scratch_folder() as d:
         save_pretrained(model, d, tok)
         (Path(d) / 'README.md').write_text(card, encoding='utf-8')
         url = api.create_repo(name, private=private, exist_ok=True)

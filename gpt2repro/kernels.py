@@ -17,14 +17,13 @@ import shlex
 import shutil
 import stat
 import subprocess
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from .backend import describe
-from .utils import file_sha256, warn, write_atomic
+from .utils import file_sha256, scratch_folder, warn, write_atomic
 
 # %% ../nbs/20_kernels.ipynb #e2044c36
 csrc = Path(str(files('gpt2repro') / 'csrc'))
@@ -133,7 +132,7 @@ def _build(cc, source):
     lib = folder and folder / _name(cc, source)
     if lib and _intact(lib):
         return ctypes.CDLL(str(lib))
-    with tempfile.TemporaryDirectory() as tmp:
+    with scratch_folder() as tmp:
         made = Path(tmp) / f'{source.stem}.so'
         if _compile(cc, source, made) is _one_thread:
             warn(f'{cc[0]} has no OpenMP: kernels use one thread (apt-get install libomp-dev)')

@@ -10,11 +10,11 @@ __all__ = ['fit_warmup', 'run_config', 'fine_tuning_config', 'prepare_run', 'ste
 
 # %% ../nbs/37_reproduce.ipynb #3a7e0005
 import time
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 
 import torch
-from .utils import progress, warn, write_atomic
+from .utils import progress, sealed, warn, write_atomic
 from .config import RunConfig, override, recipe as named_recipe
 from .backend import fast_dtype, get_device, sync
 from .tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
 from .weights import fetch, from_pretrained
 from .checkpoint import find_model, load_model
-from .plots import report as write_report
+from .plots import read_scores, report as write_report
 from .generation import generate
 from .loop import accumulate, make_optimizer
 from .train import open_run, train as train_run
@@ -200,7 +200,7 @@ def write_scores(
             'seconds, everything': round(seconds, 1),
         },
     )
-    write_atomic(Path(folder) / 'scores.json', dumps(scores, indent=1))
+    write_atomic(Path(folder) / 'scores.json', dumps(sealed(scores), indent=1))
     return scores
 
 # %% ../nbs/37_reproduce.ipynb #3a7e0020
@@ -239,9 +239,8 @@ def reproduce(
     model, tok = load_model(folder, device)
     if not (folder / 'samples.txt').exists():
         write_samples(folder, model, tok)
-    if (folder / 'scores.json').exists():
-        scores = loads((folder / 'scores.json').read_text())
-    else:
+    scores = read_scores(folder)
+    if not {'bpb', 'yardsticks'} <= scores.keys():
         scores = write_scores(folder, model, tok, folder, time.perf_counter() - started)
     write_report([folder])
     return scores

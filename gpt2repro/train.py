@@ -24,8 +24,9 @@ from fastcore.basics import patch
 from .backend import chip_kind, device_count, free_memory, get_device, is_cpu, matmul_peak
 from .backend import peak_memory, rank_and_world_size, retain_heap, seed_all
 from .batches import Batches
-from .checkpoint import Saver, checkpoints, latest_checkpoint, load_checkpoint, retry
-from .config import RunConfig, from_dict, to_dict
+from .checkpoint import Saver, latest_checkpoint, load_checkpoint, retry, saved_state
+from .checkpoint import tidy_checkpoints
+from .config import RunConfig, from_dict, read_settings, to_dict, write_settings
 from .generation import generate
 from .loop import GradientMonitor, fit, lr_schedule, make_model, make_optimizer, update_stats
 from .loop import valid_loss
@@ -35,10 +36,10 @@ from .model import GPT2
 from .optimize import optimize_model
 from .parallel import Alone, divide
 from .plan import micro_batch_that_fits
-from .plots import LiveChart, in_notebook
-from .shards import load_manifest
+from .plots import LiveChart, in_notebook, is_torn, log_lines, log_remedy, record
+from .shards import check_content, load_manifest
 from .tokenizer import load_tokenizer
-from .utils import progress, warn, write_atomic
+from .utils import parse_json, progress, warn, write_atomic
 
 # %% ../nbs/29_train.ipynb #b24e4ed5
 class Log:
@@ -53,13 +54,12 @@ class Log:
         path = Path(path)
         kept = []
         self.watch = watch
-        lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []
+        lines = log_lines(path) if path.exists() else []
         for i, l in enumerate(lines):
-            try:
-                rec = json.loads(l)
-            except json.JSONDecodeError:
+            if is_torn(l):
                 warn(f'{path} line {i + 1} is torn and is left out')
                 continue
+            rec = parse_json(l, f'{path} line {i + 1}', log_remedy, record)
             if rec['step'] <= step and (step > 0 or rec['kind'] == 'event'):
                 kept.append(l)
         retry(write_atomic, path, ''.join(l + '\n' for l in kept))
@@ -118,11 +118,10 @@ def check_fresh_start(
     if not log.exists() or any((Path(folder) / 'checkpoints').glob('.part-*')):
         return
     last, ended = 0, False
-    for line in log.read_text(encoding='utf-8', errors='replace').splitlines():
-        try:
-            rec = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # torn
+    for i, line in enumerate(log_lines(log)):
+        if is_torn(line):
+            continue
+        rec = parse_json(line, f'{log} line {i + 1}', log_remedy, record)
         last = max(last, rec['step'])
         ended |= rec.get('what') in ('stop', 'end')
     if ended or last > cfg.save_every:
@@ -207,13 +206,30 @@ def read_run(folder) -> RunConfig:
             f'{folder} is no run: config.json is missing; start one with `gpt2repro train {folder} '
             f'--recipe tiny`'
         )
-    try:
-        d = json.loads(f.read_text(encoding='utf-8'))
-    except ValueError:
-        raise ValueError(
-            f'{f} is not JSON: it is damaged; restore it, or start a new run in another folder'
-        ) from None
-    return from_dict(RunConfig, d)
+    return from_dict(RunConfig, read_settings(f))
+
+
+def _check_same(a, b, run):
+    "Raises `ValueError` where settings of both differ that must not change"
+    for k in a.keys() & b.keys():
+        if k in _may_change:
+            continue
+        x, y = a[k], b[k]
+        pairs = [(k, x, y)]
+        if isinstance(x, dict):
+            pairs = [(f'{k}.{j}', v, y.get(j, v)) for j, v in x.items()]
+        for name, v, w in pairs:
+            if v != w:
+                raise ValueError(
+                    f'{run} was begun with {name}={v}, not {w}: go on without changing it, or take '
+                    f'another folder'
+                )
+
+
+def _without_paths(settings):
+    "Settings of a checkpoint but where text and weights came from: a fingerprint tells of the text"
+    data = {k: v for k, v in settings.get('data', {}).items() if k not in ('source', 'tokenizer')}
+    return {k: v for k, v in settings.items() if k not in ('start_from', 'data')} | dict(data=data)
 
 
 def open_run(
@@ -232,19 +248,7 @@ def open_run(
             cfg = cfg.replace(micro_batch=old.micro_batch)
         if cfg is None or cfg == old:
             cfg = old
-        a, b = to_dict(old), to_dict(cfg)
-        for k in a:
-            if a[k] == b[k] or k in _may_change:
-                continue
-            name, x, y = (
-                next((f'{k}.{j}', v, b[k][j]) for j, v in a[k].items() if v != b[k][j])
-                if isinstance(a[k], dict)
-                else (k, a[k], b[k])
-            )
-            raise ValueError(
-                f'{folder} was begun with {name}={x}, not {y}: go on without changing it, or take '
-                f'another folder'
-            )
+        _check_same(to_dict(old), to_dict(cfg), folder)
     elif cfg is None:
         return read_run(folder)
     elif folder.exists() and not folder.is_dir():
@@ -252,7 +256,7 @@ def open_run(
     if not cfg.micro_batch:
         cfg = cfg.replace(micro_batch=fit_micro_batch(cfg, device))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / 'config.json', json.dumps(to_dict(cfg), indent=1))
+    write_settings(folder / 'config.json', cfg)
     return cfg
 
 # %% ../nbs/29_train.ipynb #a61900bd
@@ -371,17 +375,19 @@ class Run:
                 f'vocab_size={cfg.model.vocab_size} is smaller than the {self.tok.vocab_size} of the '
                 f'tokenizer in {self.data}: set model.vocab_size={self.tok.vocab_size}'
             )
-        self.text = {name: load_manifest(self.data / 'shards' / name) for name in ('train', 'valid')}
+        shards = {name: self.data / 'shards' / name for name in ('train', 'valid')}
+        self.text = split.first(lambda: {name: check_content(f) for name, f in shards.items()})
         m = self.text['train']
+        if m.tokenizer['fingerprint'] != self.tok.fingerprint:
+            raise ValueError(
+                f'{self.data}/tokenizer is not the tokenizer that made the shards beside it: restore it, or '
+                f'prepare the text again'
+            )
         self.fingerprint = f'{m.docs_sha256} {m.tokenizer["fingerprint"]}'
 
     def _newest(self):
         "The checkpoint to go on from, or None"
         last = latest_checkpoint(self.folder / 'checkpoints')
-        if last is None and checkpoints(self.folder / 'checkpoints'):
-            raise ValueError(
-                f'{self.folder}/checkpoints: none is whole; restore one, or delete them to begin again'
-            )
         if last is None:
             check_fresh_start(self.folder, self.cfg)
         return last
@@ -390,6 +396,10 @@ class Run:
         "Model, optimizer and state: from the newest whole checkpoint, or fresh"
         cfg = self.cfg
         last = self.split.first(self._newest)
+        if last:  # without one, the log is first begun anew, see `check_fresh_start`
+            self.split.first(lambda: tidy_checkpoints(self.folder / 'checkpoints'))
+            where = f'{self.folder / "config.json"}: the run'
+            _check_same(_without_paths(saved_state(last).get('settings', {})), to_dict(cfg), where)
         seed_all(cfg.seed, self.device)
         model = optimize_model(make_model(cfg, self.device, pretrained=not last))
         self.model = self.split.shard(model)
@@ -538,6 +548,7 @@ def save(self: Run):
     "Begin to write a checkpoint"
     s = self.state
     state = dict(step=s.step, seconds=s.seconds, skipped=s.skipped, data=self.fingerprint)
+    state['settings'] = to_dict(self.cfg)
     self.saver(s.step, self.model, self.opt, state, _finite(s.score) if s.scored == s.step else None)
     self.saved = s.step
 
