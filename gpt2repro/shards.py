@@ -229,6 +229,8 @@ def folder_lock(
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     file = folder / '.lock'
     made_file = not file.exists()
+    if folder.is_file():
+        raise FileExistsError(f'{folder} is a file: name a folder')
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(file), timeout=0)
     try:

@@ -231,7 +231,8 @@ def rate_change(
         f'max_steps={new.max_steps} instead of {old.max_steps}: the learning rate was {was:.3g} at step '
         f'{step}, is {now:.3g} at step {step + 1} and {last:.3g} at step {new.max_steps}'
     )
-    if math.isclose(now, float(_rate(old, step + 1)), rel_tol=1e-3):
+    extended = new.optim.extensions != old.optim.extensions
+    if extended or math.isclose(now, float(_rate(old, step + 1)), rel_tol=1e-3):
         return said
     ways = ', '.join(extension_ways)
     return (
@@ -362,7 +363,7 @@ def run_settings(
         _check_unchanged(old, cfg, folder)
     elif cfg is None:
         return read_run(folder)
-    elif folder.exists() and not folder.is_dir():
+    elif folder.is_file():
         raise FileExistsError(f'{folder} is a file: name a folder for the run')
     if not cfg.micro_batch:
         cfg = cfg.replace(micro_batch=fit_micro_batch(cfg, device))
