@@ -234,11 +234,11 @@ def rate_change(
     extended = new.optim.extensions != old.optim.extensions
     if extended or math.isclose(now, float(_rate(old, step + 1)), rel_tol=1e-3):
         return said
+    said += f', because the schedule ({new.optim.schedule}) is stretched'
+    if new.max_steps < old.max_steps or float(_rate(old, old.max_steps)) < 1e-9 * old.optim.lr:
+        return said
     ways = ', '.join(extension_ways)
-    return (
-        f'{said}, because the schedule ({new.optim.schedule}) is stretched; --schedule {ways} go on from '
-        f'the rate of step {old.max_steps} instead'
-    )
+    return f'{said}; --schedule {ways} go on from the rate of step {old.max_steps} instead'
 
 # %% ../nbs/29_train.ipynb #2f511d59
 _may_change = (
@@ -316,9 +316,11 @@ def _same_data(old, cfg, folder):
         return cfg
     was, now = trained_on(folder), data_fingerprint(source)
     if was and was != now:
+        hashes = zip(('documents', 'tokenizer'), was.split(), now.split())
+        what = ', '.join(f'{k} {a[:12]}…, not {b[:12]}…' for k, a, b in hashes if a != b)
         raise ValueError(
-            f'{folder} was trained on other tokens than those in {source} (documents and tokenizer '
-            f'{was[:12]}…, not {now[:12]}…): name the folder that it was trained on'
+            f'{folder} was trained on other tokens than those in {source} ({what}): '
+            f'name the folder that it was trained on'
         )
     how = dict(sampler=cfg.data.sampler, stitch=cfg.data.stitch)
     return cfg.replace(data=old.data.replace(source=source, **how))
