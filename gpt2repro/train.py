@@ -7,8 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/train.html.md"""
 # %% auto #0
 __all__ = ['Log', 'NoLog', 'check_fresh_start', 'Stopped', 'noting_signals', 'fit_micro_batch', 'longer', 'rate_change',
            'read_run', 'data_fingerprint', 'trained_on', 'is_prepared', 'check_schedule', 'run_settings', 'open_run',
-           'data_folder', 'valid_batches', 'train_batches', 'Diverged', 'RunState', 'arithmetic', 'Stopwatch', 'Run',
-           'train']
+           'data_folder', 'valid_batches', 'train_batches', 'Diverged', 'RunState', 'Stopwatch', 'Run', 'train']
 
 # %% ../nbs/29_train.ipynb #b72124e0
 import json
@@ -23,8 +22,8 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from .backend import chip_kind, describe, device_count, free_memory, get_device, is_cpu, matmul_peak
-from .backend import peak_memory, rank_and_world_size, retain_heap, seed_all
+from .backend import arithmetic, chip_kind, device_count, free_memory, get_device, is_cpu
+from .backend import matmul_peak, peak_memory, rank_and_world_size, retain_heap, seed_all
 from .batches import Batches
 from .checkpoint import Saver, checkpoints, latest_checkpoint, load_checkpoint, retry
 from .config import RunConfig, from_dict, to_dict
@@ -474,20 +473,6 @@ class RunState:
     score: float = math.nan  # that loss, nats per token
 
 
-def arithmetic(
-    device: torch.device,
-    processes: int = 1,
-    micro_batch: int = 0,  # of the run
-) -> dict:
-    "What decides the last bits of a run beside its settings: in which order numbers are added"
-    name = describe(device).partition(', ')[0]
-    out = dict(device=name, torch=torch.__version__, processes=processes, micro_batch=micro_batch)
-    if is_cpu(device):
-        features = torch.backends.cpu.get_cpu_capability()
-        out |= dict(threads=torch.get_num_threads(), features=features, **compiler_identity())
-    return out
-
-
 class Stopwatch:
     "Time between laps, without what happens inside `paused`"
 
@@ -542,7 +527,10 @@ class Run:
         self.rate = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens)
         self.batches = train_batches(cfg, self.data)
         self.valid_batches, self.n_valid = valid_batches(cfg, self.data)
-        self.arithmetic = arithmetic(self.device, split.world, cfg.micro_batch)
+        # What decides the last bits of a run beside its settings: in which order numbers are added
+        self.arithmetic = arithmetic(self.device) | dict(processes=split.world, micro_batch=cfg.micro_batch)
+        if is_cpu(self.device):
+            self.arithmetic |= compiler_identity()
 
     def _newest(self):
         "The checkpoint to go on from, or None"
