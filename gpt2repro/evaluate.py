@@ -248,8 +248,8 @@ class _AnswerFile:
         return Scored(np.float32(first), np.array(second, dtype=bool), np.array(third, dtype=bool))
 
     def add(self, key, answer):
-        if not self.path:
-            return
+        if not self.path or not np.isfinite(answer.logprobs).all():
+            return  # of a model that overflows: JSON has no infinity
         if not self.file:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open('a', encoding='utf-8')

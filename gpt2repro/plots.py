@@ -537,14 +537,17 @@ def _how_far(r):
     step = max((o['step'] for o in r.log), default=0)
     text = f'{r.name} is finished' if step == end else f'{r.name} is not finished'
     text += f': step {step:,} of {end:,}' if end else f': step {step:,}'
-    if bpb := _last(r.log, 'valid').get('bpb'):
+    held_out = _last(r.log, 'valid')
+    if bpb := held_out.get('bpb'):
         text += f', {bpb:.3f} bits per byte on held-out text'
+    elif held_out:
+        text += ', the loss on held-out text is not finite'
     return f'{text}.'
 
 
 def _verdict_html(r, several):
     "The verdict on a run, or how far it has come"
-    if 'bpb' in r.scores:
+    if r.scores.get('bpb') is not None:
         text = verdict(r.scores['bpb'], r.scores.get('yardsticks', {}))
         if several:
             text = f'{r.name}: {text}'
@@ -661,7 +664,7 @@ def report(
         raise ValueError('no run given: name at least one folder')
     names = [r.name for r in rs]
     logs = {r.name if names.count(r.name) == 1 else str(r.folder): r.log for r in rs}
-    done = [r for r in rs if 'bpb' in r.scores]
+    done = [r for r in rs if r.scores.get('bpb') is not None]
     ordered = [*done, *(r for r in rs if r not in done)]
     rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]
     heads = list(dict.fromkeys(k for r in rows for k in r))

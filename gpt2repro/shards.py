@@ -6,7 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/shards.html.md"""
 
 # %% auto #0
 __all__ = ['manifest_version', 'ShardFile', 'Manifest', 'load_manifest', 'token_dtype', 'encode_group', 'folder_lock',
-           'write_shards', 'verify_shards', 'check_content', 'Tokens', 'open_tokens', 'prepare', 'verify']
+           'undone_if_refused', 'write_shards', 'verify_shards', 'check_content', 'Tokens', 'open_tokens', 'prepare',
+           'verify']
 
 # %% ../nbs/07_shards.ipynb #01e138b7
 import errno
@@ -112,6 +113,8 @@ def load_manifest(
         raise ValueError(f'{f}: not a manifest of shards, {wrong}: {remedy}')
     if d['dtype'] not in ('uint16', 'uint32'):
         raise ValueError(f'{f}: dtype is {d["dtype"]!r} and neither uint16 nor uint32: {remedy}')
+    if odd := next((k for k in ('n_tokens', 'n_docs', 'n_bytes') if d[k] < 0), ''):
+        raise ValueError(f'{f}: {odd} is {d[odd]}, which is no count: {remedy}')
     files = tuple(ShardFile(**{k: o[k] for k in _file}) for o in d['files'])
     if odd := next((o.name for o in files if Path(o.name).name != o.name), ''):
         raise ValueError(f'{f}: the shard {odd} is not in this folder: {remedy}')
@@ -236,12 +239,19 @@ def folder_lock(
 ):
     """Hold `folder` for this process.
 
-    Raises `RuntimeError` if another process has it; a lock dies with its process
+    Raises `RuntimeError` if another process has it; a lock dies with its process. A folder that was made
+    for the lock is removed again if an error ends the work and nothing lies in it
     """
     from filelock import FileLock, Timeout
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(Path(folder) / '.lock'), timeout=0)
+    folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    file = folder / '.lock'
+    made_file = not file.exists()
+    if folder.is_file():
+        raise FileExistsError(f'{folder} is a file: name a folder')
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(file), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -250,8 +260,44 @@ def folder_lock(
         ) from None
     try:
         yield
+    except BaseException:
+        with suppress(OSError):
+            if made_file:
+                file.unlink()  # while it is held: who opened it meanwhile sees that it is gone
+        lock.release()
+        with suppress(OSError):
+            for p in made:
+                p.rmdir()  # fails where something lies in it
+        raise
     finally:
         lock.release()
+
+
+@contextmanager
+def undone_if_refused(
+    folder,  # in which something is made
+    names=('prepare.json', 'tokenizer', 'shards', '.lock'),  # of what is made there
+    until=None,  # a file of the folder: from the moment when it is there, nothing is undone
+):
+    """An attempt that is refused, by a `ValueError` or a library that is missing, leaves nothing behind.
+
+    So the remedy that the message names works in the same folder. What was there before stays, and so does
+    what an interruption or a full disk leaves: the same call goes on with it
+    """
+    folder = Path(folder)
+    new = [f for f in (folder / n for n in names) if not f.exists()]
+    new_folders = [f for f in (folder, *folder.parents) if not f.exists()]
+    try:
+        yield
+    except (ValueError, LookupError, ImportError):
+        if until and (folder / until).exists():
+            raise
+        for f in new:
+            shutil.rmtree(f) if f.is_dir() else f.unlink(missing_ok=True)
+        with suppress(OSError):
+            for f in new_folders:
+                f.rmdir()  # fails where something lies in it
+        raise
 
 
 def _groups(docs, size):
@@ -791,6 +837,16 @@ def open_tokens(
     return Tokens([(Path(source) / f.name, dtype, 0, f.n_tokens) for f in m.files], m.tokenizer['eot'])
 
 # %% ../nbs/07_shards.ipynb #87f97df5
+_trained = ('bpe', 'unigram')
+
+
+def _get_tokenizer(tokenizer, docs, vocab_size, sample_bytes):
+    "Train one or load it"
+    if tokenizer in _trained:
+        return SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
+    return load_tokenizer(tokenizer)
+
+
 def _finished_tokenizer(folder):
     "The tokenizer that an earlier call saved. Raises `ValueError` where its files are damaged"
     tok = load_tokenizer(folder)
@@ -803,31 +859,44 @@ def _finished_tokenizer(folder):
     return tok
 
 
-def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes):
-    "Load what is there, else train or copy, and save"
-    if (folder / 'done').exists():
-        return _finished_tokenizer(folder)
-    if tokenizer in ('bpe', 'unigram'):
-        tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
-    else:
-        tok = load_tokenizer(tokenizer)
-    tok.save(folder)
-    write_atomic(folder / 'done', tok.fingerprint)
-    return tok
+def _same_tokenizer(a, b):
+    "Is it one tokenizer, wherever its files lie?"
+    if a in _trained or b in _trained:
+        return a == b
+    return load_tokenizer(a).fingerprint == load_tokenizer(b).fingerprint
 
 
 def _check_settings(out, settings):
-    "Record the settings in the folder. Raises `ValueError` if others are on record"
+    """Are the settings on record the same? None: none are, or nothing was made with them.
+
+    Raises `ValueError` where shards were made with others. Of sources and of a tokenizer only the path may
+    differ: a hash of the documents, and one of the vocabulary, tell whether they are the same
+    """
     f = out / 'prepare.json'
+    if not f.exists():
+        return None
     remedy = 'choose another folder, or delete this one'
-    old = unsealed(read_json(f, remedy, dict(sources=list)), f, remedy) if f.exists() else settings
-    for k in settings:
-        if old.get(k) != settings[k]:
-            raise ValueError(
-                f'{out}: prepared with {k}={old.get(k)!r}, not {settings[k]!r}: '
-                f'choose another folder, or delete this one'
-            )
-    write_atomic(f, json.dumps(sealed(settings), indent=1))
+    old = unsealed(read_json(f, remedy, dict(sources=list)), f, remedy)
+    other = [k for k in settings if old.get(k) != settings[k]]
+    if other and not any((out / 'shards').glob('*/*.json')):
+        return None
+    for k in other:
+        if k == 'sources' or (k == 'tokenizer' and _same_tokenizer(out / 'tokenizer', settings[k])):
+            continue
+        raise ValueError(
+            f'{out}: prepared with {k}={old.get(k)!r}, not {settings[k]!r}: '
+            f'choose another folder, or delete this one'
+        )
+    return True
+
+
+def _record(out, settings, tok):
+    "Put settings and tokenizer into the folder"
+    done = out / 'tokenizer/done'
+    done.unlink(missing_ok=True)  # of an attempt with other settings
+    write_atomic(out / 'prepare.json', json.dumps(sealed(settings), indent=1))
+    tok.save(done.parent)
+    write_atomic(done, tok.fingerprint)
 
 
 class _Sources:
@@ -903,12 +972,15 @@ def prepare(
         sample_bytes=sample_bytes,
         shard_tokens=shard_tokens,
     )
-    with folder_lock(out):
-        _check_settings(out, settings)
+    with folder_lock(out), undone_if_refused(out):
+        ready = _check_settings(out, settings) and (out / 'tokenizer/done').exists()
         tally = Counter()
         training = text.drop_copies(holdout.collect(text.read(tally)), tally)
         first_pass = progress(training, desc='documents', unit='doc')
-        tok = _get_tokenizer(tokenizer, out / 'tokenizer', first_pass, vocab_size, sample_bytes)
+        if ready:
+            tok = _finished_tokenizer(out / 'tokenizer')
+        else:
+            tok = _get_tokenizer(tokenizer, first_pass, vocab_size, sample_bytes)
         for _ in first_pass:
             pass  # if the tokenizer did not need them
         warn_tally(tally, 'sources')
@@ -918,6 +990,8 @@ def prepare(
                 f'{out}: no document is held out with valid_fraction={valid_fraction} and '
                 f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
             )
+        if not ready:
+            _record(out, settings, tok)
         facts = dict(settings, documents=dict(tally), held_out=len(valid))
         facts['versions'] = docs_versions() if text.kept else {}
         marker = OverlapMarker(valid)
