@@ -21,6 +21,7 @@ from typing import Annotated
 
 from fastcore.script import anno_parser, call_parse
 from .utils import nearest, warn
+from .settings import as_source
 from .config import override, recipe as named_recipe
 from .backend import available, describe, get_device, problems
 from .tokenizer import load_tokenizer
@@ -41,7 +42,7 @@ from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
 from .aot import ask_compiler, compiler_problem
-from .reproduce import fine_tuning_config, prepare_run, run_config
+from .reproduce import fine_tuning_config, fit_context, prepare_run, run_config
 from .reproduce import reproduce as reproduce_run
 
 # %% ../nbs/38_cli.ipynb #a54f4d29
@@ -53,6 +54,18 @@ Files = Annotated[str, dict(nargs='+')]
 
 def _show(d, as_json, text):
     print(dumps(d) if as_json else text)
+
+
+def _escapes(separator):
+    r"A separator as it is typed, with `\n` for the end of a line"
+    if not separator.isascii():
+        return separator
+    try:
+        return separator.encode().decode('unicode_escape')
+    except UnicodeDecodeError:
+        raise ValueError(
+            f'--separator {separator}: not an escape; write \\n for the end of a line, \\\\ for a backslash'
+        ) from None
 
 
 def _is_setting(word):
@@ -81,10 +94,11 @@ def prepare(
     out: str = '',  # folder for tokenizer and shards
     # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     tokenizer: str = 'bpe',
-    vocab_size: int = 4096,  # of a tokenizer that is trained
+    vocab_size: int = 0,  # of a tokenizer that is trained; 0: 4,096, or the nearest that the text supports
     valid_fraction: float = 0.05,  # share of the documents held out
-    # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
-    overlap: float = 0.3,
+    # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all;
+    # 0: 0.3, as long as that leaves some
+    overlap: float = 0.0,
     # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     near_copies: float = 1.0,
     workers: int = 2,  # processes
@@ -106,16 +120,15 @@ def prepare(
         raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out:
         raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    if separator.isascii():
-        separator = separator.encode().decode('unicode_escape')
+    separator = _escapes(separator)
     ms = prepare_data(
         source,
         out,
         tokenizer=tokenizer,
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or None,
         workers=workers,
         valid_fraction=valid_fraction,
-        overlap=overlap,
+        overlap=overlap or None,
         near_copies=near_copies,
         field=field,
         separator=separator,
@@ -184,6 +197,7 @@ def train(
     for t in names:
         if t not in trackers:
             raise ValueError(f'--track {t}: {nearest(t, trackers)}')
+    parting = _escapes(separator) or ('\n\n' if from_model else '')
     split = divide(get_device(device))
 
     def open_settings():
@@ -193,14 +207,16 @@ def train(
             _check_begun(run, begun, recipe, from_model)
         elif not (recipe or sources or setting or from_model):
             read_run(run)  # raises: it is no run
-        source = ','.join(sources)
+        source = as_source(sources)
         base = begun
         if from_model and not begun:
             base = named_recipe(recipe or 'finetune').replace(name=folder.name)
             base = fine_tuning_config(base, from_model, source)
         cfg = run_config(recipe, settings, source, folder.name, base)
         if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
-            prepare_run(cfg, folder, workers, separator or ('\n\n' if from_model else ''))
+            cfg = prepare_run(cfg, folder, workers, parting, settings)
+        if not begun:
+            cfg = fit_context(cfg, folder, settings)
         return open_run(cfg, folder, split.device) if names else cfg
 
     cfg = split.first(open_settings)

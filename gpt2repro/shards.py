@@ -30,9 +30,9 @@ from typing import Iterable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .utils import file_sha256, progress, write_atomic
+from .utils import file_sha256, progress, warn, write_atomic
 from .corpus import Holdout, OverlapMarker, clean, docs_versions, documents, drop_near_copies
-from .corpus import warn_tally
+from .corpus import EndHoldout, warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
 
 # %% ../nbs/07_shards.ipynb #4edc6767
@@ -698,12 +698,19 @@ def open_tokens(
     return Tokens([(Path(source) / f.name, dtype, 0, f.n_tokens) for f in m.files], m.tokenizer['eot'])
 
 # %% ../nbs/07_shards.ipynb #87f97df5
-def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes):
+def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes, adapt):
     "Load what is there, else train or copy, and save"
+    trained = tokenizer in ('bpe', 'unigram')
     if (folder / 'done').exists():
-        return load_tokenizer(folder)
-    if tokenizer in ('bpe', 'unigram'):
-        tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
+        tok = load_tokenizer(folder)
+        if trained and not adapt and tok.vocab_size != vocab_size:
+            raise ValueError(
+                f'{folder}: has {tok.vocab_size} tokens, not vocab_size={vocab_size}: '
+                f'choose another folder, or delete this one'
+            )
+        return tok
+    if trained:
+        tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes, adapt)
     else:
         tok = load_tokenizer(tokenizer)
     tok.save(folder)
@@ -752,15 +759,39 @@ class _Sources:
         return drop_near_copies(docs, self.near_copies, tally=tally)
 
 
+class _OneSided(Exception):
+    "The documents are all on one side, found when the first pass has seen them"
+
+
+def _divided(holdout, docs):
+    "Training documents of the first pass, as `holdout` passes them on"
+    yield from holdout.collect(docs)
+    if holdout.one_sided:
+        raise _OneSided
+
+
+def _warn_few(n_docs, holdout):
+    "Say what is held out of a text that has too few documents for a hash"
+    size = sum(len(d.encode('utf-8', 'surrogatepass')) for d in holdout.valid)
+    what = f'{len(holdout.valid)} of {n_docs} documents'
+    if isinstance(holdout, EndHoldout):
+        what = 'the end of the text' if n_docs == 1 else f'the end of one of {n_docs} documents'
+    share = f'valid_fraction={holdout.valid_fraction:g}'
+    warn(f'too few documents to divide by their hash with {share}: {what} is held out, {size:,} bytes')
+
+
 def prepare(
     sources,  # one or more of what `documents` takes
     out,  # gets tokenizer/, shards/train/ and shards/valid/
     tokenizer: str = 'bpe',  # train SentencePiece (`bpe`, `unigram`), or a folder with a tokenizer's files
-    vocab_size: int = 4096,  # of a tokenizer that is trained
+    # of a tokenizer that is trained; none: `usual_vocab_size`, or the nearest that the text supports
+    vocab_size: int = None,
     workers: int = 2,  # tokenizer processes
     valid_fraction: float = 0.05,  # share of the documents to hold out, by their hash
     valid_bytes: int = 16 << 20,  # but no more text than this
-    overlap: float = 0.3,  # drop held-out documents that share this much of their 8-grams with training
+    # drop held-out documents that share this much of their 8-grams with training;
+    # none: 0.3, and where that would leave nothing, none is dropped
+    overlap: float = None,
     # drop training documents that share this much of their 8-grams with earlier ones; 1: none
     near_copies: float = 1.0,
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
@@ -771,6 +802,7 @@ def prepare(
     dedup: bool = False,  # drop exact repetitions
     sample_bytes: int = 16 << 20,  # train the tokenizer on a sample of at most this much
     shard_tokens: int = 100_000_000,
+    usual_vocab_size: int = 4096,
 ) -> dict:  # `train` and `valid`: manifests; `tokenizer`
     "Sources to tokenizer and shards. Raises `ValueError`, `OSError` or `RuntimeError`, in one line"
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
@@ -782,12 +814,14 @@ def prepare(
         raise ValueError(
             f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none'
         )
+    keep_copies = overlap is None
+    overlap = 0.3 if keep_copies else overlap
     # A source that isn't there fails before anything is written.
     text = _Sources(sources, options, treatment, near_copies)
     settings = dict(
         sources=[str(s) for s in sources],
         tokenizer=str(tokenizer),
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or usual_vocab_size,
         valid_fraction=valid_fraction,
         valid_bytes=valid_bytes,
         overlap=overlap,
@@ -799,19 +833,30 @@ def prepare(
     )
     with folder_lock(out):
         _check_settings(out, settings)
-        tally = Counter()
-        training = text.drop_copies(holdout.collect(text.read(tally)), tally)
-        first_pass = progress(training, desc='documents', unit='doc')
-        tok = _get_tokenizer(tokenizer, out / 'tokenizer', first_pass, vocab_size, sample_bytes)
-        for _ in first_pass:
-            pass  # if the tokenizer did not need them
+        adapt = not vocab_size
+
+        def first_pass(holdout, tally):
+            "The tokenizer; `holdout` has what is held out"
+            training = text.drop_copies(_divided(holdout, text.read(tally)), tally)
+            docs = progress(training, desc='documents', unit='doc')
+            size = vocab_size or usual_vocab_size
+            tok = _get_tokenizer(tokenizer, out / 'tokenizer', docs, size, sample_bytes, adapt)
+            for _ in docs:
+                pass  # if the tokenizer did not need them
+            return tok
+
+        try:
+            tally = Counter()
+            tok = first_pass(holdout, tally)
+        except _OneSided:
+            tally = Counter()
+            n_docs, holdout = holdout.n_docs, holdout.of_few()
+            tok = first_pass(holdout, tally)
+            _warn_few(n_docs, holdout)
         warn_tally(tally, 'sources')
         valid = holdout.valid
         if not valid:
-            raise ValueError(
-                f'{out}: no document is held out with valid_fraction={valid_fraction} and '
-                f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
-            )
+            raise ValueError(f'{out}: the sources have no documents: is every one left out?')
         facts = dict(settings, documents=dict(tally), held_out=len(valid))
         facts['versions'] = docs_versions() if text.kept else {}
         marker = OverlapMarker(valid)
@@ -819,11 +864,17 @@ def prepare(
         shards = out / 'shards'
         train = write_shards(second_pass, tok, shards / 'train', workers, shard_tokens, facts, 'train')
         new = [d for d, share in zip(valid, marker.shares()) if share < overlap]
-        if not new:
+        if not new and not keep_copies:
             raise ValueError(
                 f'{out}: all {len(valid)} held-out documents are near-copies of training text: '
-                f'raise valid_fraction, or overlap above {overlap}'
+                f'raise valid_fraction, or overlap above {overlap}; an overlap of 1.1 keeps them'
             )
+        if not new:
+            warn(
+                'the held-out text is all near-copies of training text, and is kept: '
+                'a loss on it flatters the model'
+            )
+            new = valid
         facts = dict(facts, near_copies_dropped=len(valid) - len(new))
         valid = write_shards(new, tok, shards / 'valid', workers, shard_tokens, facts, 'valid')
         return dict(tokenizer=tok, train=train, valid=valid)

@@ -279,14 +279,17 @@ def valid_batches(
 ):  # (batches, how many to look at)
     "The held-out batches of a run: `eval_batches` of them, fewer where there is less text"
     m = load_manifest(Path(folder) / 'shards/valid')
-    windows = (m.n_tokens - 1) // cfg.model.n_ctx
+    n_ctx = cfg.model.n_ctx
+    if cfg.start_from:
+        n_ctx = min(n_ctx, max(1, m.n_tokens - 1))  # a pretrained model's context is not ours to choose
+    windows = (m.n_tokens - 1) // n_ctx
     if not windows:
         raise ValueError(
             f'{folder}/shards/valid has {m.n_tokens} tokens, less than one window of {cfg.model.n_ctx}: '
             f'raise valid_fraction, or lower n_ctx'
         )
     size = min(cfg.micro_batch or 1, windows)
-    return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=cfg.model.n_ctx), min(
+    return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=n_ctx), min(
         cfg.eval_batches, windows // size
     )
 
