@@ -16,14 +16,16 @@ import traceback
 from errno import ENOSPC
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser, call_parse
-from .utils import nearest, warn
-from .settings import as_source
+from .utils import nearest, read_lines, warn
+from .settings import as_source, size as named_size
 from .config import override, recipe as named_recipe
-from .backend import available, describe, get_device, problems
+from .backend import available, describe, get_device, problems, product_dtypes
+from .corpus import policies
 from .tokenizer import load_tokenizer
 from .shards import prepare as prepare_data, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
@@ -42,7 +44,7 @@ from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
 from .aot import ask_compiler, compiler_problem
-from .reproduce import fine_tuning_config, fit_context, prepare_run, run_config
+from .reproduce import fine_tuning_config, fit_context, fit_warmup, prepare_run, run_config
 from .reproduce import reproduce as reproduce_run
 
 # %% ../nbs/38_cli.ipynb #a54f4d29
@@ -213,6 +215,8 @@ def train(
             base = named_recipe(recipe or 'finetune').replace(name=folder.name)
             base = fine_tuning_config(base, from_model, source)
         cfg = run_config(recipe, settings, source, folder.name, base)
+        if base and not begun and not any('warmup' in s for s in settings):
+            cfg = fit_warmup(cfg, cfg.max_steps)
         if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
             cfg = prepare_run(cfg, folder, workers, parting, settings)
         if not begun:
@@ -242,7 +246,7 @@ def _token_biases(tok, text):  # "word=nats,…" -> {token id: nats}
             nats = float(number)
         except ValueError:
             nats = None
-        if not word or nats is None:
+        if not word or nats is None or not isfinite(nats):
             raise ValueError(
                 f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"'
             )
@@ -256,20 +260,35 @@ def _sample_prompts(prompt, file, unconditional):
         raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
     if not file:
         return [prompt] if prompt or unconditional else None
-    if not Path(file).is_file():
+    if not Path(file).exists():
         raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines()
+    if Path(file).is_dir():
+        raise IsADirectoryError(f'{file} is a folder: name a text file with one prompt a line')
+    prompts = read_lines(file)
     if not prompts:
         raise ValueError(f'{file} is empty: write one prompt a line')
     return prompts
+
+
+def _stdin_lines():
+    "Lines of the standard input, without their ends and without a byte order mark; UTF-8 in every locale"
+    if hasattr(sys.stdin, 'reconfigure'):
+        sys.stdin.reconfigure(encoding='utf-8-sig', errors='strict')
+    try:
+        for line in sys.stdin:
+            yield line.rstrip('\r\n')
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f'standard input: not UTF-8 at byte {e.start} (0x{e.object[e.start]:02x}): convert it'
+        ) from None
 
 
 def _typed_prompts():
     "Lines of the standard input; in a terminal each after a question"
     if not sys.stdin.isatty():
         n = 0
-        for n, line in enumerate(sys.stdin, 1):
-            yield line.rstrip('\n')
+        for n, line in enumerate(_stdin_lines(), 1):
+            yield line
         if not n:
             raise ValueError(
                 'no prompt: give one, --file or --unconditional, or write prompts to the standard input, '
@@ -476,6 +495,12 @@ def evaluate(
     protocol = protocol or ('both' if suite else 'paper')
     if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()):
         raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if overlap and not Path(overlap).exists():
+        raise FileNotFoundError(
+            f'--overlap {overlap} does not exist: name shards, a run or a prepared folder'
+        )
+    if size:
+        named_size(size)  # raises: there is no such size
     if available:
         names = _only_available(names, data, protocol)
     of_items = dict(data=data or None, limit=limit or None, subset=subset)
@@ -717,6 +742,62 @@ class _Usage(Exception):
     "What was typed does not fit the verb"
 
 
+_most = 2**31 - 1
+# The least and the most that a number may be. One that is not here: 0 to 2**31-1
+_bounds = dict(
+    minutes=(1e-3, 1e6),
+    hours=(1, 1e5),
+    workers=(0, 1024),
+    valid_fraction=(1e-9, 1 - 1e-9),
+    near_copies=(1e-9, 1),
+    n=(1, 1e6),
+    max_new_tokens=(1, 1e7),
+    beams=(0, 1024),
+    temperature=(0, 1e6),
+    top_p=(1e-9, 1),
+    min_p=(0, 1),
+    repetition_penalty=(1e-6, 1e6),
+    frequency_penalty=(-1e6, 1e6),
+    presence_penalty=(-1e6, 1e6),
+    seed=(0, 2**63 - 1),
+    batch=(1, 1e6),
+    devices=(0, 1e6),
+    tokens=(0, 1e18),
+)
+_choices = dict(
+    dtype=product_dtypes,
+    weights=('', *weight_kinds),
+    protocol=('', 'paper', 'modern', 'both'),
+    errors=policies,
+)
+
+
+def _bad_value(option, value):
+    "What is wrong with the value of an option, or ''"
+    if option in _choices and value not in _choices[option]:
+        return nearest(value, filter(None, _choices[option]))
+    if isinstance(value, str):
+        return 'a character of number 0 is in it: leave it out' if '\0' in value else ''
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ''
+    low, high = _bounds.get(option, (0, _most))
+    return '' if low <= value <= high else f'give a number from {low:g} to {high:.12g}'
+
+
+def _check_values(parser, kw):
+    "Raises `_Usage` for a value that no verb can use, which names it"
+    for a in parser._actions:
+        values = kw.get(a.dest)
+        name = a.option_strings[-1] if a.option_strings else a.dest
+        for v in values if isinstance(values, list) else [values]:
+            if v == a.default and v != '':
+                continue
+            if why := _bad_value(a.dest, v):
+                raise _Usage(f'{name} {v}: {why}')
+            if v == '' and (a.required or isinstance(values, list)):
+                raise _Usage(f'{name} is empty: name one')
+
+
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
@@ -726,7 +807,19 @@ def _parse(verb, argv):
 
     p.error = error
     kw = vars(p.parse_intermixed_args(argv))
+    _check_values(p, kw)
     return {k: v for k, v in kw.items() if k not in ('pdb', 'xtra')}
+
+
+def _escape_what_is_missing():
+    """Let a stream write `\\u2603` where its encoding lacks a character, so that no output is lost.
+
+    Standard error does so anyway. A stream that was told what to do, by PYTHONIOENCODING, is left alone
+    """
+    for stream in (sys.stdout, sys.stderr):
+        strict = getattr(stream, 'errors', '') in ('strict', 'surrogateescape')
+        if strict and hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def main(
@@ -736,6 +829,7 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
     argv = [a for a in argv if a != '--debug']
+    _escape_what_is_missing()
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(_overview())
         return 0
@@ -745,7 +839,10 @@ def main(
     try:
         if argv[0] not in verbs:
             raise _Usage(f'unknown verb {argv[0]!r}: {nearest(argv[0], verbs)}')
-        return verbs[argv[0]].__wrapped__(**_parse(argv[0], argv[1:])) or 0
+        status = verbs[argv[0]].__wrapped__(**_parse(argv[0], argv[1:])) or 0
+        if sys.stdout:
+            sys.stdout.flush()  # what cannot be written is an error of this command
+        return status
     except KeyboardInterrupt as e:
         if debug:
             traceback.print_exc()

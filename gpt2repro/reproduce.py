@@ -133,18 +133,17 @@ def fit_context(
     folder,  # the run
     settings: list = (),  # those that were asked for, FIELD=VALUE: they are kept
 ) -> RunConfig:
-    "`cfg` with a context that the text fills on both sides, training and held out, with a warning"
+    "`cfg` with a context that the training text fills; a warning says what is shorter than the recipe's"
     shards = data_folder(cfg, folder) / 'shards'
-    n_tokens = min(load_manifest(shards / name).n_tokens for name in ('train', 'valid'))
+    train, valid = (load_manifest(shards / name).n_tokens for name in ('train', 'valid'))
     n_ctx = cfg.model.n_ctx
-    if n_ctx < n_tokens or cfg.start_from or 'n_ctx' in _names(settings):
-        return cfg
-    while n_ctx >= n_tokens and n_ctx % 2 == 0:
-        n_ctx //= 2
-    warn(
-        f'n_ctx={n_ctx} instead of {cfg.model.n_ctx}: the smaller side of the text, training or held out, '
-        f'has {n_tokens} tokens'
-    )
+    if not cfg.start_from and 'n_ctx' not in _names(settings):
+        while n_ctx >= train and n_ctx % 2 == 0:
+            n_ctx //= 2
+    if n_ctx < cfg.model.n_ctx:
+        warn(f'n_ctx={n_ctx} instead of {cfg.model.n_ctx}: the training text has {train:,} tokens')
+    if valid <= n_ctx <= train:
+        warn(f'the held-out text has {valid:,} tokens, less than n_ctx={n_ctx}: its loss is a rough one')
     return cfg.replace(model=cfg.model.replace(n_ctx=n_ctx))
 
 # %% ../nbs/37_reproduce.ipynb #3a7e0015

@@ -773,11 +773,12 @@ def _divided(holdout, docs):
 def _warn_few(n_docs, holdout):
     "Say what is held out of a text that has too few documents for a hash"
     size = sum(len(d.encode('utf-8', 'surrogatepass')) for d in holdout.valid)
-    what = f'{len(holdout.valid)} of {n_docs} documents'
+    n = len(holdout.valid)
+    what = f'{n} of {n_docs} documents {"is" if n == 1 else "are"}'
     if isinstance(holdout, EndHoldout):
-        what = 'the end of the text' if n_docs == 1 else f'the end of one of {n_docs} documents'
+        what = f'the end of {"the text" if n_docs == 1 else f"one of {n_docs} documents"} is'
     share = f'valid_fraction={holdout.valid_fraction:g}'
-    warn(f'too few documents to divide by their hash with {share}: {what} is held out, {size:,} bytes')
+    warn(f'too few documents to divide by their hash with {share}: {what} held out, {size:,} bytes')
 
 
 def prepare(

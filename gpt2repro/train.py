@@ -279,14 +279,12 @@ def valid_batches(
 ):  # (batches, how many to look at)
     "The held-out batches of a run: `eval_batches` of them, fewer where there is less text"
     m = load_manifest(Path(folder) / 'shards/valid')
-    n_ctx = cfg.model.n_ctx
-    if cfg.start_from:
-        n_ctx = min(n_ctx, max(1, m.n_tokens - 1))  # a pretrained model's context is not ours to choose
+    n_ctx = max(1, min(cfg.model.n_ctx, m.n_tokens - 1))  # a text shorter than the context is one window
     windows = (m.n_tokens - 1) // n_ctx
     if not windows:
         raise ValueError(
-            f'{folder}/shards/valid has {m.n_tokens} tokens, less than one window of {cfg.model.n_ctx}: '
-            f'raise valid_fraction, or lower n_ctx'
+            f'{folder}/shards/valid has {m.n_tokens} tokens, and a loss needs 2: prepare more text, or hold '
+            f'more of it out with valid_fraction'
         )
     size = min(cfg.micro_batch or 1, windows)
     return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=n_ctx), min(

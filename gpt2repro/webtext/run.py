@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from ..settings import split_sources
 from ..utils import nearest, write_atomic
 from ..settings import to_dict
 from .options import WebTextConfig
@@ -143,7 +144,7 @@ def stages(
     if cfg.dedup.near:
         out += _near_stages(folder, cfg)
     if cfg.dedup.evaluation:
-        files = [o.strip() for o in cfg.dedup.evaluation.split(',') if o.strip()]
+        files = split_sources(cfg.dedup.evaluation)
         index = [IndexEvaluation(files, work / 'evaluation')]
         out.append(Stage(name='dedup-index', of='dedup', tasks=1, steps=index))
     out.append(_write_stage(folder, cfg))
