@@ -418,7 +418,7 @@ def autocast(
     "Context in which matrix products run in `dtype`. Raises `ValueError` for another one"
     name = str(dtype).removeprefix('torch.')
     if name not in product_dtypes:
-        raise ValueError(f'dtype={name}: {nearest(name, product_dtypes)}')
+        raise ValueError(f'dtype={name}: choose {" or ".join(product_dtypes)}')
     dtype = getattr(torch, name)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import traceback
-from errno import ENOSPC
+from errno import EACCES, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
 from math import isfinite
@@ -177,6 +177,8 @@ def train(
     # --from)
     from_model: str = '',
     separator: str = '',  # what divides text files into documents; empty lines when fine-tuning
+    field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
+    errors: str = 'strict',  # what to do with what can't be read: strict, replace or skip
     max_steps: int = 0,  # instead of the recipe's
     save_every: int = 0,  # instead of the recipe's, steps
     seed: int = -1,  # instead of the recipe's
@@ -218,7 +220,7 @@ def train(
         if base and not begun and not any('warmup' in s for s in settings):
             cfg = fit_warmup(cfg, cfg.max_steps)
         if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
-            cfg = prepare_run(cfg, folder, workers, parting, settings)
+            cfg = prepare_run(cfg, folder, workers, parting, settings, field=field, errors=errors)
         if not begun:
             cfg = fit_context(cfg, folder, settings)
         return open_run(cfg, folder, split.device) if names else cfg
@@ -693,7 +695,39 @@ def doctor(
     return 1 if wrong else 0
 
 # %% ../nbs/38_cli.ipynb #f974a67b
-def error_line(e: BaseException) -> str:
+# How a verb is told to put its results elsewhere
+_elsewhere = dict(
+    prepare='--out FOLDER',
+    train='another RUN as the first word',
+    evaluate='--out FOLDER',
+    report='--out FILE',
+    reproduce='--out FOLDER',
+    webtext='--out FOLDER',
+)
+_less_memory = dict(
+    train='set a smaller micro_batch',
+    sample='ask for fewer prompts at once, or a smaller --n',
+    evaluate='close other programs, or take a smaller model',
+)
+_not_writable = (EACCES, EPERM, EROFS, EEXIST, ENOTDIR)
+
+
+def _os_error_line(e, verb):
+    "What to do about a file or folder that cannot be read or written"
+    reason = 'permission denied' if isinstance(e, PermissionError) else e.strerror
+    if Path(e.filename).is_file() and not os.access(e.filename, os.R_OK):
+        return f'{e.filename}: {reason}; choose a file that you may read'
+    if e.errno in _not_writable and verb in _elsewhere:
+        return f'{e.filename}: {reason}; results go elsewhere with {_elsewhere[verb]}'
+    if e.errno in _not_writable:
+        return f'{e.filename}: {reason}; choose a folder that you may write to'
+    return f'{e.filename}: {reason}; check the path'
+
+
+def error_line(
+    e: BaseException,
+    verb: str = '',  # of the command, for a remedy that it has
+) -> str:
     "What went wrong and what to do, in one line"
     text = ' '.join(str(e).split())
     if 'No space left' in text or getattr(e, 'errno', None) == ENOSPC:
@@ -703,12 +737,10 @@ def error_line(e: BaseException) -> str:
             f'no space left on {disk}: free some, then give the same command again; '
             f'what was there before is kept'
         )
-    if isinstance(e, PermissionError):
-        return f'{e.filename}: permission denied; choose a folder that you may write to'
-    if isinstance(e, OSError) and e.errno and e.filename:
-        return f'{e.filename}: {e.strerror}; check the path'
+    if isinstance(e, OSError) and e.errno and isinstance(e.filename, (str, os.PathLike)):
+        return _os_error_line(e, verb)
     if isinstance(e, MemoryError) or 'out of memory' in text.lower():
-        return f'out of memory: set a smaller micro_batch ({text[:200]})'
+        return f'out of memory: {_less_memory.get(verb, "close other programs")} ({text[:200]})'
     return text or type(e).__name__
 
 
@@ -775,7 +807,7 @@ _choices = dict(
 def _bad_value(option, value):
     "What is wrong with the value of an option, or ''"
     if option in _choices and value not in _choices[option]:
-        return nearest(value, filter(None, _choices[option]))
+        return f'choose {" or ".join(filter(None, _choices[option]))}'
     if isinstance(value, str):
         return 'a character of number 0 is in it: leave it out' if '\0' in value else ''
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -854,7 +886,7 @@ def main(
     except Exception as e:
         if debug:
             traceback.print_exc()
-        line = error_line(e)
+        line = error_line(e, argv[0])
         if not isinstance(e, (*_expected, _Usage)):
             line = f'{type(e).__name__}: {line} (a defect: please report it with the output of --debug)'
         warn(line)

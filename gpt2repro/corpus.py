@@ -237,7 +237,7 @@ class _Reader:
         self.bad(
             where,
             f'a document of more than {self.max_bytes / 2**20:.0f} MiB',
-            "name the separator of the documents, raise the limit, or choose errors='skip'",
+            "name the separator of the documents, cut the file up, or choose errors='skip'",
         )
 
 # %% ../nbs/05_corpus.ipynb #85794fa4
@@ -363,7 +363,7 @@ class _Buffer:
         if len(self.text) > 2 * self.r.max_bytes:
             raise ValueError(
                 f'{self.r.path}: an item of more than {self.r.max_bytes / 2**20:.0f} MiB '
-                f'at character {self.before}: raise the limit, or leave the file out'
+                f'at character {self.before}: cut it up, or leave the file out'
             )
 
 

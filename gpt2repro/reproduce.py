@@ -86,7 +86,7 @@ def fine_tuning_config(
     if prepared.is_dir() and load_tokenizer(prepared).fingerprint != load_tokenizer(folder).fingerprint:
         raise ValueError(
             f'{source} was prepared with another tokenizer than that of {model}: '
-            f'give the text itself with --data, or prepare it with --tokenizer {folder}'
+            f'give the text itself, or what `gpt2repro prepare` makes of it with `--tokenizer {folder}`'
         )
     return cfg.replace(
         start_from=str(folder),
@@ -102,6 +102,7 @@ def prepare_run(
     workers: int = 2,  # processes that tokenize
     separator: str = '',  # what divides text files into documents; each file is one if nothing does
     settings: list = (),  # those that were asked for, FIELD=VALUE: they are kept
+    **reading,  # more for `shards.prepare`: `field`, `errors`
 ) -> RunConfig:  # `cfg`, with a vocabulary that the text supports
     "Tokenizer and shards from the sources that `cfg.data` names"
     asked = _names(settings)
@@ -117,6 +118,7 @@ def prepare_run(
         valid_fraction=cfg.data.valid_fraction,
         overlap=cfg.data.overlap if 'overlap' in asked else None,
         near_copies=cfg.data.near_copies,
+        **reading,
     )
     if cfg.data.tokenizer not in ('bpe', 'unigram') or 'vocab_size' in asked:
         return cfg

@@ -12,6 +12,7 @@ __all__ = ['Log', 'NoLog', 'check_fresh_start', 'Stopped', 'noting_signals', 'fi
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -268,8 +269,8 @@ def data_folder(
         if (f / 'shards/train/manifest.json').is_file():
             return f
     raise FileNotFoundError(
-        f'no tokens in {folder}: run `gpt2repro prepare {cfg.data.source} --out {folder}` first, or name a '
-        f'prepared folder with --data'
+        f'no tokens in {folder}: run `gpt2repro prepare {shlex.join(cfg.data.sources)} --out {folder}` '
+        f'first, or name a prepared folder with --data'
     )
 
 
