@@ -10,6 +10,7 @@ __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'reproduce', 'prepare', 'tr
 
 # %% ../nbs/38_cli.ipynb #5d5f6d87
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -495,8 +496,13 @@ def evaluate(
         if name != 'heldout':
             task(name)  # raises: there is no such task
     protocol = protocol or ('both' if suite else 'paper')
-    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()):
+    if data and not Path(data).exists():
         raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if data and not (Path(data).is_dir() or data.endswith('.bin')):
+        raise ValueError(
+            f'--data {data} is a file: name a folder, such as the FOLDER that `gpt2repro prepare '
+            f'{shlex.quote(data)} --out FOLDER` makes of a text'
+        )
     if overlap and not Path(overlap).exists():
         raise FileNotFoundError(
             f'--overlap {overlap} does not exist: name shards, a run or a prepared folder'
