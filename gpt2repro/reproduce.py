@@ -86,7 +86,7 @@ def fine_tuning_config(
     if prepared.is_dir() and load_tokenizer(prepared).fingerprint != load_tokenizer(folder).fingerprint:
         raise ValueError(
             f'{source} was prepared with another tokenizer than that of {model}: '
-            f'give the text itself, or what `gpt2repro prepare` makes of it with `--tokenizer {folder}`'
+            f'give the text itself, or what `gpt2repro prepare … --tokenizer {folder}` makes of it'
         )
     return cfg.replace(
         start_from=str(folder),
