@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser, call_parse
-from .utils import nearest, read_lines, warn
+from .utils import as_text, nearest, read_lines, warn
 from .settings import as_source, size as named_size
 from .config import override, recipe as named_recipe
 from .backend import available, describe, get_device, problems, product_dtypes
@@ -435,7 +435,7 @@ def _results_folder(model, out, name=''):
 
 def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
     "One model's scores with what was asked for beside them; files into the folder, if there is one"
-    label = Path(model).resolve().name if Path(model).exists() else model
+    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
     d = results.to_dict()
     text = [str(results)] if results else []
     if bpb := results.get('heldout.bpb'):
@@ -836,6 +836,17 @@ def _check_values(parser, kw):
                 raise _Usage(f'{name} is empty: name one')
 
 
+_texts = {'prompt', 'ban', 'bias', 'stop', 'separator', 'field'}  # what is text, and no name of a file
+
+
+def _utf8(s):
+    "A text that was typed under a locale of another encoding, such as LC_ALL=C; what is not UTF-8 stays"
+    try:
+        return s.encode('utf-8', 'surrogateescape').decode()
+    except UnicodeError:
+        return s
+
+
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
@@ -845,6 +856,8 @@ def _parse(verb, argv):
 
     p.error = error
     kw = vars(p.parse_intermixed_args(argv))
+    for k in _texts & kw.keys():
+        kw[k] = _utf8(kw[k])
     _check_values(p, kw)
     return {k: v for k, v in kw.items() if k not in ('pdb', 'xtra')}
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from .utils import warn, write_atomic
+from .utils import as_text, warn, write_atomic
 
 # %% ../nbs/18_plots.ipynb #8d5afa4e
 def read_log(
@@ -173,7 +173,7 @@ class LiveChart:
         folder,  # the run; what its log has already is drawn too
         every: float = 5.0,  # seconds between drawings
     ):
-        self.name = Path(folder).name
+        self.name = as_text(Path(folder).name)
         self.every = every
         self.drawn = -1e9
         self.handle = None
@@ -373,7 +373,7 @@ class RunFiles:
                 f'{folder} is no run: config.json is missing; '
                 f'name a folder that `gpt2repro reproduce` or `gpt2repro train` made'
             )
-        self.name = self.folder.resolve().name
+        self.name = as_text(self.folder.resolve().name)
         self.config = self._json('config.json')
         self.scores = self._json('scores.json')
         self.log = read_log(self.folder) if (self.folder / 'log.jsonl').exists() else []
@@ -604,7 +604,7 @@ def report(
     if not rs:
         raise ValueError('no run given: name at least one folder')
     names = [r.name for r in rs]
-    logs = {r.name if names.count(r.name) == 1 else str(r.folder): r.log for r in rs}
+    logs = {r.name if names.count(r.name) == 1 else as_text(r.folder): r.log for r in rs}
     done = [r for r in rs if 'bpb' in r.scores]
     ordered = [*done, *(r for r in rs if r not in done)]
     rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]

@@ -100,3 +100,16 @@ def test_a_text_of_one_line_repeated_is_kept_unless_asked(here):  # noqa: F811
     assert s == 0 and any('flatters' in l for l in err)
     s, _, err = command('prepare', 'same.txt', '--out', 'b', '--workers', 0, '--overlap', 0.3)
     assert s == 2 and 'near-copies' in err[-1]
+
+
+def test_under_another_locale(here):  # noqa: F811
+    "With LC_ALL=C Python stands in for bytes beyond ASCII with lone surrogates, in names and in texts"
+    odd = lambda s: s.encode().decode('ascii', 'surrogateescape')  # noqa: E731
+    s, out, err = command('sample', 'run', odd('snow ☃'), '--max-new-tokens', 1, '--json', '--device', 'cpu')
+    assert s == 0 and json.loads(out)['samples'][0]['prompt'] == 'snow ☃', err
+    (here / 'caf\udce9').symlink_to(here / 'run')
+    (here / 'snow\udce2\udc98\udc83').symlink_to(here / 'run')
+    for run in 'caf\udce9', 'snow\udce2\udc98\udc83':
+        for argv in ['report'], ['evaluate', '--limit', '1', '--device', 'cpu', '--out', f'{run}-out']:
+            s, _, err = command(argv[0], run, *argv[1:])
+            assert s == 0, err
