@@ -53,7 +53,8 @@ def test_a_comma_in_a_name_is_a_comma(no_work, here):  # noqa: F811
     assert json.loads((here / 'new/prepare.json').read_text())['sources'] == files
     assert command('prepare', *files, '--out', 'both', '--workers', 0)[0] == 0
     assert json.loads((here / 'both/prepare.json').read_text())['sources'] == files
-    one = ['c,d e.txt' if w == 'text.txt' else 'one' if w == 'new' else w for w in base['train']]
+    swap = {'text.txt': 'c,d e.txt', 'new': 'one'}
+    one = [swap.get(w, w) for w in base['train']]
     assert command('train', *one)[0] == 130
     assert json.loads((here / 'one/prepare.json').read_text())['sources'] == ['c,d e.txt']
 
