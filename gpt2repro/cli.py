@@ -220,7 +220,7 @@ def train(
         cfg = run_config(recipe, settings, source, folder.name, base)
         if base and not begun and not any('warmup' in s for s in settings):
             cfg = fit_warmup(cfg, cfg.max_steps)
-        if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
+        if not begun and not os.path.exists(os.path.join(cfg.data.source, 'shards/train/manifest.json')):
             cfg = prepare_run(cfg, folder, workers, parting, settings, field=field, errors=errors)
         if not begun:
             cfg = fit_context(cfg, folder, settings)

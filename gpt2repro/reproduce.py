@@ -9,6 +9,7 @@ __all__ = ['fit_warmup', 'run_config', 'fine_tuning_config', 'prepare_run', 'fit
            'write_samples', 'write_scores', 'reproduce']
 
 # %% ../nbs/37_reproduce.ipynb #3a7e0005
+import os
 import time
 from json import dumps, loads
 from pathlib import Path
@@ -82,8 +83,8 @@ def fine_tuning_config(
     folder = fetch(find_model(model))
     model_cfg = from_pretrained(folder).cfg
     n_ctx = model_cfg.n_ctx
-    prepared = Path(source) / 'tokenizer'
-    if prepared.is_dir() and load_tokenizer(prepared).fingerprint != load_tokenizer(folder).fingerprint:
+    prepared = os.path.join(source, 'tokenizer')
+    if os.path.isdir(prepared) and load_tokenizer(prepared).fingerprint != load_tokenizer(folder).fingerprint:
         raise ValueError(
             f'{source} was prepared with another tokenizer than that of {model}: '
             f'give the text itself, or what `gpt2repro prepare … --tokenizer {folder}` makes of it'

@@ -13,7 +13,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import isfinite
-from pathlib import Path
+from os.path import exists
 from typing import get_type_hints
 
 from .utils import nearest
@@ -160,7 +160,7 @@ def as_source(
     "One source as it is, several as a JSON list: what `DataConfig.source` holds. Commas and spaces are text"
     sources = [str(s) for s in sources]
     [first] = sources if len(sources) == 1 else [None]
-    plain = first is not None and (Path(first).exists() or first[:1] != '[' and ',' not in first)
+    plain = first is not None and (exists(first) or first[:1] != '[' and ',' not in first)
     if plain or not sources:
         return first or ''
     return json.dumps(sources, ensure_ascii=False)
@@ -170,7 +170,7 @@ def split_sources(
     source: str,  # from `as_source`, or of an earlier version: with commas between
 ) -> list[str]:
     "The sources one by one"
-    if Path(source).exists():
+    if exists(source):  # False where the text is too long for a name
         return [source]
     with suppress(ValueError):
         several = json.loads(source)

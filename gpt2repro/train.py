@@ -265,11 +265,12 @@ def data_folder(
 
     Raises `FileNotFoundError`
     """
-    for f in (Path(folder), Path(cfg.data.source)):
+    sources = cfg.data.sources
+    for f in (Path(folder), *(map(Path, sources) if len(sources) == 1 else ())):
         if (f / 'shards/train/manifest.json').is_file():
             return f
     raise FileNotFoundError(
-        f'no tokens in {folder}: run `gpt2repro prepare {shlex.join(cfg.data.sources)} --out {folder}` '
+        f'no tokens in {folder}: run `gpt2repro prepare {shlex.join(sources)} --out {folder}` '
         f'first, or name a prepared folder with --data'
     )
 
