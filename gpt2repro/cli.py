@@ -819,6 +819,8 @@ def _bad_value(option, value):
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return ''
     low, high = _bounds.get(option, (0, _most))
+    if 0 < low < 1 and value <= 0:
+        return 'give a number above 0'
     return '' if low <= value <= high else f'give a number from {low:g} to {high:.12g}'
 
 
