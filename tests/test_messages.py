@@ -141,6 +141,8 @@ def test_a_folder_that_cannot_be_written(verb, remedy, errno, here, monkeypatch)
         path = path or kw['dir']
         raise OSError(errno, 'Read-only file system' if errno == EROFS else 'Permission denied', str(path))
 
+    # The embedded corpus is slow to collect
+    monkeypatch.setattr('gpt2repro.cli.reproduce_run', lambda cfg, folder, *args: refuse(folder))
     for f in 'os.mkdir', 'os.open', 'tempfile.mkstemp':
         monkeypatch.setattr(f, refuse)
     s, _, err = command(verb, *base[verb])
