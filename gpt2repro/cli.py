@@ -10,20 +10,24 @@ __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'reproduce', 'prepare', 'tr
 
 # %% ../nbs/38_cli.ipynb #5d5f6d87
 import os
+import shlex
 import shutil
 import sys
 import traceback
 from contextlib import nullcontext
-from errno import ENOSPC
+from errno import EACCES, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser, call_parse
-from .utils import finite, nearest, warn
+from .utils import as_text, finite, nearest, read_lines, warn
+from .settings import as_source, size as named_size
 from .config import override, recipe as named_recipe
-from .backend import available, describe, get_device, problems
+from .backend import available, describe, get_device, problems, product_dtypes
+from .corpus import policies
 from .tokenizer import load_tokenizer
 from .shards import prepare as prepare_data, undone_if_refused, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
@@ -43,7 +47,8 @@ from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
 from .aot import ask_compiler, compiler_problem
-from .reproduce import fine_tuning_config, fit_warmup, prepare_run, run_config, use_prepared
+from .reproduce import fine_tuning_config, fit_context, fit_warmup, prepare_run, run_config
+from .reproduce import use_prepared
 from .reproduce import reproduce as reproduce_run
 
 # %% ../nbs/38_cli.ipynb #a54f4d29
@@ -55,6 +60,18 @@ Files = Annotated[str, dict(nargs='+')]
 
 def _show(d, as_json, text):
     print(dumps(finite(d)) if as_json else text)
+
+
+def _escapes(separator):
+    r"A separator as it is typed, with `\n` for the end of a line"
+    if not separator.isascii():
+        return separator
+    try:
+        return separator.encode().decode('unicode_escape')
+    except UnicodeDecodeError:
+        raise ValueError(
+            f'--separator {separator}: not an escape; write \\n for the end of a line, \\\\ for a backslash'
+        ) from None
 
 
 def _is_setting(word):
@@ -87,10 +104,11 @@ def prepare(
     out: str = '',  # folder for tokenizer and shards
     # bpe or unigram (SentencePiece, trained on the text), or a folder with a tokenizer's files
     tokenizer: str = 'bpe',
-    vocab_size: int = 4096,  # of a tokenizer that is trained
+    vocab_size: int = 0,  # of a tokenizer that is trained; 0: 4,096, or the nearest that the text supports
     valid_fraction: float = 0.05,  # share of the documents held out
-    # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all
-    overlap: float = 0.3,
+    # leave held-out documents out that share this much of their word 8-grams with training; 1.1 keeps all;
+    # 0: 0.3, as long as that leaves some
+    overlap: float = 0.0,
     # leave out training documents that share this much of their 8-grams with earlier ones; 1: none
     near_copies: float = 1.0,
     workers: int = 2,  # processes
@@ -112,16 +130,15 @@ def prepare(
         raise ValueError('no source given: name files, folders, a data set, or python-docs')
     if not out:
         raise ValueError('--out is missing: name a folder for tokenizer and shards')
-    if separator.isascii():
-        separator = separator.encode().decode('unicode_escape')
+    separator = _escapes(separator)
     ms = prepare_data(
         source,
         out,
         tokenizer=tokenizer,
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or None,
         workers=workers,
         valid_fraction=valid_fraction,
-        overlap=overlap,
+        overlap=overlap or None,
         near_copies=near_copies,
         field=field,
         separator=separator,
@@ -165,7 +182,8 @@ def _go_on(begun, cfg, folder, schedule, from_model, separator, workers):
     elif source != begun.data.source and is_prepared(folder) and not is_prepared(source):
         # The same text in another place? Raises if it is another text.
         moved = begun.replace(data=begun.data.replace(source=source))
-        prepare_run(moved, folder, workers, separator or ('\n\n' if begun.start_from else ''))
+        separator = separator or ('\n\n' if begun.start_from else '')
+        prepare_run(moved, folder, workers, separator, [f'overlap={begun.data.overlap}'])
         cfg = cfg.replace(data=begun.data)
     check_schedule(cfg)
     return cfg
@@ -210,6 +228,8 @@ def train(
     # --from)
     from_model: str = '',
     separator: str = '',  # what divides text files into documents; empty lines when fine-tuning
+    field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
+    errors: str = 'strict',  # what to do with what can't be read: strict, replace or skip
     max_steps: int = 0,  # instead of the recipe's
     save_every: int = 0,  # instead of the recipe's, steps
     # for a run that is made longer by --max-steps, how the learning rate goes on from its last value:
@@ -235,12 +255,13 @@ def train(
     for t in names:
         if t not in trackers:
             raise ValueError(f'--track {t}: {nearest(t, trackers)}')
+    parting = _escapes(separator) or ('\n\n' if from_model else '')
     split = divide(get_device(device))
 
     def open_settings():
         "Those of the run, with its text prepared: done by one process, while others wait"
         begun = read_run(run) if (folder / 'config.json').exists() else None
-        source = ','.join(sources)
+        source = as_source(sources)
         in_place = not begun and not source and _names_no_source(settings) and is_prepared(folder)
         if begun:
             _check_begun(run, begun, recipe, from_model)
@@ -252,7 +273,7 @@ def train(
             base = fine_tuning_config(base, from_model, str(folder) if in_place else source)
         cfg = run_config(recipe, settings, source, folder.name, base)
         if begun:
-            return _go_on(begun, cfg, folder, schedule, from_model, separator, workers)
+            return _go_on(begun, cfg, folder, schedule, from_model, parting, workers)
         if schedule:
             raise ValueError(
                 '--schedule says how a run goes on that is made longer: set optim.schedule for a new one'
@@ -261,10 +282,11 @@ def train(
             cfg = fit_warmup(cfg, cfg.max_steps)
         check_schedule(cfg)
         if in_place:
-            return use_prepared(cfg, folder, not from_model and not any('vocab_size' in s for s in settings))
-        if not is_prepared(cfg.data.source):
-            prepare_run(cfg, folder, workers, separator or ('\n\n' if from_model else ''))
-        return cfg
+            fit_vocabulary = not from_model and not any('vocab_size' in s for s in settings)
+            cfg = use_prepared(cfg, folder, fit_vocabulary)
+        elif not is_prepared(cfg.data.source):
+            cfg = prepare_run(cfg, folder, workers, parting, settings, field=field, errors=errors)
+        return fit_context(cfg, folder, settings)
 
     with undone_if_refused(folder, until='config.json') if split.writes else nullcontext():
         cfg = split.first(open_settings)
@@ -296,7 +318,7 @@ def _token_biases(tok, text):  # "word=nats,…" -> {token id: nats}
             nats = float(number)
         except ValueError:
             nats = None
-        if not word or nats is None:
+        if not word or nats is None or not isfinite(nats):
             raise ValueError(
                 f'--bias {part!r}: write WORD=NATS, several with commas between, such as "cat=2.5,dog=-1"'
             )
@@ -310,20 +332,35 @@ def _sample_prompts(prompt, file, unconditional):
         raise ValueError('a prompt, --file and --unconditional exclude each other: choose one')
     if not file:
         return [prompt] if prompt or unconditional else None
-    if not Path(file).is_file():
+    if not Path(file).exists():
         raise FileNotFoundError(f'{file} does not exist: name a text file with one prompt a line')
-    prompts = Path(file).read_text(encoding='utf-8').splitlines()
+    if Path(file).is_dir():
+        raise IsADirectoryError(f'{file} is a folder: name a text file with one prompt a line')
+    prompts = read_lines(file)
     if not prompts:
         raise ValueError(f'{file} is empty: write one prompt a line')
     return prompts
+
+
+def _stdin_lines():
+    "Lines of the standard input, without their ends and without a byte order mark; UTF-8 in every locale"
+    if hasattr(sys.stdin, 'reconfigure'):
+        sys.stdin.reconfigure(encoding='utf-8-sig', errors='strict')
+    try:
+        for line in sys.stdin:
+            yield line.rstrip('\r\n')
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f'standard input: not UTF-8 at byte {e.start} (0x{e.object[e.start]:02x}): convert it'
+        ) from None
 
 
 def _typed_prompts():
     "Lines of the standard input; in a terminal each after a question"
     if not sys.stdin.isatty():
         n = 0
-        for n, line in enumerate(sys.stdin, 1):
-            yield line.rstrip('\n')
+        for n, line in enumerate(_stdin_lines(), 1):
+            yield line
         if not n:
             raise ValueError(
                 'no prompt: give one, --file or --unconditional, or write prompts to the standard input, '
@@ -467,7 +504,7 @@ def _results_folder(model, out, name=''):
 
 def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
     "One model's scores with what was asked for beside them; files into the folder, if there is one"
-    label = Path(model).resolve().name if Path(model).exists() else model
+    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
     d = results.to_dict()
     text = [str(results)] if results else []
     if bpb := results.get('heldout.bpb'):
@@ -528,8 +565,19 @@ def evaluate(
         if name != 'heldout':
             task(name)  # raises: there is no such task
     protocol = protocol or ('both' if suite else 'paper')
-    if data and not (Path(data).is_dir() or data.endswith('.bin') and Path(data).is_file()):
+    if data and not Path(data).exists():
         raise FileNotFoundError(f'--data {data} does not exist: name a folder')
+    if data and not (Path(data).is_dir() or data.endswith('.bin')):
+        raise ValueError(
+            f'--data {data} is a file: name a folder, such as the FOLDER that `gpt2repro prepare '
+            f'{shlex.quote(data)} --out FOLDER` makes of a text'
+        )
+    if overlap and not Path(overlap).exists():
+        raise FileNotFoundError(
+            f'--overlap {overlap} does not exist: name shards, a run or a prepared folder'
+        )
+    if size:
+        named_size(size)  # raises: there is no such size
     if available:
         names = _only_available(names, data, protocol)
     of_items = dict(data=data or None, limit=limit or None, subset=subset)
@@ -722,7 +770,39 @@ def doctor(
     return 1 if wrong else 0
 
 # %% ../nbs/38_cli.ipynb #f974a67b
-def error_line(e: BaseException) -> str:
+# How a verb is told to put its results elsewhere
+_elsewhere = dict(
+    prepare='--out FOLDER',
+    train='another RUN as the first word',
+    evaluate='--out FOLDER',
+    report='--out FILE',
+    reproduce='--out FOLDER',
+    webtext='--out FOLDER',
+)
+_less_memory = dict(
+    train='set a smaller micro_batch',
+    sample='ask for fewer prompts at once, or a smaller --n',
+    evaluate='close other programs, or take a smaller model',
+)
+_not_writable = (EACCES, EPERM, EROFS, EEXIST, ENOTDIR)
+
+
+def _os_error_line(e, verb):
+    "What to do about a file or folder that cannot be read or written"
+    reason = 'permission denied' if isinstance(e, PermissionError) else e.strerror
+    if Path(e.filename).is_file() and not os.access(e.filename, os.R_OK):
+        return f'{e.filename}: {reason}; choose a file that you may read'
+    if e.errno in _not_writable and verb in _elsewhere:
+        return f'{e.filename}: {reason}; results go elsewhere with {_elsewhere[verb]}'
+    if e.errno in _not_writable:
+        return f'{e.filename}: {reason}; choose a folder that you may write to'
+    return f'{e.filename}: {reason}; check the path'
+
+
+def error_line(
+    e: BaseException,
+    verb: str = '',  # of the command, for a remedy that it has
+) -> str:
     "What went wrong and what to do, in one line"
     text = ' '.join(str(e).split())
     if 'No space left' in text or getattr(e, 'errno', None) == ENOSPC:
@@ -732,12 +812,10 @@ def error_line(e: BaseException) -> str:
             f'no space left on {disk}: free some, then give the same command again; '
             f'what was there before is kept'
         )
-    if isinstance(e, PermissionError):
-        return f'{e.filename}: permission denied; choose a folder that you may write to'
-    if isinstance(e, OSError) and e.errno and e.filename:
-        return f'{e.filename}: {e.strerror}; check the path'
+    if isinstance(e, OSError) and e.errno and isinstance(e.filename, (str, os.PathLike)):
+        return _os_error_line(e, verb)
     if isinstance(e, MemoryError) or 'out of memory' in text.lower():
-        return f'out of memory: set a smaller micro_batch ({text[:200]})'
+        return f'out of memory: {_less_memory.get(verb, "close other programs")} ({text[:200]})'
     return text or type(e).__name__
 
 
@@ -771,6 +849,75 @@ class _Usage(Exception):
     "What was typed does not fit the verb"
 
 
+_most = 2**31 - 1
+# The least and the most that a number may be. One that is not here: 0 to 2**31-1
+_bounds = dict(
+    minutes=(1e-3, 1e6),
+    hours=(1, 1e5),
+    workers=(0, 1024),
+    valid_fraction=(1e-9, 1 - 1e-9),
+    near_copies=(1e-9, 1),
+    n=(1, 1e6),
+    max_new_tokens=(1, 1e7),
+    beams=(0, 1024),
+    temperature=(0, 1e6),
+    top_p=(1e-9, 1),
+    min_p=(0, 1),
+    repetition_penalty=(1e-6, 1e6),
+    frequency_penalty=(-1e6, 1e6),
+    presence_penalty=(-1e6, 1e6),
+    seed=(0, 2**63 - 1),
+    batch=(1, 1e6),
+    devices=(0, 1e6),
+    tokens=(0, 1e18),
+)
+_choices = dict(
+    dtype=product_dtypes,
+    weights=('', *weight_kinds),
+    protocol=('', 'paper', 'modern', 'both'),
+    errors=policies,
+)
+
+
+def _bad_value(option, value):
+    "What is wrong with the value of an option, or ''"
+    if option in _choices and value not in _choices[option]:
+        return f'choose {" or ".join(filter(None, _choices[option]))}'
+    if isinstance(value, str):
+        return 'a character of number 0 is in it: leave it out' if '\0' in value else ''
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ''
+    low, high = _bounds.get(option, (0, _most))
+    if 0 < low < 1 and value <= 0:
+        return 'give a number above 0'
+    return '' if low <= value <= high else f'give a number from {low:g} to {high:.12g}'
+
+
+def _check_values(parser, kw):
+    "Raises `_Usage` for a value that no verb can use, which names it"
+    for a in parser._actions:
+        values = kw.get(a.dest)
+        name = a.option_strings[-1] if a.option_strings else a.dest
+        for v in values if isinstance(values, list) else [values]:
+            if v == a.default and v != '':
+                continue
+            if why := _bad_value(a.dest, v):
+                raise _Usage(f'{name} {v}: {why}')
+            if v == '' and (a.required or isinstance(values, list)):
+                raise _Usage(f'{name} is empty: name one')
+
+
+_texts = {'prompt', 'ban', 'bias', 'stop', 'separator', 'field'}  # what is text, and no name of a file
+
+
+def _utf8(s):
+    "A text that was typed under a locale of another encoding, such as LC_ALL=C; what is not UTF-8 stays"
+    try:
+        return s.encode('utf-8', 'surrogateescape').decode()
+    except UnicodeError:
+        return s
+
+
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
@@ -780,7 +927,21 @@ def _parse(verb, argv):
 
     p.error = error
     kw = vars(p.parse_intermixed_args(argv))
+    for k in _texts & kw.keys():
+        kw[k] = _utf8(kw[k])
+    _check_values(p, kw)
     return {k: v for k, v in kw.items() if k not in ('pdb', 'xtra')}
+
+
+def _escape_what_is_missing():
+    """Let a stream write `\\u2603` where its encoding lacks a character, so that no output is lost.
+
+    Standard error does so anyway. A stream that was told what to do, by PYTHONIOENCODING, is left alone
+    """
+    for stream in (sys.stdout, sys.stderr):
+        strict = getattr(stream, 'errors', '') in ('strict', 'surrogateescape')
+        if strict and hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def main(
@@ -790,6 +951,7 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = '--debug' in argv
     argv = [a for a in argv if a != '--debug']
+    _escape_what_is_missing()
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(_overview())
         return 0
@@ -799,7 +961,10 @@ def main(
     try:
         if argv[0] not in verbs:
             raise _Usage(f'unknown verb {argv[0]!r}: {nearest(argv[0], verbs)}')
-        return verbs[argv[0]].__wrapped__(**_parse(argv[0], argv[1:])) or 0
+        status = verbs[argv[0]].__wrapped__(**_parse(argv[0], argv[1:])) or 0
+        if sys.stdout:
+            sys.stdout.flush()  # what cannot be written is an error of this command
+        return status
     except KeyboardInterrupt as e:
         if debug:
             traceback.print_exc()
@@ -811,7 +976,7 @@ def main(
     except Exception as e:
         if debug:
             traceback.print_exc()
-        line = error_line(e)
+        line = error_line(e, argv[0])
         if not isinstance(e, (*_expected, _Usage)):
             line = f'{type(e).__name__}: {line} (a defect: please report it with the output of --debug)'
         warn(line)

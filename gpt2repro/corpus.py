@@ -6,8 +6,9 @@ Docs: https://gpt2repro.github.io/gpt2repro/corpus.html.md"""
 
 # %% auto #0
 __all__ = ['docs_packages', 'kinds', 'packings', 'policies', 'hub_datasets', 'docstrings', 'docs_versions', 'doc_hash', 'unique',
-           'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'doc_grams',
-           'OverlapMarker', 'overlap_shares', 'drop_overlap', 'split_documents', 'mix', 'Bloom', 'drop_near_copies']
+           'python_docs', 'read_file', 'warn_tally', 'documents', 'clean', 'held_out', 'Holdout', 'cut_end',
+           'EndHoldout', 'doc_grams', 'OverlapMarker', 'overlap_shares', 'drop_overlap', 'split_documents', 'mix',
+           'Bloom', 'drop_near_copies']
 
 # %% ../nbs/05_corpus.ipynb #30f52a35
 import ast
@@ -237,7 +238,7 @@ class _Reader:
         self.bad(
             where,
             f'a document of more than {self.max_bytes / 2**20:.0f} MiB',
-            "name the separator of the documents, raise the limit, or choose errors='skip'",
+            "name the separator of the documents, cut the file up, or choose errors='skip'",
         )
 
 # %% ../nbs/05_corpus.ipynb #85794fa4
@@ -363,7 +364,7 @@ class _Buffer:
         if len(self.text) > 2 * self.r.max_bytes:
             raise ValueError(
                 f'{self.r.path}: an item of more than {self.r.max_bytes / 2**20:.0f} MiB '
-                f'at character {self.before}: raise the limit, or leave the file out'
+                f'at character {self.before}: cut it up, or leave the file out'
             )
 
 
@@ -904,6 +905,10 @@ def held_out(
     return doc_hash(doc) < valid_fraction * 2**64
 
 # %% ../nbs/05_corpus.ipynb #b93c7faf
+def _encoded(doc):
+    return doc.encode('utf-8', 'surrogatepass')
+
+
 class Holdout:
     "The documents with the smallest hashes: `valid_fraction` of all, and never more than `max_bytes`"
 
@@ -916,16 +921,23 @@ class Holdout:
             raise ValueError(
                 f'valid_fraction={valid_fraction}: a share of the documents between 0 and 1, such as 0.05'
             )
+        self.valid_fraction = valid_fraction
         self.limit = int(valid_fraction * 2**64)
         self.max_bytes = max_bytes
         self._heap = []
         self._size = 0
+        self.n_docs = 0  # that the first pass saw
+        self._n_chars = 0
+        self._n_passed = 0
+        self._least = 2**64, '', 0  # the smallest hash, its document, how many times it came
 
     def collect(self, docs: Iterable[str]) -> Iterator[str]:  # those that are training documents for certain
         "The first pass: keep what is held out, pass on the rest"
         for i, d in enumerate(docs):
             h = doc_hash(d)
+            self._note(h, d)
             if h >= self.limit:
+                self._n_passed += 1
                 yield d
                 continue
             n = len(d.encode('utf-8', 'surrogatepass'))
@@ -933,6 +945,15 @@ class Holdout:
             self._size += n
             while self._size > self.max_bytes:
                 self._lower()
+
+    def _note(self, h, doc):
+        self.n_docs += 1
+        self._n_chars += len(doc)
+        least, text, copies = self._least
+        if h < least:
+            self._least = h, doc, 1
+        elif h == least:
+            self._least = least, text, copies + 1
 
     def _lower(self):
         "Give back the document with the largest hash"
@@ -948,6 +969,80 @@ class Holdout:
     def valid(self) -> list[str]:
         "The held-out documents, in the order in which they came"
         return [d for _, _, d, _ in sorted(self._heap, key=lambda o: -o[1])]
+
+    @property
+    def one_sided(self) -> bool:
+        "Did the first pass hold no document out, or pass none on?"
+        return self.n_docs > 0 and not (self._heap and self._n_passed)
+
+    def of_few(self):  # -> a `Holdout`, or an `EndHoldout`
+        "The rule for documents that this one leaves on one side, for a first pass from the beginning"
+        least, text, copies = self._least
+        given_back = len(self._heap) < self.n_docs
+        if self._heap and (given_back or -self._heap[0][0] > least):  # all were held out
+            other = Holdout(self.valid_fraction, self.max_bytes)
+            other.limit = self.limit if given_back else -self._heap[0][0]
+            return other
+        too_large = len(_encoded(text)) * copies > self.max_bytes
+        if too_large or 2 * len(text) * copies > self._n_chars:
+            return EndHoldout(least, self.valid_fraction, self.max_bytes)
+        other = Holdout(self.valid_fraction, self.max_bytes)
+        other.limit = least + 1
+        return other
+
+# %% ../nbs/05_corpus.ipynb #8bbf73f5
+_breaks = ('\n\n', '\n', '. ', '。', ' ')
+
+
+def cut_end(
+    doc: str,
+    share: float,  # of its characters that the second part has at most
+    max_bytes: int = 16 << 20,  # and its UTF-8 bytes
+) -> int:  # where the second part begins; it has at least half of what it may have
+    "Where to cut a document near its end: before a paragraph, line, sentence or word. Raises `ValueError`"
+    text = len(doc.rstrip())  # white space at the end is nobody's text
+    begin = len(doc) - len(doc.lstrip())
+    if text - begin < 2:
+        raise ValueError(f'the text is too short to hold out a part of it: {doc[:20]!r}: give more')
+    n = max(1, int(share * (text - begin)))
+    if (size := len(_encoded(doc[text - n :]))) > max_bytes:
+        n = max(1, n * max_bytes // size - 4)
+    first = max(begin + 1, text - n)
+    last = text - max(1, n // 2)  # the second part begins here at the latest
+    for s in _breaks:
+        at = doc.find(s, first - 1, last)
+        if at >= 0 and doc[at + len(s) : text].strip():
+            return at + len(s)
+    return first
+
+
+class EndHoldout:
+    "Holds out the end of one document: the rule for a text that nothing divides into documents"
+
+    def __init__(
+        self,
+        of: int,  # the document's hash
+        valid_fraction: float,  # share of the document
+        max_bytes: int = 16 << 20,  # UTF-8
+    ):
+        self.of = of
+        self.valid_fraction = valid_fraction
+        self.max_bytes = max_bytes
+        self.valid = []
+        self.one_sided = False
+
+    def collect(self, docs: Iterable[str]) -> Iterator[str]:  # training documents
+        "The first pass"
+        for d in docs:
+            if doc_hash(d) == self.of:
+                at = cut_end(d, self.valid_fraction, self.max_bytes)
+                self.valid = [d[at:]]
+                d = d[:at]
+            yield d
+
+    def training(self, docs: Iterable[str]) -> Iterator[str]:
+        "The second pass, the same"
+        return self.collect(docs)
 
 # %% ../nbs/05_corpus.ipynb #75e1d819
 _block = 1 << 18  # bytes that are hashed at once: they fit into the cache
@@ -988,10 +1083,6 @@ def _pieces(b, n):
         rest = b[start:cut].rsplit(None, n - 1)
         start = cut - min(cut - start - len(rest[0]) if len(rest) == n else 0, (cut - start) // 2)
     yield b[start:]
-
-
-def _encoded(doc):
-    return doc.encode('utf-8', 'surrogatepass')
 
 
 def doc_grams(

@@ -22,7 +22,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from .config import read_settings
-from .utils import misfit, naming, parse_json, read_json, unsealed, warn, write_atomic
+from .utils import as_text, misfit, naming, parse_json, read_json, unsealed, warn, write_atomic
 
 # %% ../nbs/18_plots.ipynb #8d5afa4e
 log_remedy = 'restore the file, or delete that line'
@@ -224,7 +224,7 @@ class LiveChart:
         folder,  # the run; what its log has already is drawn too
         every: float = 5.0,  # seconds between drawings
     ):
-        self.name = Path(folder).name
+        self.name = as_text(Path(folder).name)
         self.every = every
         self.drawn = -1e9
         self.handle = None
@@ -436,7 +436,7 @@ class RunFiles:
                 f'{folder} is no run: config.json is missing; '
                 f'name a folder that `gpt2repro reproduce` or `gpt2repro train` made'
             )
-        self.name = self.folder.resolve().name
+        self.name = as_text(self.folder.resolve().name)
         self.config = read_settings(self.folder / 'config.json')
         self.scores = read_scores(self.folder)
         self.log = read_log(self.folder) if (self.folder / 'log.jsonl').exists() else []
@@ -663,7 +663,7 @@ def report(
     if not rs:
         raise ValueError('no run given: name at least one folder')
     names = [r.name for r in rs]
-    logs = {r.name if names.count(r.name) == 1 else str(r.folder): r.log for r in rs}
+    logs = {r.name if names.count(r.name) == 1 else as_text(r.folder): r.log for r in rs}
     done = [r for r in rs if r.scores.get('bpb') is not None]
     ordered = [*done, *(r for r in rs if r not in done)]
     rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]

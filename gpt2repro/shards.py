@@ -33,9 +33,9 @@ from typing import Iterable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from .utils import exit_with_parent, misfit, naming, progress, read_json, sealed, tidy, unsealed
-from .utils import write_atomic
+from .utils import warn, write_atomic
 from .corpus import Holdout, OverlapMarker, clean, docs_versions, documents, drop_near_copies
-from .corpus import warn_tally
+from .corpus import EndHoldout, warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
 
 # %% ../nbs/07_shards.ipynb #4edc6767
@@ -840,21 +840,29 @@ def open_tokens(
 _trained = ('bpe', 'unigram')
 
 
-def _get_tokenizer(tokenizer, docs, vocab_size, sample_bytes):
+def _get_tokenizer(tokenizer, docs, vocab_size, sample_bytes, adapt):
     "Train one or load it"
     if tokenizer in _trained:
-        return SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
+        return SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes, adapt)
     return load_tokenizer(tokenizer)
 
 
-def _finished_tokenizer(folder):
-    "The tokenizer that an earlier call saved. Raises `ValueError` where its files are damaged"
+def _finished_tokenizer(folder, vocab_size=None):
+    """The tokenizer that an earlier call saved.
+
+    Raises `ValueError` where its files are damaged, or it has not the size that is asked for
+    """
     tok = load_tokenizer(folder)
     fingerprint = (folder / 'done').read_text(encoding='utf-8', errors='replace').strip()
     if fingerprint and fingerprint != tok.fingerprint:
         raise ValueError(
             f'{folder}: these are not the files of the tokenizer that was saved: restore them, or delete '
             f'{folder.parent} and prepare again'
+        )
+    if vocab_size and tok.vocab_size != vocab_size:
+        raise ValueError(
+            f'{folder}: has {tok.vocab_size} tokens, not vocab_size={vocab_size}: '
+            f'choose another folder, or delete this one'
         )
     return tok
 
@@ -927,15 +935,40 @@ class _Sources:
         return drop_near_copies(docs, self.near_copies, tally=tally)
 
 
+class _OneSided(Exception):
+    "The documents are all on one side, found when the first pass has seen them"
+
+
+def _divided(holdout, docs):
+    "Training documents of the first pass, as `holdout` passes them on"
+    yield from holdout.collect(docs)
+    if holdout.one_sided:
+        raise _OneSided
+
+
+def _warn_few(n_docs, holdout):
+    "Say what is held out of a text that has too few documents for a hash"
+    size = sum(len(d.encode('utf-8', 'surrogatepass')) for d in holdout.valid)
+    n = len(holdout.valid)
+    what = f'{n} of {n_docs} documents {"is" if n == 1 else "are"}'
+    if isinstance(holdout, EndHoldout):
+        what = f'the end of {"the text" if n_docs == 1 else f"one of {n_docs} documents"} is'
+    share = f'valid_fraction={holdout.valid_fraction:g}'
+    warn(f'too few documents to divide by their hash with {share}: {what} held out, {size:,} bytes')
+
+
 def prepare(
     sources,  # one or more of what `documents` takes
     out,  # gets tokenizer/, shards/train/ and shards/valid/
     tokenizer: str = 'bpe',  # train SentencePiece (`bpe`, `unigram`), or a folder with a tokenizer's files
-    vocab_size: int = 4096,  # of a tokenizer that is trained
+    # of a tokenizer that is trained; none: `usual_vocab_size`, or the nearest that the text supports
+    vocab_size: int = None,
     workers: int = 2,  # tokenizer processes
     valid_fraction: float = 0.05,  # share of the documents to hold out, by their hash
     valid_bytes: int = 16 << 20,  # but no more text than this
-    overlap: float = 0.3,  # drop held-out documents that share this much of their 8-grams with training
+    # drop held-out documents that share this much of their 8-grams with training;
+    # none: 0.3, and where that would leave nothing, none is dropped
+    overlap: float = None,
     # drop training documents that share this much of their 8-grams with earlier ones; 1: none
     near_copies: float = 1.0,
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
@@ -946,6 +979,7 @@ def prepare(
     dedup: bool = False,  # drop exact repetitions
     sample_bytes: int = 16 << 20,  # train the tokenizer on a sample of at most this much
     shard_tokens: int = 100_000_000,
+    usual_vocab_size: int = 4096,
 ) -> dict:  # `train` and `valid`: manifests; `tokenizer`
     "Sources to tokenizer and shards. Raises `ValueError`, `OSError` or `RuntimeError`, in one line"
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
@@ -957,12 +991,14 @@ def prepare(
         raise ValueError(
             f'near_copies={near_copies}: a share of the 8-grams above 0, such as 0.3, or 1 to drop none'
         )
+    keep_copies = overlap is None
+    overlap = 0.3 if keep_copies else overlap
     # A source that isn't there fails before anything is written.
     text = _Sources(sources, options, treatment, near_copies)
     settings = dict(
         sources=[str(s) for s in sources],
         tokenizer=str(tokenizer),
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or usual_vocab_size,
         valid_fraction=valid_fraction,
         valid_bytes=valid_bytes,
         overlap=overlap,
@@ -973,23 +1009,34 @@ def prepare(
         shard_tokens=shard_tokens,
     )
     with folder_lock(out), undone_if_refused(out):
-        ready = _check_settings(out, settings) and (out / 'tokenizer/done').exists()
-        tally = Counter()
-        training = text.drop_copies(holdout.collect(text.read(tally)), tally)
-        first_pass = progress(training, desc='documents', unit='doc')
-        if ready:
-            tok = _finished_tokenizer(out / 'tokenizer')
-        else:
-            tok = _get_tokenizer(tokenizer, first_pass, vocab_size, sample_bytes)
-        for _ in first_pass:
-            pass  # if the tokenizer did not need them
+        asked = {k: v for k, v in settings.items() if vocab_size or k != 'vocab_size'}
+        ready = _check_settings(out, asked) and (out / 'tokenizer/done').exists()
+
+        def first_pass(holdout, tally):
+            "The tokenizer; `holdout` has what is held out"
+            training = text.drop_copies(_divided(holdout, text.read(tally)), tally)
+            docs = progress(training, desc='documents', unit='doc')
+            if ready:
+                tok = _finished_tokenizer(out / 'tokenizer', tokenizer in _trained and vocab_size)
+            else:
+                size = vocab_size or usual_vocab_size
+                tok = _get_tokenizer(tokenizer, docs, size, sample_bytes, adapt=not vocab_size)
+            for _ in docs:
+                pass  # if the tokenizer did not need them
+            return tok
+
+        try:
+            tally = Counter()
+            tok = first_pass(holdout, tally)
+        except _OneSided:
+            tally = Counter()
+            n_docs, holdout = holdout.n_docs, holdout.of_few()
+            tok = first_pass(holdout, tally)
+            _warn_few(n_docs, holdout)
         warn_tally(tally, 'sources')
         valid = holdout.valid
         if not valid:
-            raise ValueError(
-                f'{out}: no document is held out with valid_fraction={valid_fraction} and '
-                f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
-            )
+            raise ValueError(f'{out}: the sources have no documents: is every one left out?')
         if not ready:
             _record(out, settings, tok)
         facts = dict(settings, documents=dict(tally), held_out=len(valid))
@@ -999,11 +1046,17 @@ def prepare(
         shards = out / 'shards'
         train = write_shards(second_pass, tok, shards / 'train', workers, shard_tokens, facts, 'train')
         new = [d for d, share in zip(valid, marker.shares()) if share < overlap]
-        if not new:
+        if not new and not keep_copies:
             raise ValueError(
                 f'{out}: all {len(valid)} held-out documents are near-copies of training text: '
-                f'raise valid_fraction, or overlap above {overlap}'
+                f'raise valid_fraction, or overlap above {overlap}; an overlap of 1.1 keeps them'
             )
+        if not new:
+            warn(
+                'the held-out text is all near-copies of training text, and is kept: '
+                'a loss on it flatters the model'
+            )
+            new = valid
         facts = dict(facts, near_copies_dropped=len(valid) - len(new))
         valid = write_shards(new, tok, shards / 'valid', workers, shard_tokens, facts, 'valid')
         return dict(tokenizer=tok, train=train, valid=valid)

@@ -388,6 +388,21 @@ _unseen = re.compile('[\0\u2585]+')  # the trainer would drop the whole document
 _required = ''.join(sorted(set(eot_text + '<unk>0123456789ABCDEFx')))  # to spell the names of special pieces
 
 
+class _VocabularySize(ValueError):
+    "The text does not support a vocabulary of this size; `fits` is one that it does, where that is known"
+
+    def __init__(self, vocab_size, why):
+        most = re.search(r'<= (\d+)\.', why)
+        least = re.search(r'smaller than required_chars\. \d+ vs (\d+)', why)
+        self.fits = int((most or least)[1]) if most or least else 0
+        hint = 'give more text, or another size: ' + ' '.join(why.split())[:200]
+        if most:
+            hint = f'give {most[1]} or less, or more text'
+        elif least:
+            hint = f'it has so many different characters that {least[1]} are needed'
+        super().__init__(f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}')
+
+
 def _train_sp(texts, vocab_size, model_type):
     "A serialized model"
     import sentencepiece as spm
@@ -418,13 +433,7 @@ def _train_sp(texts, vocab_size, model_type):
             minloglevel=2,
         )
     except RuntimeError as e:
-        if m := re.search(r'<= (\d+)', str(e)):
-            hint = f'give {m[1]} or less, or more text'
-        else:
-            hint = 'give more text, or another size: ' + ' '.join(str(e).split())[:200]
-        raise ValueError(
-            f'vocab_size={vocab_size}: the text does not support this vocabulary: {hint}'
-        ) from None
+        raise _VocabularySize(vocab_size, str(e)) from None
     return out.getvalue()
 
 # %% ../nbs/06_tokenizer.ipynb #9b4ef1c4
@@ -527,6 +536,7 @@ class SentencePiece(Tokenizer):
         vocab_size: int = 4096,  # with 256 bytes, `<unk>` and `<|endoftext|>`
         model_type: str = 'bpe',  # `bpe` or `unigram`
         sample_bytes: int = 16 << 20,  # train on a sample of at most this much, by hash
+        adapt: bool = False,  # take the nearest size that the text supports, and say so
     ):
         "Learn a vocabulary from documents. Raises `ValueError` for one that the text does not support"
         if model_type not in model_types:
@@ -537,7 +547,14 @@ class SentencePiece(Tokenizer):
         used = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
         if used < total:
             warn(f'the tokenizer is trained on a sample of {used / 1e6:.0f} MB of {total / 1e6:.0f} MB')
-        return cls(_exact(_train_sp(texts, vocab_size, model_type)))
+        try:
+            model = _train_sp(texts, vocab_size, model_type)
+        except _VocabularySize as e:
+            if not (adapt and e.fits):
+                raise
+            warn(f'the text supports no vocabulary of {vocab_size:,} tokens: {e.fits:,} are taken')
+            model = _train_sp(texts, e.fits, model_type)
+        return cls(_exact(model))
 
     def encode_np(self, text) -> np.ndarray:  # (n,) uint32
         "`encode` as an array"

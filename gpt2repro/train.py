@@ -13,6 +13,7 @@ __all__ = ['Log', 'NoLog', 'check_fresh_start', 'Stopped', 'noting_signals', 'fi
 import json
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -424,8 +425,9 @@ def data_folder(
     A relative path begins in the working folder. If the run has moved, its tokens are looked for beside it
     and above, and known by their hash. Raises `FileNotFoundError`
     """
-    folder, source = Path(folder), Path(cfg.data.source)
-    named = [f for f in (folder, source) if is_prepared(f)]
+    folder, sources = Path(folder), cfg.data.sources
+    source = Path(sources[0])
+    named = [f for f in (folder, *([source] if len(sources) == 1 else [])) if is_prepared(f)]
     was = trained_on(folder)
     above = () if source.is_absolute() else [p / source for p in folder.resolve().parents]
     for f in (*named, *filter(is_prepared, above)):
@@ -437,7 +439,7 @@ def data_folder(
     where = 'there' if source.is_absolute() else 'beside the run and above'
     raise FileNotFoundError(
         f'no tokens in {folder}: looked in {folder}, in {source}, and {where}; name a prepared folder with '
-        f'--data, or run `gpt2repro prepare {cfg.data.source} --out {folder}` first'
+        f'--data, or run `gpt2repro prepare {shlex.join(sources)} --out {folder}` first'
     )
 
 
@@ -451,17 +453,18 @@ def valid_batches(
     `micro_batch` is. Raises `ValueError` where there is no text for one sequence
     """
     m = load_manifest(Path(folder) / 'shards/valid')
-    windows = (m.n_tokens - 1) // cfg.model.n_ctx
+    n_ctx = max(1, min(cfg.model.n_ctx, m.n_tokens - 1))  # a text shorter than the context is one window
+    windows = (m.n_tokens - 1) // n_ctx
     if windows < 1:
         raise ValueError(
-            f'{folder}/shards/valid has {m.n_tokens} tokens, less than one window of {cfg.model.n_ctx}: '
-            f'raise valid_fraction, or lower n_ctx'
+            f'{folder}/shards/valid has {m.n_tokens} tokens, and a loss needs 2: prepare more text, or hold '
+            f'more of it out with valid_fraction'
         )
     rows = min(cfg.eval_batch_size or cfg.batch_size, windows)
     n = rows * min(cfg.eval_batches, windows // rows)  # sequences
     most = min(cfg.micro_batch or 1, n)
     size = next(k for k in range(most, 0, -1) if n % k == 0)  # one shape, so one compiled program
-    return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=cfg.model.n_ctx), n // size
+    return Batches(Path(folder) / 'shards/valid', batch_size=size, n_ctx=n_ctx), n // size
 
 # %% ../nbs/29_train.ipynb #a1f0e120
 def train_batches(

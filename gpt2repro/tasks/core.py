@@ -155,22 +155,26 @@ def find_file(
 
 
 def read_text(path: Path, task: str) -> str:
-    "UTF-8 text of a file. Raises `ValueError` if it is none, or empty"
+    """UTF-8 text of a file, with the line ends of Unix where all are those of Windows.
+
+    Raises `ValueError` if it is none, or empty
+    """
     try:
-        s = path.read_bytes().decode()
+        s = path.read_bytes().decode('utf-8-sig')  # a byte order mark is no text
     except UnicodeDecodeError as e:
         raise ValueError(
             f'{path} is damaged: not UTF-8 at byte {e.start}; get the file for {task} again'
         ) from None
     if not s.strip():
         raise ValueError(f'{path} is empty: get the file for {task} again')
-    return s
+    converted = '\r\n' in s and s.count('\r\n') == s.count('\n')
+    return s.replace('\r\n', '\n') if converted else s
 
 
 def read_jsonl(path: Path, task: str, *keys, **shapes) -> list[dict]:
     "Objects of a JSON-lines file with these fields. Raises `ValueError` that names the bad line"
     out = []
-    for i, line in enumerate(read_text(path, task).splitlines(), 1):
+    for i, line in enumerate(read_text(path, task).removesuffix('\n').split('\n'), 1):
         try:
             d = json.loads(line)
             for k in keys:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ..utils import exit_with_parent, nearest, read_json, warn, write_atomic
 from ..shards import folder_lock
-from ..settings import to_dict
+from ..settings import split_sources, to_dict
 from .options import WebTextConfig
 from .links import FindLinks, MergeLinks
 from .fetch import FetchPages
@@ -143,7 +143,7 @@ def stages(
     if cfg.dedup.near:
         out += _near_stages(folder, cfg)
     if cfg.dedup.evaluation:
-        files = [o.strip() for o in cfg.dedup.evaluation.split(',') if o.strip()]
+        files = split_sources(cfg.dedup.evaluation)
         index = [IndexEvaluation(files, work / 'evaluation')]
         out.append(Stage(name='dedup-index', of='dedup', tasks=1, steps=index))
     out.append(_write_stage(folder, cfg))
