@@ -39,6 +39,7 @@ from .plots import LiveChart, in_notebook
 from .shards import load_manifest
 from .tokenizer import load_tokenizer
 from .utils import progress, warn, write_atomic
+from .weights import is_padding
 
 # %% ../nbs/29_train.ipynb #b24e4ed5
 class Log:
@@ -366,14 +367,25 @@ class Run:
             )
         self.data = data_folder(cfg, folder)
         self.tok = load_tokenizer(self.data / 'tokenizer')
-        if self.tok.vocab_size > cfg.model.vocab_size:
-            raise ValueError(
-                f'vocab_size={cfg.model.vocab_size} is smaller than the {self.tok.vocab_size} of the '
-                f'tokenizer in {self.data}: set model.vocab_size={self.tok.vocab_size}'
-            )
         self.text = {name: load_manifest(self.data / 'shards' / name) for name in ('train', 'valid')}
+        self._check_vocabulary()
         m = self.text['train']
         self.fingerprint = f'{m.docs_sha256} {m.tokenizer["fingerprint"]}'
+
+    def _check_vocabulary(self):
+        "Has the model a row for each token of the tokenizer and of the shards?"
+        V = self.cfg.model.vocab_size
+        n = max(self.tok.vocab_size, *(m.tokenizer['vocab_size'] for m in self.text.values()))
+        if n > V:
+            raise ValueError(
+                f'vocab_size={V} is smaller than the {n} of the tokenizer in {self.data}: '
+                f'set model.vocab_size={n}'
+            )
+        if self.split.writes and not is_padding(V, n):
+            warn(
+                f'vocab_size={V}, but the tokenizer in {self.data} has {n} tokens: the other rows learn '
+                f'nothing and are never drawn; model.vocab_size={n} does without them'
+            )
 
     def _newest(self):
         "The checkpoint to go on from, or None"
