@@ -313,7 +313,8 @@ def sample(
     stop: str = '',  # end the text before this string
     beams: int = 0,  # beam search with so many beams instead of drawing
     weights: str = '',  # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
-    seed: int = 0,  # the same seed gives the same text
+    # the same seed gives the same text; on a CPU (with a C compiler) whatever else is in the batch
+    seed: int = 0,
     # folder with the tokenizer's files, if they are not beside the model; or gpt2
     tokenizer: str = '',
     stream: bool = False,  # print as it is written

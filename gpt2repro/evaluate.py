@@ -301,7 +301,11 @@ def score_windows(
 
 # %% ../nbs/30_evaluate.ipynb #2ac85fbe
 def check_tokenizer(model, tok, texts=()):
-    "Raises `ValueError` unless the tokenizer fits the model and gives the texts back unchanged"
+    """Raises `ValueError` unless the tokenizer fits the model and gives the texts back unchanged.
+
+    Rows of the token table beyond the tokenizer's tokens are part of the softmax, as in nanoGPT and
+    transformers
+    """
     check_vocabulary(model, tok)
     for s in texts:
         if (back := tok.decode(tok.encode(s))) != s:

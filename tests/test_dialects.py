@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 from gpt2repro.checkpoint import find_model
 from gpt2repro.weights import from_pretrained, hf_config, save_pretrained
 from gpt2repro.config import GPT2Config
+from gpt2repro.model import GPT2
+from gpt2repro.tokenizer import GPT2BPE, byte_alphabet
+from test_cli import command, fails
 
 hf = pytest.importorskip('transformers')
 
@@ -229,3 +232,50 @@ def test_a_grown_table_goes_round(theirs, weights, tmp_path):
     again = hf.GPT2LMHeadModel.from_pretrained(save_pretrained(ours, tmp_path / 'b')).eval()
     assert torch.equal(again.transformer.wte.weight, grown)
     torch.testing.assert_close(logits(again)[..., :V], logits(theirs), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def nanogpt(tmp_path_factory):
+    "nanoGPT's ckpt.pt of bytes with a padded table, a tokenizer elsewhere, and a text"
+    out = tmp_path_factory.mktemp('nanogpt')
+    torch.manual_seed(0)
+    c = GPT2Config(vocab_size=320, n_ctx=16, n_embd=16, n_layer=1, n_head=2, activation_function='gelu')
+    sd = {f'_orig_mod.transformer.{n}': t for n, t in GPT2(c).state_dict().items()}
+    args = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=True, vocab_size=320, dropout=0.0)
+    (out / 'out').mkdir()
+    torch.save(dict(model=sd, model_args=args, optimizer=dict(state={}), iter_num=3), out / 'out/ckpt.pt')
+    GPT2BPE({**{a: i for i, a in enumerate(byte_alphabet())}, '<|endoftext|>': 256}, []).save(out / 'tok')
+    (out / 'text.txt').write_text('\n\n'.join(f'{i} cats sat on {i * 7} mats' for i in range(90)))
+    return out
+
+
+def test_every_verb_takes_a_ckpt(nanogpt):
+    ckpt, tok, run = nanogpt / 'out/ckpt.pt', nanogpt / 'tok', nanogpt / 'run'
+    fails('name its folder with --tokenizer', 'sample', ckpt, 'ab', '--device', 'cpu')
+    for model in ckpt, ckpt.parent:
+        s, out, err = command(
+            'sample', model, 'ab', '--tokenizer', tok, '--max-new-tokens', 3, '--device', 'cpu'
+        )
+        assert s == 0 and out.startswith('ab'), err
+    small = 'max_steps=2 batch_tokens=64 micro_batch=4 eval_every=2 save_every=2 sample_every=2 dtype=float32'
+    words = ['--data', nanogpt / 'text.txt', *small.split(), 'optim.warmup_steps=1', '--device', 'cpu']
+    fails('name its folder with --tokenizer', 'train', run, '--from', ckpt, *words)
+    s, _, err = command('train', run, '--from', ckpt, '--tokenizer', tok, *words)
+    assert s == 0, err
+    got = from_pretrained(find_model(run))
+    assert got.cfg.vocab_size == 320 and got.cfg.activation_function == 'gelu'
+    assert command('sample', run, 'ab', '--max-new-tokens', 3, '--device', 'cpu')[0] == 0
+    for model, more in (run, []), (ckpt, ['--tokenizer', tok, '--data', run]):
+        s, out, err = command('evaluate', model, *more, '--json', '--device', 'cpu')
+        assert s == 0 and json.loads(out)['heldout']['bpb'] > 0, err
+
+
+def test_training_refuses_a_vocabulary_that_is_too_small(nanogpt):
+    "By name, before the first step; a larger one is said to be one, and the run can be sampled"
+    words = '--data', nanogpt / 'run', 'n_layer=1', 'n_embd=16', 'n_head=2', 'n_ctx=16', 'batch_tokens=64'
+    words = *words, 'micro_batch=4', 'dtype=float32', 'max_steps=1', '--device', 'cpu'
+    fails('vocab_size=200 is smaller than the 257', 'train', nanogpt / 'a', *words, 'vocab_size=200')
+    s, _, err = command('train', nanogpt / 'b', *words, 'vocab_size=999')
+    assert s == 0 and 'vocab_size=999, but the tokenizer' in err and 'model.vocab_size=257' in err
+    s, _, err = command('sample', nanogpt / 'b', 'ab', '--max-new-tokens', 3, '--device', 'cpu')
+    assert s == 0 and 'are never drawn' in err
