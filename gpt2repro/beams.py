@@ -35,25 +35,25 @@ def _finished(batch, n_prompt, steps, row, tok, logprob, score, eot):
 
 
 @torch.no_grad()
-def _search(dec, ids, steps, K, rules, eot, min_new_tokens, power):  # -> list of `_Beam`, best first
+def _search(dec, n_tokens, ids, steps, K, rules, eot, min_new_tokens, power):  # -> `_Beam`s, best first
     impossible = -1e9
-    batch = RowBatch(dec, [ids] * K, steps)
+    batch = RowBatch(dec, [ids] * K, steps, n_tokens)
     batch.prefill()
     score = torch.full((K,), impossible, device=dec.device)
     score[0] = 0.0  # at first all beams are the same: one counts
     done = []
     for t in range(1, steps + 1):
         logp = batch.logits().log_softmax(-1)  # (K,V)
-        require(bool(logp.amax().isfinite()), not_finite)
-        allowed = logp
+        require(bool(logp.isfinite().all()), not_finite)
+        allowed = logp[:, :n_tokens]  # (K,N) without the rows that are no tokens
         if t <= min_new_tokens:
-            allowed = logp.index_fill(1, torch.tensor([eot], device=logp.device), -torch.inf)
+            allowed = allowed.index_fill(1, torch.tensor([eot], device=logp.device), -torch.inf)
         allowed = rules(allowed, batch.ids, batch.length, batch.n_prompt)
         total = (score[:, None] + allowed).flatten()
         best = total.topk(min(2 * K, len(total)))
         beams = []  # (score, row, token) that go on
         for rank, (s, i) in enumerate(zip(best.values.tolist(), best.indices.tolist())):
-            row, tok = divmod(i, logp.shape[1])
+            row, tok = divmod(i, n_tokens)
             if tok != eot and t < steps:
                 beams.append((s, row, tok))
             elif rank < K and s > impossible / 10:
@@ -92,15 +92,23 @@ def beam_search(
     rules = as_sampling(rules)
     check_request(model, tok, prompts, max_new_tokens, n, min_new_tokens, stop, rules)
     require(
-        is_whole_number(beams) and 1 <= beams <= model.cfg.vocab_size // 2,
+        is_whole_number(beams) and 1 <= beams <= tok.vocab_size // 2,
         f'beams={beams!r}: give a whole number from 1 to half the vocabulary',
     )
     require(n <= beams, f'n={n} texts of {beams} beams: give as many beams as texts, or more')
-    require(is_number(length_penalty), f'length_penalty={length_penalty!r}: give a number')
+    require(
+        is_number(length_penalty) and abs(length_penalty) <= 50,
+        f'length_penalty={length_penalty!r}: give a number from -50 to 50',
+    )
+    require(
+        rules.greedy or rules.temperature >= 0.01,
+        f'temperature={rules.temperature!r}: beam search draws nothing; leave it out',
+    )
     dec = as_decoder(model, weights, len(prompts) * max_new_tokens)
     out = []
     for prompt, ids in zip(prompts, prompt_ids(tok, prompts, model.cfg.n_ctx)):
-        found = _search(dec, ids, max_new_tokens, beams, rules, tok.eot, min_new_tokens, length_penalty)
+        limits = tok.eot, min_new_tokens, length_penalty
+        found = _search(dec, tok.vocab_size, ids, max_new_tokens, beams, rules, *limits)
         for beam in found[:n]:
             text, cut = cut_at_stop(tok.decode(beam.ids), stop)
             out.append(Sample(prompt, text, beam.ids, beam.logprobs, 'stop' if cut else beam.ended))

@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/checkpoint.html.md"""
 # %% auto #0
 __all__ = ['retry', 'local_folder', 'snapshot', 'tidy_checkpoints', 'write_checkpoint', 'save_checkpoint', 'checkpoints',
            'best_checkpoint', 'Saver', 'saved_state', 'verify_checkpoint', 'latest_checkpoint', 'load_checkpoint',
-           'is_run', 'find_model', 'load_model']
+           'is_run', 'find_model', 'find_tokenizer', 'load_model']
 
 # %% ../nbs/17_checkpoint.ipynb #244d97e3
 import errno
@@ -27,9 +27,9 @@ from .utils import checksum, file_sha256, warn
 from .backend import get_device
 from .model import GPT2
 from .parallel import copy_whole, full_tensor, rank_and_world_size, reshard
-from .tokenizer import load_tokenizer, save_hf
+from .tokenizer import GPT2BPE, load_tokenizer, save_hf
 from .utils import misfit, read_json, scratch_folder
-from .weights import fetch
+from .weights import fetch, gpt2_vocabulary, is_padding, weight_file, weight_suffixes
 from .weights import model_tensors, read_tensors, transposed, check_tensors, from_hf, hf_config
 from .weights import write_tensors
 from .weights import from_pretrained, save_pretrained  # noqa: F401  one door for weights and runs
@@ -529,10 +529,15 @@ def is_run(folder) -> bool:
     return (folder / 'config.json').is_file() and (folder / 'checkpoints').is_dir()
 
 
-def _has_weights(folder):
-    if any((folder / f).is_file() for f in ('model.safetensors', 'model.safetensors.index.json')):
+def _has_weights(path):
+    "Is it a folder or a file for `from_pretrained`?"
+    if path.is_file():
+        return path.suffix in weight_suffixes
+    if Path(f'{path}.index').is_file() or weight_file(path):
         return True
-    return folder.is_dir() and any(folder.glob('*.ckpt*.index'))  # TensorFlow's
+    if (path / 'ckpt.pt').is_file():  # nanoGPT's
+        return not (path / 'config.json').is_file()
+    return path.is_dir() and any(path.glob('*.ckpt*.index'))  # TensorFlow's
 
 
 def _is_hub_name(name):
@@ -543,8 +548,9 @@ def _is_hub_name(name):
 
 
 def find_model(
-    name,  # a run, a checkpoint, a model's folder, or a hub name
-) -> str:  # folder or hub name for `from_pretrained`
+    # a run, a checkpoint, a model's folder, a file such as nanoGPT's `ckpt.pt`, or a hub name
+    name,
+) -> str:  # folder, file or hub name for `from_pretrained`
     """Where the model is.
 
     Raises `FileNotFoundError` for a run without a checkpoint and for what is neither folder nor hub name
@@ -559,7 +565,9 @@ def find_model(
             return str(last)
         raise FileNotFoundError(f'run {p} has no checkpoint yet: go on with `gpt2repro train {p}`')
     if p.is_file():
-        raise FileNotFoundError(f'{p} is a file: name a run or a folder with model.safetensors')
+        raise FileNotFoundError(
+            f"{p} is a file: name a run, a folder with model.safetensors, or nanoGPT's ckpt.pt"
+        )
     if p.is_dir():
         raise FileNotFoundError(
             f'{p} is neither a run nor a model: '
@@ -573,11 +581,49 @@ def find_model(
     )
 
 
+def find_tokenizer(
+    where: Path,  # the model: a folder, or a file
+    given: str = '',  # a folder with a tokenizer, or gpt2: taken as it is
+    rows: int = 0,  # of the model's token table
+) -> str:  # for `load_tokenizer`
+    """The tokenizer that is given, or the one beside the weights, or GPT-2's from the hub's cache.
+
+    GPT-2's belongs to a model with a vocabulary of its size. Raises `FileNotFoundError` if there is none
+    """
+    if given:
+        return str(given)
+    folder = where if where.is_dir() else where.parent
+    try:
+        load_tokenizer(folder)
+        return str(folder)
+    except FileNotFoundError as e:
+        if not gpt2_vocabulary(rows):
+            raise FileNotFoundError(f'{e}: name its folder with --tokenizer') from None
+        if GPT2BPE.is_cached():
+            return 'gpt2'
+        raise FileNotFoundError(
+            f"{e}: name its folder with --tokenizer; for {rows} rows it may be GPT-2's, which "
+            f'--tokenizer gpt2 fetches'
+        ) from None
+
+
 def load_model(
     name,  # see `find_model`
     device: str = 'auto',  # see `backend.get_device`
+    tokenizer: str = '',  # see `find_tokenizer`
 ) -> tuple:  # (model in evaluation mode, tokenizer)
-    "Model and tokenizer of a run, folder or hub name"
-    folder = fetch(find_model(name))
+    "Model and tokenizer of a run, folder, file or hub name. A warning names rows that are no tokens"
+    where = fetch(find_model(name))
     dev = get_device(device)
-    return from_pretrained(folder).to(dev).eval(), load_tokenizer(folder)
+    if tokenizer:
+        tok = load_tokenizer(tokenizer)  # before the large files
+    model = from_pretrained(where)
+    rows = model.cfg.vocab_size
+    if not tokenizer:
+        tok = load_tokenizer(find_tokenizer(where, rows=rows))
+    if tok.vocab_size < rows and not is_padding(rows, tok.vocab_size):
+        warn(
+            f'{name}: the model has {rows} rows and its tokenizer {tok.vocab_size} tokens: the other rows '
+            f'are never drawn; is it the tokenizer that it was trained with?'
+        )
+    return model.to(dev).eval(), tok

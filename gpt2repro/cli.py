@@ -31,8 +31,9 @@ from .corpus import policies
 from .tokenizer import load_tokenizer
 from .shards import prepare as prepare_data, undone_if_refused, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
-from .weights import from_pretrained
-from .checkpoint import best_checkpoint, find_model, is_run, latest_checkpoint, load_model
+from .weights import fetch
+from .checkpoint import best_checkpoint, find_model, find_tokenizer, is_run, latest_checkpoint
+from .checkpoint import load_model
 from .plots import read_log, report as write_report, trackers, verdict
 from .decode import Decoder, weight_kinds
 from .rules import word_ids
@@ -175,7 +176,9 @@ def _go_on(begun, cfg, folder, schedule, from_model, separator, workers):
     if schedule:
         cfg = longer(cfg.replace(max_steps=begun.max_steps), cfg.max_steps, schedule)
     if from_model and not latest_checkpoint(folder / 'checkpoints'):
-        cfg = cfg.replace(start_from=fine_tuning_config(begun, from_model).start_from)  # it may have moved
+        cfg = cfg.replace(
+            start_from=fine_tuning_config(begun, from_model, '', begun.data.tokenizer).start_from
+        )
     source = cfg.data.source
     if source == begun.data.source and cfg.data.near_copies == 1:
         cfg = cfg.replace(data=cfg.data.replace(near_copies=begun.data.near_copies))
@@ -224,9 +227,11 @@ def train(
     # connor2019-1.5B, finetune
     recipe: str = '',
     data: Files = (),  # a folder that `prepare` made, or sources to prepare: files, folders, data sets
-    # begin with the weights of this run, folder or hub name, and with the recipe `finetune` (short:
-    # --from)
+    # begin with the weights of this run, folder, nanoGPT's ckpt.pt or hub name, and with the recipe
+    # `finetune` (short: --from)
     from_model: str = '',
+    # folder with the tokenizer's files, or gpt2; with --from, if they are not beside the model
+    tokenizer: str = '',
     separator: str = '',  # what divides text files into documents; empty lines when fine-tuning
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
     errors: str = 'strict',  # what to do with what can't be read: strict, replace or skip
@@ -245,6 +250,8 @@ def train(
     folder = Path(run)
     sources = [d for d in data if not _is_setting(d)]
     settings = [*setting, *(d for d in data if _is_setting(d))]  # `--data` takes the words that follow it
+    if tokenizer and not from_model:
+        settings.append(f'data.tokenizer={tokenizer}')
     if max_steps > 0:
         settings.append(f'max_steps={max_steps}')
     if save_every > 0:
@@ -270,7 +277,7 @@ def train(
         base = begun
         if from_model and not begun:
             base = named_recipe(recipe or 'finetune').replace(name=folder.name)
-            base = fine_tuning_config(base, from_model, str(folder) if in_place else source)
+            base = fine_tuning_config(base, from_model, str(folder) if in_place else source, tokenizer)
         cfg = run_config(recipe, settings, source, folder.name, base)
         if begun:
             return _go_on(begun, cfg, folder, schedule, from_model, parting, workers)
@@ -394,7 +401,7 @@ def _print_samples(texts, json, jsonl):
 
 @call_parse
 def sample(
-    model: str,  # a run, a model's folder, or a name on the hub
+    model: str,  # a run, a model's folder, nanoGPT's ckpt.pt, or a name on the hub
     # text to continue (2019: --predict_text); without one, prompts are asked for, or read from the
     # standard input
     prompt: One = '',
@@ -416,8 +423,10 @@ def sample(
     stop: str = '',  # end the text before this string
     beams: int = 0,  # beam search with so many beams instead of drawing
     weights: str = '',  # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
-    seed: int = 0,  # the same seed gives the same text
-    tokenizer: str = '',  # folder with the tokenizer's files, if they are not beside the model
+    # the same seed gives the same text; on a CPU (with a C compiler) whatever else is in the batch
+    seed: int = 0,
+    # folder with the tokenizer's files, if they are not beside the model; or gpt2
+    tokenizer: str = '',
     stream: bool = False,  # print as it is written
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
     json: bool = False,  # print one JSON object
@@ -431,11 +440,7 @@ def sample(
         )
     if weights and weights not in weight_kinds:
         raise ValueError(f'--weights {weights}: {nearest(weights, weight_kinds)}')
-    if tokenizer:
-        net = from_pretrained(find_model(model)).to(get_device(device)).eval()
-        tok = load_tokenizer(tokenizer)
-    else:
-        net, tok = load_model(model, device)
+    net, tok = load_model(model, device, tokenizer)
     rules = dict(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -531,7 +536,9 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
 
 @call_parse
 def evaluate(
-    model: Some,  # a run, a model's folder, or a name on the hub; two of them are compared example by example
+    # a run, a model's folder, nanoGPT's ckpt.pt, or a name on the hub; two of them are compared example by
+    # example
+    model: Some,
     tasks: str = '',  # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
     suite: str = '',  # paper: all tasks of the paper, its four sizes beside; table3: those of its table
     protocol: str = '',  # paper, modern or both; both for a suite, else paper
@@ -548,6 +555,8 @@ def evaluate(
     size: str = '',  # of GPT-2, for the sheet; the nearest if not given
     # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
     overlap: str = '',
+    # folder with the tokenizer's files, if they are not beside the model; or gpt2
+    tokenizer: str = '',
     dtype: str = 'float32',  # of the matrix products: float32 or bfloat16
     seed: int = 0,  # for intervals, and for tasks that draw
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
@@ -585,7 +594,7 @@ def evaluate(
         texts_of = [name for name in names if name != 'heldout']
         if not texts_of:
             raise ValueError('--overlap needs tasks whose text is looked for: name them with --tasks')
-        tok = load_tokenizer(find_model(model[0]))
+        tok = load_tokenizer(find_tokenizer(fetch(find_model(model[0])), tokenizer))
         return _print_overlaps(task_overlaps(texts_of, overlap, tok, **of_items), json)
     two = len(model) == 2
     folders = [_results_folder(m, out, f'{i}-{Path(m).name}' if two else '') for i, m in zip('AB', model)]
@@ -596,7 +605,12 @@ def evaluate(
         held = _held_out(held)
     ready = [
         Evaluation(
-            *load_model(m, device), names, protocol, heldout_source=held, truncate=truncate, **of_items
+            *load_model(m, device, tokenizer),
+            names,
+            protocol,
+            heldout_source=held,
+            truncate=truncate,
+            **of_items,
         )
         for m in model
     ]

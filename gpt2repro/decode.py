@@ -7,7 +7,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/decode.html.md"""
 # %% auto #0
 __all__ = ['weight_kinds', 'Matrix', 'quantize', 'dequantize', 'weight_modules', 'fake_quantize', 'Norm', 'Layer', 'Weights',
            'decoder_weights', 'KVCache', 'linear', 'embed', 'layer_norm', 'mlp', 'attend_cache', 'decode_layer',
-           'lm_head', 'decode_step', 'prefill', 'CStep', 'quantize_in_c', 'Decoder']
+           'lm_head', 'decode_step', 'prefill', 'CStep', 'prefill_each', 'quantize_in_c', 'Decoder']
 
 # %% ../nbs/22_decode.ipynb #4bc4ebae
 import ctypes
@@ -282,6 +282,7 @@ _CLayer = _struct(
     mlp_proj=_CMatrix,
     exact_gelu=_int,
 )
+_gelu, _exact_gelu = 2, 3  # the epilogues of `decode.c`
 _CWorkspace = _struct('_CWorkspace', normed=_ptr, wide=_ptr, scores=_ptr, x_bf16=_ptr)
 
 
@@ -348,13 +349,41 @@ class CStep:
         call_c(self.lib.lm_head, ln_f, wte, x, y, ws, len(x), self.kind)
         return y
 
-    def linear(self, x, m: Matrix) -> Tensor:  # (…,K), a matrix of the decoder's kind -> (…,N)
+    def mlp(self, x, l: Layer) -> Tensor:  # (…,C) -> (…,C)
+        return self.linear(self.linear(x, l.c_fc, _gelu if l.gelu == 'tanh' else _exact_gelu), l.mlp_proj)
+
+    def linear(self, x, m: Matrix, then: int = 0) -> Tensor:  # (…,K), a matrix of our kind -> (…,N)
+        "`then`: what happens to the sums, see [epilogue]"
         x = x.contiguous()
         y = torch.empty(*x.shape[:-1], m.w.shape[0])
         rows = x.numel() // x.shape[-1]
         x_bf16 = self._x_bf16(x.numel())
-        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, x_bf16, rows, self.kind)
+        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, x_bf16, rows, self.kind, then)
         return y
+
+
+def prefill_each(
+    w: Weights,
+    ids: Tensor,  # (B,T), padded on the right
+    n: list,  # B numbers: tokens of each row
+    kv_cache: KVCache | None,  # slots 0…n-1 of each row are written
+    c: CStep,
+) -> list:  # B tensors (n,C): hidden states after the last layer
+    "`prefill` of texts that are side by side and not padded, so that no number of one depends on the others"
+    x = torch.cat([embed(w, row[:k], torch.arange(k)) for row, k in zip(ids, n)])  # (M,C), M tokens in all
+    for i, l in enumerate(w.layers):
+        qkv = c.linear(layer_norm(x, l.ln_1), l.c_attn)
+        y = []
+        for b, part in enumerate(qkv.split(n)):
+            q, k, v = part.view(len(part), 3, w.n_head, -1).permute(1, 2, 0, 3).contiguous()  # (H,n,D)
+            if kv_cache is not None:
+                kv_cache.k[i][b, :, : len(part)] = k
+                kv_cache.v[i][b, :, : len(part)] = v
+            at = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
+            y.append(at.transpose(0, 1).reshape(len(part), -1))
+        x = x + c.linear(torch.cat(y), l.attn_proj)
+        x = x + c.mlp(layer_norm(x, l.ln_2), l)
+    return list(x.split(n))
 
 
 def quantize_in_c(lib):
@@ -421,8 +450,10 @@ class Decoder:
         kv_cache: KVCache = None,  # slots 0…T-1 are written
     ) -> Tensor:  # (B,T,C)
         "Hidden states of texts, read from position 0"
-        in_c = self.c and (self.kind == 'int8' or ids.numel() <= 256)
-        return prefill(self.weights, ids, kv_cache, self.c.linear if in_c else linear)
+        if self.c:
+            n = [ids.shape[1]] * len(ids)
+            return torch.stack(prefill_each(self.weights, ids, n, kv_cache, self.c))
+        return prefill(self.weights, ids, kv_cache)
 
     def prefill(
         self,
@@ -431,6 +462,9 @@ class Decoder:
         kv_cache: KVCache,  # slots 0…T-1 are written
     ) -> Tensor:  # (B,C) hidden state of each row's last token
         "Read prompts from position 0"
+        if self.c:
+            texts = prefill_each(self.weights, ids, n.tolist(), kv_cache, self.c)
+            return torch.stack([x[-1] for x in texts])
         return self.hidden(ids, kv_cache)[torch.arange(len(ids), device=self.device), n - 1]
 
     def step(

@@ -29,7 +29,7 @@ from .loss import bits_per_byte
 from .loss import spans
 from .optimize import optimize_model
 from .plots import is_torn
-from .generation import evaluating, samples
+from .generation import check_vocabulary, evaluating, samples
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
 from .tasks.core import Continue, LogLik, Metric, Rolling, Scored, Task, Written, average, bits
@@ -324,12 +324,12 @@ def score_windows(
 
 # %% ../nbs/30_evaluate.ipynb #2ac85fbe
 def check_tokenizer(model, tok, texts=()):
-    "Raises `ValueError` unless the tokenizer is the model's and gives the texts back unchanged"
-    if tok.vocab_size != model.cfg.vocab_size:
-        raise ValueError(
-            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: '
-            f'use the tokenizer that the model was trained with'
-        )
+    """Raises `ValueError` unless the tokenizer fits the model and gives the texts back unchanged.
+
+    Rows of the token table beyond the tokenizer's tokens are part of the softmax, as in nanoGPT and
+    transformers
+    """
+    check_vocabulary(model, tok)
     for s in texts:
         if (back := tok.decode(tok.encode(s))) != s:
             at = next((i for i, (a, b) in enumerate(zip(s, back)) if a != b), min(len(s), len(back)))

@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/generation.html.md"""
 
 # %% auto #0
 __all__ = ['not_finite', 'all_forbidden', 'RowBatch', 'choose', 'generation_step', 'grow', 'Sample', 'require', 'cut_at_stop',
-           'TextRow', 'write_rows', 'check_request', 'as_sampling', 'as_decoder', 'as_list', 'prompt_ids', 'samples',
-           'generate', 'stream', 'evaluating']
+           'TextRow', 'write_rows', 'check_vocabulary', 'check_request', 'as_sampling', 'as_decoder', 'as_list',
+           'prompt_ids', 'samples', 'generate', 'stream', 'evaluating']
 
 # %% ../nbs/24_generation.ipynb #5bcc4ba8
 import math
@@ -51,8 +51,10 @@ class RowBatch:
         dec: Decoder,
         rows: list,  # the prompts' token ids
         steps: int,  # tokens to come
+        vocab_size: int = None,  # tokens that can be drawn; as many as the model has rows if not given
     ):
         self.dec = dec
+        self.vocab_size = vocab_size or dec.cfg.vocab_size
         self.device = dec.device
         self.static_shapes = needs_static_shapes(dec.device)
         self.n_ctx = dec.cfg.n_ctx
@@ -156,13 +158,14 @@ def choose(
     "The next token of each row"
     logits = batch.logits()  # (B,V)
     n_new = batch.length - batch.n_prompt  # (B,) the same number for all
-    scores = logits
+    scores = logits[:, : batch.vocab_size]  # rows of the token table that are no tokens are never drawn
     if min_new_tokens:
-        scores = logits.clone()
+        scores = scores.clone()
         scores[:, eot].masked_fill_(n_new < min_new_tokens, -torch.inf)
     allowed = rules(scores, batch.ids, batch.length, batch.n_prompt)
     tok = rules.choose(allowed, uniforms.gather(0, n_new[None])[0])
     logprob = -F.cross_entropy(logits, tok, reduction='none')  # nan if a logit is nan or inf
+    logprob = logprob.masked_fill(logits.amin(-1) == -torch.inf, torch.nan)
     if allowed is not scores:
         nothing_left = allowed.amax(-1) == -torch.inf
         logprob = logprob.masked_fill(nothing_left, -torch.inf)
@@ -266,7 +269,7 @@ def write_rows(dec, tok, rows, uniforms, rules, stop, min_new_tokens):
     steps = uniforms.shape[1]
     texts = [TextRow(tok, stop) for _ in rows]
     every = 16 if needs_static_shapes(dec.device) else 1  # a look stops an accelerator
-    batch = RowBatch(dec, rows, steps)
+    batch = RowBatch(dec, rows, steps, tok.vocab_size)
     seen = 0
     for t in grow(batch, uniforms, rules, tok.eot, min_new_tokens):
         if t % every and t < steps:
@@ -286,13 +289,25 @@ def write_rows(dec, tok, rows, uniforms, rules, stop, min_new_tokens):
     yield texts
 
 # %% ../nbs/24_generation.ipynb #458ac1e7
-def check_request(model, tok, prompts, max_new_tokens, n, min_new_tokens=0, stop=(), rules=None):
+def check_vocabulary(
+    model,  # a `GPT2`, or a `Decoder` made of one
+    tok,  # a tokenizer
+):
+    """Has the model a row for each of the tokenizer's tokens? Rows beyond are no tokens, and never drawn.
+
+    Raises `ValueError` if it has fewer
+    """
     V = model.cfg.vocab_size
     require(
-        tok.vocab_size == V,
+        tok.vocab_size <= V,
         f'the tokenizer has {tok.vocab_size} tokens and the model {V}: use the tokenizer that the model was '
         f'trained with',
     )
+
+
+def check_request(model, tok, prompts, max_new_tokens, n, min_new_tokens=0, stop=(), rules=None):
+    check_vocabulary(model, tok)
+    V = tok.vocab_size
     require(len(prompts) > 0, 'no prompts: give at least one string')
     for p in prompts:
         require(isinstance(p, str), f'a prompt is {type(p).__name__}, not text: give strings')
@@ -380,6 +395,9 @@ def samples(
 ) -> list[Sample]:  # `n` for each prompt, in the prompts' order
     """Continue `prompts`.
 
+    On a CPU with the kernels in C a text and its log-probabilities are the same to the bit, alone or in a
+    batch, for each kind of weights. Elsewhere (PyTorch alone, CUDA, XLA) they are the same up to rounding,
+    and where two tokens are nearly as probable, which bfloat16 makes common, the texts may part.
     Raises `ValueError` for impossible settings, for another model's tokenizer, and for logits that are
     not finite
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData
 from .model import GPT2
+from .generation import check_vocabulary
 from .checkpoint import latest_checkpoint, verify_checkpoint
 from .config import RunConfig, from_dict, read_settings, to_dict
 from .plots import read_scores
@@ -139,11 +140,7 @@ def push_to_hub(
     token: str = None,  # the one that `hf auth login` stored, if not given
 ) -> str:  # address of the model
     "Publish a model with its tokenizer and its card. Raises what the hub says, such as a missing login"
-    if tok.vocab_size != model.cfg.vocab_size:
-        raise ValueError(
-            f'the tokenizer has {tok.vocab_size} tokens and the model {model.cfg.vocab_size}: '
-            f'publish it with the tokenizer that it was trained with'
-        )
+    check_vocabulary(model, tok)
     api = HfApi(token=token)
     with scratch_folder() as d:
         save_pretrained(model, d, tok)

@@ -26,7 +26,7 @@ from .model import GPT2
 from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
 from .weights import fetch, from_pretrained
-from .checkpoint import find_model, load_model
+from .checkpoint import find_model, find_tokenizer, load_model
 from .plots import read_scores, report as write_report
 from .generation import generate
 from .loop import accumulate, make_optimizer
@@ -74,26 +74,34 @@ def run_config(
 # %% ../nbs/37_reproduce.ipynb #3a7e0011
 def fine_tuning_config(
     cfg: RunConfig,  # of which model, tokenizer and first weights are replaced
-    model,  # a run, a model's folder, or a name on the hub
+    model,  # a run, a model's folder, nanoGPT's `ckpt.pt`, or a name on the hub
     source: str = '',  # the text, or a prepared folder
+    tokenizer: str = '',  # folder of the model's tokenizer, if it is not beside the weights; or gpt2
 ) -> RunConfig:
     """`cfg` with a pretrained model's weights, size and tokenizer.
 
     Raises `ValueError` if `source` was prepared with another tokenizer, and what `find_model` raises
     """
-    folder = fetch(find_model(model))
-    model_cfg = from_pretrained(folder).cfg
+    where = fetch(find_model(model))
+    model_cfg = from_pretrained(where).cfg
     n_ctx = model_cfg.n_ctx
     prepared = os.path.join(source, 'tokenizer')
-    if os.path.isdir(prepared) and load_tokenizer(prepared).fingerprint != load_tokenizer(folder).fingerprint:
+    own = find_tokenizer(where, tokenizer, model_cfg.vocab_size)
+    tok = load_tokenizer(own)
+    if tok.vocab_size > model_cfg.vocab_size:
+        raise ValueError(
+            f'the tokenizer in {own} has {tok.vocab_size} tokens and {model} {model_cfg.vocab_size}: '
+            f'use the tokenizer that the model was trained with'
+        )
+    if os.path.isdir(prepared) and load_tokenizer(prepared).fingerprint != tok.fingerprint:
         raise ValueError(
             f'{source} was prepared with another tokenizer than that of {model}: '
-            f'give the text itself, or what `gpt2repro prepare … --tokenizer {folder}` makes of it'
+            f'give the text itself, or what `gpt2repro prepare … --tokenizer {own}` makes of it'
         )
     return cfg.replace(
-        start_from=str(folder),
+        start_from=str(where),
         model=model_cfg,
-        data=cfg.data.replace(tokenizer=str(folder)),
+        data=cfg.data.replace(tokenizer=own),
         batch_tokens=max(1, cfg.batch_tokens // n_ctx) * n_ctx,
     )
 

@@ -12,6 +12,7 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'occurrences', 'repetition_
 # %% ../nbs/23_rules.ipynb #3bb91ef3
 import hashlib
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,10 @@ def temperature(
     logits: Tensor,  # (B,V)
     t: float,  # above 0; 1 changes nothing
 ) -> Tensor:  # (B,V)
-    "Flatten (`t`>1) or sharpen (`t`<1) the distribution"
-    return logits / t
+    "Flatten (`t`>1) or sharpen (`t`<1) the distribution, without overflow at either end"
+    if t < 1e-2:  # the best logit becomes 0, so that none can become infinite
+        logits = logits - logits.amax(-1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)
+    return logits / min(t, 1e30)
 
 # %% ../nbs/23_rules.ipynb #f83d51e4
 def top_k(
@@ -173,18 +176,27 @@ def row_uniforms(
 
 # %% ../nbs/23_rules.ipynb #85273b2c
 def is_number(v):
-    return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    known = isinstance(v, (int, float)) and not isinstance(v, bool)
+    return known and abs(v) <= sys.float_info.max
 
 
 def is_whole_number(v):
     return isinstance(v, int) and not isinstance(v, bool)
 
 
+_largest = 1e12  # penalties up to here keep the scores finite in float32, several together too
+
+
+def _is_moderate(v):
+    return is_number(v) and abs(v) <= _largest
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     "How a token is chosen. Raises `ValueError` for impossible settings"
 
-    temperature: float = 1.0  # 0: always the most likely token (greedy)
+    # 0: always the most likely token (greedy); so is what float32 cannot tell from 0
+    temperature: float = 1.0
     top_k: int | None = None  # keep so many tokens
     top_p: float | None = None  # keep the most likely tokens that reach this probability
     min_p: float | None = None  # keep tokens with this share of the best one's probability
@@ -204,18 +216,25 @@ class Sampling:
         t, k, p, m = self.temperature, self.top_k, self.top_p, self.min_p
         penalty, n = self.repetition_penalty, self.no_repeat_ngram
         biases = (self.logit_bias or {}).items()
-        known = all(is_whole_number(i) and (is_number(v) or v == -math.inf) for i, v in biases)
+        known = all(is_whole_number(i) and (_is_moderate(v) or v == -math.inf) for i, v in biases)
+        moderate = f'give a number from {-_largest:g} to {_largest:g}'
+        divisor = f'give a number above 0, such as 1.2, from {1 / _largest:g} to {_largest:g}'
         whole = 'give a whole number of at least 1, or leave it out for all tokens'
         yield 'temperature', is_number(t) and t >= 0, 'give 0 (greedy) or more'
         yield 'top_k', k is None or (is_whole_number(k) and k >= 1), whole
         yield 'top_p', p is None or (is_number(p) and 0 < p <= 1), 'give a probability above 0 and at most 1'
         yield 'min_p', m is None or (is_number(m) and 0 <= m <= 1), 'give a share from 0 to 1'
-        yield 'repetition_penalty', is_number(penalty) and penalty > 0, 'give a number above 0, such as 1.2'
-        yield 'frequency_penalty', is_number(self.frequency_penalty), 'give a number'
-        yield 'presence_penalty', is_number(self.presence_penalty), 'give a number'
+        yield 'repetition_penalty', _is_moderate(penalty) and penalty * _largest >= 1, divisor
+        yield 'frequency_penalty', _is_moderate(self.frequency_penalty), moderate
+        yield 'presence_penalty', _is_moderate(self.presence_penalty), moderate
         yield 'no_repeat_ngram', n is None or (is_whole_number(n) and n >= 1), 'give a length of at least 1'
         yield 'banned', all(len(b) for b in self.banned or []), 'an empty sequence cannot be banned'
         yield 'logit_bias', known, 'give token ids and the nats to add, such as {11: -2.5}'
+
+    @property
+    def greedy(self):
+        "Is the most likely token taken each time?"
+        return self.temperature < torch.finfo(torch.float32).tiny
 
     @property
     def looks_back(self):
@@ -247,7 +266,7 @@ class Sampling:
             logits = logit_bias(logits, self.logit_bias)
         if self.looks_back:
             logits = self._history(logits, ids, length, n_prompt)
-        if self.temperature not in (0, 1):
+        if not self.greedy and self.temperature != 1:
             logits = temperature(logits, self.temperature)
         if self.top_k:
             logits = top_k(logits, self.top_k)
@@ -261,7 +280,7 @@ class Sampling:
         u: Tensor,  # (B,) random numbers
     ) -> Tensor:  # (B,)
         "The most likely token at temperature 0, a drawn one otherwise"
-        return logits.argmax(-1) if self.temperature == 0 else draw(logits.float().softmax(-1), u)
+        return logits.argmax(-1) if self.greedy else draw(logits.float().softmax(-1), u)
 
 # %% ../nbs/23_rules.ipynb #ae230f7b
 def distinct(

@@ -45,7 +45,7 @@ def token_view(
     logprobs = dec.logits(hidden).float().log_softmax(-1).cpu()  # (N,V)
     own = logprobs.gather(1, torch.tensor(ids)[:, None])  # (N,1)
     rank = (logprobs > own).sum(1) + 1
-    top = logprobs.topk(min(best, logprobs.shape[1]))
+    top = logprobs[:, : tok.vocab_size].topk(min(best, tok.vocab_size))  # rows beyond are no tokens
     view = []
     for n, i in enumerate(ids):
         others = zip(top.indices[n].tolist(), top.values[n].tolist())

@@ -331,6 +331,13 @@ class GPT2BPE(Tokenizer):
 
         return cls.from_files(hf_hub_download(repo, 'vocab.json'), hf_hub_download(repo, 'merges.txt'))
 
+    @staticmethod
+    def is_cached(repo='openai-community/gpt2') -> bool:
+        "Are the two files in the hub's cache on this machine?"
+        from huggingface_hub import try_to_load_from_cache
+
+        return all(isinstance(try_to_load_from_cache(repo, f), str) for f in ('vocab.json', 'merges.txt'))
+
 # %% ../nbs/06_tokenizer.ipynb #46b969b6
 _esc = '\U0010fffd'
 _mark = '\u2581'
@@ -581,15 +588,28 @@ class SentencePiece(Tokenizer):
         return {'tokenizer.model': self.model}
 
 # %% ../nbs/06_tokenizer.ipynb #185ab6bb
+def _gpt2_of_the_hub():
+    try:
+        return GPT2BPE.from_hub()
+    except (OSError, ImportError, RuntimeError) as e:
+        raise FileNotFoundError(
+            f"gpt2: GPT-2's tokenizer is not in the hub's cache, and cannot be fetched ({type(e).__name__}): "
+            f'give the folder that holds its vocab.json and merges.txt'
+        ) from None
+
+
 def load_tokenizer(
-    folder,  # with `tokenizer.model`, `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`
+    # with `tokenizer.model`, `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`; or `gpt2`
+    folder,
 ) -> Tokenizer:
-    "The tokenizer in a folder. Raises `FileNotFoundError` if there is none"
+    "The tokenizer in a folder, or GPT-2's from the hub. Raises `FileNotFoundError` if there is none"
     f = Path(folder) / 'tokenizer.model'
     if f.exists():
         with naming(f), _blaming(f):
             return SentencePiece(f.read_bytes())
     if not Path(folder).is_dir():
+        if str(folder) in ('gpt2', 'openai-community/gpt2'):
+            return _gpt2_of_the_hub()
         raise FileNotFoundError(f'{folder}: no such folder: give the folder that holds the tokenizer')
     try:
         return GPT2BPE.from_folder(folder)

@@ -44,6 +44,7 @@ from .settings import extension_ways
 from .shards import check_content, folder_lock, load_manifest
 from .tokenizer import load_tokenizer
 from .utils import finite, nearest, parse_json, progress, read_json, warn, write_atomic
+from .weights import is_padding
 
 # %% ../nbs/29_train.ipynb #b24e4ed5
 class Log:
@@ -542,13 +543,9 @@ class Run:
             )
         self.data = data_folder(cfg, folder)
         self.tok = load_tokenizer(self.data / 'tokenizer')
-        if self.tok.vocab_size > cfg.model.vocab_size:
-            raise ValueError(
-                f'vocab_size={cfg.model.vocab_size} is smaller than the {self.tok.vocab_size} of the '
-                f'tokenizer in {self.data}: set model.vocab_size={self.tok.vocab_size}'
-            )
         shards = {name: self.data / 'shards' / name for name in ('train', 'valid')}
         self.text = split.first(lambda: {name: check_content(f) for name, f in shards.items()})
+        self._check_vocabulary()
         m = self.text['train']
         if m.tokenizer['fingerprint'] != self.tok.fingerprint:
             raise ValueError(
@@ -563,6 +560,21 @@ class Run:
         self.arithmetic = arithmetic(self.device) | dict(processes=split.world, micro_batch=cfg.micro_batch)
         if is_cpu(self.device):
             self.arithmetic |= compiler_identity()
+
+    def _check_vocabulary(self):
+        "Has the model a row for each token of the tokenizer and of the shards?"
+        V = self.cfg.model.vocab_size
+        n = max(self.tok.vocab_size, *(m.tokenizer['vocab_size'] for m in self.text.values()))
+        if n > V:
+            raise ValueError(
+                f'vocab_size={V} is smaller than the {n} of the tokenizer in {self.data}: '
+                f'set model.vocab_size={n}'
+            )
+        if self.split.writes and not is_padding(V, n):
+            warn(
+                f'vocab_size={V}, but the tokenizer in {self.data} has {n} tokens: the other rows learn '
+                f'nothing and are never drawn; model.vocab_size={n} does without them'
+            )
 
     def _newest(self):
         "The checkpoint to go on from, or None"

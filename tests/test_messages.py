@@ -21,6 +21,7 @@ with_device = {v for v in verbs if '--device' in has[v]}
 heard_in = {
     'backend.py': with_device,
     'aot.py': {'plan'},
+    'checkpoint.py': {v for v in verbs if '--tokenizer' in has[v]},
     'evaluate.py': {'evaluate'},
     'tasks/core.py': {'evaluate'},
     'train.py': {'train', 'evaluate'},

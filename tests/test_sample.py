@@ -12,10 +12,12 @@ import torch
 from gpt2repro.config import GPT2Config
 from gpt2repro.model import GPT2
 from gpt2repro.beams import beam_search
+from gpt2repro.decode import Decoder, weight_kinds
 from gpt2repro.generation import generate
 from gpt2repro.rules import Sampling, ban, min_p, no_repeat_ngram, occurrences
 from gpt2repro.generation import samples
 from gpt2repro.rules import repetition_penalty, row_uniforms, temperature, top_k, top_p
+from gpt2repro.sample import token_view
 from gpt2repro.tokenizer import SentencePiece
 
 hf = pytest.importorskip('transformers')
@@ -265,9 +267,65 @@ def test_beams_equal_transformers(model, ref, tok, kw):
         assert [s.ids for s in got] == [o[: o.index(tok.eot)] if tok.eot in o else o for o in out]
 
 
-def test_rows_equal_single_runs_in_int8_and_past_the_context(model, tok):
+@pytest.mark.parametrize('weights', weight_kinds)
+@pytest.mark.parametrize(
+    'kw', [dict(), dict(top_p=0.9, repetition_penalty=1.2), dict(temperature=0)], ids=str
+)
+def test_alone_and_in_a_batch_to_the_bit(model, tok, weights, kw):
+    "Ids and log-probabilities, for each kind of weights, also past the context; as `samples` says"
+    dec = Decoder(model, weights)
+    if dec.c is None:
+        pytest.skip('the kernels in C are not there: the same up to rounding')
+    prompts = ['the cat sat on the mat and ' * (i % 9) + 'the' + ' dog' * (i % 3) for i in range(18)]
+    kw = dict(seed=2, min_new_tokens=90, max_new_tokens=90) | kw
+    alone = [samples(dec, tok, p, **kw)[0] for p in dict.fromkeys(prompts)]
+    for batch_size in 16, 5:
+        assert samples(dec, tok, list(dict.fromkeys(prompts)), batch_size=batch_size, **kw) == alone
+
+
+def test_rows_equal_single_runs_without_c(model, tok):
+    "In PyTorch: the same texts in float32, log-probabilities up to rounding"
+    dec = Decoder(model, compile=False)
     prompts = ['the cat sat on the mat and ' * i + 'the' for i in range(6)]
-    kw = dict(seed=2, weights='int8', min_new_tokens=100)
-    assert generate(model, tok, prompts, 100, **kw) == [
-        generate(model, tok, p, 100, **kw)[0] for p in prompts
-    ]
+    kw = dict(seed=2, min_new_tokens=20)
+    for one, many in zip(
+        [samples(dec, tok, p, 20, **kw)[0] for p in prompts], samples(dec, tok, prompts, 20, **kw)
+    ):
+        assert one.ids == many.ids
+        np.testing.assert_allclose(one.logprobs, many.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize('weights', weight_kinds)
+@pytest.mark.parametrize('compile', [None, False])
+def test_surplus_rows_are_never_drawn(model, tok, weights, compile):
+    "A table grown by a padding token, to a multiple of 64, or tenfold: the texts of the model without them"
+    kws = [{}, dict(temperature=0), dict(temperature=3.0, top_k=10**6), dict(top_p=1e-45), dict(min_p=1e-300)]
+    kws += [dict(frequency_penalty=1e12), dict(no_repeat_ngram=1), dict(logit_bias={tok.eot: 1e12})]
+    V = tok.vocab_size
+    plain = Decoder(model, weights, compile=compile)
+    for rows in V + 1, 384, 10 * V:
+        m = GPT2(model.cfg.replace(vocab_size=rows)).eval()
+        sd = model.state_dict()
+        table = torch.cat([sd['wte.weight'], 9 * torch.randn(rows - V, model.cfg.n_embd)])
+        m.load_state_dict(sd | {'wte.weight': table})
+        dec = Decoder(m, weights, compile=compile)
+        for kw in kws:
+            got = samples(dec, tok, ['the cat', ''], 8, seed=1, **kw)
+            want = samples(plain, tok, ['the cat', ''], 8, seed=1, **kw)
+            assert [s.ids for s in got] == [s.ids for s in want]
+        for s in beam_search(dec, tok, 'the cat', 8, n=4):
+            assert max(s.ids) < V
+        assert all(b for o in token_view(dec, tok, 'the', got[0].ids) for b in o['best'])
+    with pytest.raises(ValueError, match=f'token {V} is biased or banned'):
+        samples(dec, tok, 'a', logit_bias={V: 1.0})
+
+
+@pytest.mark.parametrize('t', [1e-320, 1e-45, 1e-39, 1e-37, 1e-20, 1e-9])
+def test_tiny_temperatures_are_greedy(model, tok, t):
+    prompts = ['the cat', 'to be']
+    for weights in weight_kinds:
+        for compile in None, False:
+            dec = Decoder(model, weights, compile=compile)
+            want = generate(dec, tok, prompts, 12, temperature=0)
+            for kw in {}, dict(top_p=0.5, min_p=0.5), dict(top_k=3):
+                assert generate(dec, tok, prompts, 12, seed=3, temperature=t, **kw) == want

@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp('model')
     tok.save(save_pretrained(m, out / 'whole'))
     save_pretrained(m, out / 'bare')
+    save_pretrained(GPT2(m.cfg.replace(vocab_size=300)), out / 'smaller')
     tok.save(out / 'tok')
     SentencePiece.train(lines, vocab_size=330).save(out / 'other')
     return out
@@ -128,6 +129,9 @@ def test_options_change_the_text(folder):
         ("--bias 'cat': write WORD=NATS", ['x', '--bias', 'cat']),
         ('--weights int4', ['x', '--weights', 'int4']),
         ('n=3 texts of 2 beams', ['x', '--beams', 2, '--n', 3]),
+        ('frequency_penalty=1e+308', ['x', '--frequency-penalty', '1e308']),
+        ('repetition_penalty=1e-45', ['x', '--repetition-penalty', '1e-45']),
+        ('temperature=inf', ['x', '--temperature', '1e400']),
         ('an empty word', ['x', '--ban', 'a,']),
         ('unrecognized arguments: --predict_text', ['--predict_text', 'x']),
     ],
@@ -139,15 +143,27 @@ def test_what_cannot_be_done(folder, words, argv):
 def test_tokenizers_that_do_not_fit(folder):
     fails('no tokenizer there', 'sample', folder / 'bare', 'x', '--device', 'cpu')
     fails(
-        'the tokenizer has 330 tokens and the model 360',
+        'the tokenizer has 330 tokens and the model 300',
         'sample',
-        folder / 'bare',
+        folder / 'smaller',
         'x',
         '--tokenizer',
         folder / 'other',
         '--device',
         'cpu',
     )
+    s, _, err = command(
+        'sample',
+        folder / 'bare',
+        'x',
+        '--tokenizer',
+        folder / 'other',
+        '--max-new-tokens',
+        2,
+        '--device',
+        'cpu',
+    )  # rows that are no tokens are never drawn; many of them are worth a warning
+    assert s == 0 and 'the model has 360 rows and its tokenizer 330 tokens' in err
     s, _, err = command(
         'sample', folder / 'whole', 'the cat sat on the mat ' * 20, '--max-new-tokens', 2, '--device', 'cpu'
     )

@@ -63,3 +63,18 @@ def test_two_compilations_and_the_same_texts():
         s.ids
         for s in samples(model, tok, ['the cat sat on the mat', 'a'], 70, **{**kw, 'min_new_tokens': 70})
     ] == past  # sliding past the context
+
+
+def test_surplus_rows_and_tiny_temperatures():
+    "Rows that are no tokens are never drawn, and what float32 cannot tell from temperature 0 is greedy"
+    tok = Bytes()
+    torch.manual_seed(0)
+    cfg = GPT2Config(vocab_size=320, n_ctx=32, n_embd=32, n_layer=1, n_head=2).no_dropout()
+    model = GPT2(cfg).eval()
+    with torch.no_grad():
+        model.wte.weight[257:] *= 50
+    want = [s.ids for s in samples(model, tok, ['the cat', 'a'], 12, temperature=0)]
+    model.to(get_device('xla'))
+    for t in 0, 1e-39, 1e-37, 1e-9:
+        assert [s.ids for s in samples(model, tok, ['the cat', 'a'], 12, temperature=t, seed=1)] == want
+    assert max(i for s in samples(model, tok, ['the cat', 'a'], 12, seed=1) for i in s.ids) < 257

@@ -242,7 +242,8 @@ NOINLINE void epilogue(
 }
 
 /* [matmul] y = x @ w.T * scale + bias, by all threads.
-   A row of x gets the same sums however many rows and threads there are. Rows are read in chunks, which
+   A row of x gets the same sums, to the bit, however many rows and threads there are: each sum is made by
+   `dot_tile`, also for the last rows of w, of which three or fewer go alone. Rows are read in chunks, which
    stay in the first cache for all rows of x */
 enum { CHUNK = 768, MAX_ROWS = 256 };
 
@@ -259,7 +260,6 @@ INLINE void matmul_kind(
     const int64_t size_x = dot_bf16 ? 2 : 4;
     const int tiles = (B+3)/4;
     const int64_t turns = B == 1 ? 32 : 16;      /* tiles of weights that a thread takes at once */
-    const int64_t stride = B == 1 ? turns : 1;   /* a single row of x: a thread reads in four places */
     const char *w = m->w;
     const char *in = dot_bf16 ? (const char *)x_bf16 : (const char *)x;
     if (dot_bf16) {
@@ -268,16 +268,13 @@ INLINE void matmul_kind(
     }
     #pragma omp for schedule(dynamic, 1)
     for (int64_t first = 0; first < N; first += 4*turns) {
-        if (first+4*turns > N) {  /* too few rows for tiles */
-            const int stored = dot_bf16 ? BFLOAT16 : kind;
-            for (int64_t n = first; n < N; n++) for (int b = 0; b < B; b++) {
-                const f32 s = {dot(w + n*K*size_of(kind), x + b*K, K, stored)};
-                epilogue(m, s, y + b*N, n, 0, 1, 1, then);
-            }
-            continue;
-        }
-        for (int64_t turn = 0; turn < turns; turn++) {
-            const int64_t n = first + (B == 1 ? turn : 4*turn);
+        const int64_t rows = first+4*turns > N ? N-first : 4*turns;
+        const int apart = B == 1 && rows == 4*turns;  /* a single row of x: a thread reads in four places */
+        const int64_t fours = rows/4;
+        for (int64_t turn = 0; turn < fours+rows%4; turn++) {
+            const int alone = turn >= fours;
+            const int64_t n = first + (apart ? turn : alone ? 3*fours+turn : 4*turn);
+            const int64_t stride = apart ? turns : !alone;
             f32 s[MAX_ROWS/4];
             for (int t = 0; t < tiles; t++) s[t] = (f32){0};
             for (int64_t k = 0; k < K; k += CHUNK) {
@@ -299,7 +296,7 @@ INLINE void matmul_kind(
                 }
             }
             for (int t = 0; t < tiles; t++)
-                epilogue(m, s[t], y + 4*t*N, n, stride, 4, B-4*t < 4 ? B-4*t : 4, then);
+                epilogue(m, s[t], y + 4*t*N, n, stride, alone ? 1 : 4, B-4*t < 4 ? B-4*t : 4, then);
         }
     }
 }
@@ -467,8 +464,8 @@ void linear(
     const float *x,   /* (B,K) */
     float *y,         /* (B,N) */
     uint16_t *x_bf16,  /* (B,K), workspace */
-    int64_t B, int64_t kind
+    int64_t B, int64_t kind, int64_t then
 ) {
     #pragma omp parallel if(pays_in_threads(m->N*m->K*B))
-    matmul(m, x, x_bf16, y, B, kind, SET);
+    matmul(m, x, x_bf16, y, B, kind, then);
 }
