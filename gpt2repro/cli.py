@@ -10,6 +10,7 @@ __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'reproduce', 'prepare', 'tr
 
 # %% ../nbs/38_cli.ipynb #5d5f6d87
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -23,13 +24,14 @@ from typing import Annotated
 from fastcore.script import anno_parser, call_parse
 from .utils import nearest, warn
 from .config import override, recipe as named_recipe
-from .backend import available, describe, get_device, problems
+from .backend import available, describe, get_device, on_colab, problems
 from .tokenizer import load_tokenizer
 from .shards import prepare as prepare_data, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
 from .weights import from_pretrained
 from .checkpoint import find_model, is_run, latest_checkpoint, load_model
 from .plots import read_log, report as write_report, trackers, verdict
+from .kernels import kernel_problem
 from .decode import Decoder, weight_kinds
 from .rules import word_ids
 from .generation import samples, stream as stream_text
@@ -670,6 +672,56 @@ def _requirements():
         yield r.name, v, r
 
 
+def _can_link():
+    "May this user make symbolic links? On Windows only in developer mode"
+    with tempfile.TemporaryDirectory() as d:
+        try:
+            os.symlink(Path(d) / 'a', Path(d) / 'b')
+        except (OSError, NotImplementedError):
+            return False
+    return True
+
+
+def _notes(device):
+    "(what is so on this machine, what to do) that is no fault, but that its reader should know"
+    system = platform.system()
+    if on_colab():
+        yield (
+            'Colab: files are gone when the runtime ends',
+            'drive.mount("/content/drive"), then --out /content/drive/MyDrive/…: a run goes on from there',
+        )
+    if device == 'mps':
+        yield 'the Apple GPU (mps) was never tested by this project', 'compare with --device cpu'
+    if system == 'Windows':
+        yield (
+            'Windows: read, not run, by this project; webtext needs another system',
+            'WSL (wsl --install) is Linux, with kernels in C; in PowerShell write pip install "gpt2repro[…]"',
+        )
+        if len(str(Path.cwd())) > 120:
+            yield f'{Path.cwd()} is long, and a path ends at 260 characters', 'work in a folder near the root'
+    if not _can_link():
+        yield (
+            "no symbolic links: the hub's cache keeps a copy of a file for each version",
+            'turn on developer mode, or set HF_HUB_DISABLE_SYMLINKS_WARNING=1 and mind the disk',
+        )
+    what, remedy = kernel_problem() if device == 'cpu' else ('', '')
+    if what:
+        yield what, remedy
+
+
+def _usable_device(name):
+    """(device, its words, None), or with the problem and its remedy in place of None.
+
+    A library that does not fit torch fails when it is imported
+    """
+    try:
+        dev = get_device(name)
+        return str(dev), describe(dev), None
+    except (ImportError, OSError, RuntimeError) as e:
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:150]}'
+        return 'none', 'see below', (f'device {name} fails ({why})', 'mend what is wrong, or --device cpu')
+
+
 def _problems(requirements, free):
     "(what is wrong, remedy) of device, libraries and disk"
     yield from problems()
@@ -692,16 +744,20 @@ def doctor(
     found = list(_requirements())
     free = shutil.disk_usage('.').free
     wrong = list(_problems(found, free))
-    dev = get_device(device)
+    dev, words, failed = _usable_device(device)
+    if failed:
+        wrong.append(failed)
+    notes = list(_notes(dev))
     d = dict(
         gpt2repro=version('gpt2repro'),
         python=sys.version.split()[0],
         libraries={name: v or 'missing' for name, v, _ in found},
         available=available(),
-        device=str(dev),
-        what=describe(dev),
+        device=dev,
+        what=words,
         free_gib=round(free / 2**30, 1),
         problems=[dict(problem=p, remedy=r) for p, r in wrong],
+        notes=[dict(note=n, remedy=r) for n, r in notes],
     )
     lines = [
         f'gpt2repro {d["gpt2repro"]}, Python {d["python"]}',
@@ -709,6 +765,7 @@ def doctor(
         f'device: {d["device"]} ({d["what"]}); available: {", ".join(d["available"])}',
         f'disk: {d["free_gib"]} GiB free here',
         f'plan --compile: {compiler_problem() or "the TPU compiler is there"}',
+        *(f'note   {n}\n         {r}' for n, r in notes),
         *(f'WRONG  {p}\n  mend: {r}' for p, r in wrong),
         'All is well.' if not wrong else f'{len(wrong)} to mend.',
     ]
