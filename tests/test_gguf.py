@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
+from itertools import islice
 import pytest
 import torch
 from gpt2repro.corpus import documents
 from gpt2repro.export import export_model, write_gguf
-from gpt2repro.generation import generate
+from gpt2repro.generation import samples
 from gpt2repro.model import GPT2
 from gpt2repro.settings import GPT2Config
 from gpt2repro.tokenizer import GPT2BPE, SentencePiece
@@ -43,7 +43,10 @@ def read(path):
 
 def small_model(tok):
     torch.manual_seed(0)
-    return GPT2(GPT2Config(vocab_size=tok.vocab_size, n_ctx=64, n_embd=64, n_layer=2, n_head=2)).eval()
+    model = GPT2(GPT2Config(vocab_size=tok.vocab_size, n_ctx=256, n_embd=64, n_layer=2, n_head=2)).eval()
+    for p in model.parameters():
+        p.data.mul_(5 if p.ndim > 1 else 1)  # so that its text is not one token again and again
+    return model
 
 
 def convert(folder, out, dtype='f32'):
@@ -94,7 +97,7 @@ def test_llama_cpp_gives_our_ids_logits_and_text(tmp_path, trained, kind):
     tok = trained if kind == 'trained' else GPT2BPE.from_folder(vocabulary)
     model = small_model(tok)
     file = str(write_gguf(model, tok, tmp_path / 'model.gguf'))
-    theirs = Llama(file, n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    theirs = Llama(file, n_ctx=256, n_threads=1, logits_all=True, verbose=False)
     for text in texts:
         ids = theirs.tokenize(text.encode(), add_bos=True, special=False)
         assert ids == tok.encode(text), text
@@ -105,10 +108,7 @@ def test_llama_cpp_gives_our_ids_logits_and_text(tmp_path, trained, kind):
     with torch.no_grad():
         want = model(torch.tensor([ids]))[0]
     got = torch.tensor(theirs.scores[: len(ids)].copy())
-    assert (got - want).abs().max() < 2e-3  # its GELU is a table of float16
-    answer = theirs(prompt, max_tokens=20, temperature=0, repeat_penalty=1.0)['choices'][0]['text']
-    assert [prompt + answer] == generate(model, tok, [prompt], max_new_tokens=20, temperature=0)
-
-
-def test_a_folder_in_the_repository_is_not_left_behind():
-    assert not list(Path(__file__).parent.glob('*.gguf'))
+    assert (got - want).abs().max() < 0.01 * want.std()  # its GELU is a table of float16
+    [ours] = samples(model, tok, [prompt], max_new_tokens=20, temperature=0)
+    assert list(islice(theirs.generate(ids, temp=0.0, repeat_penalty=1.0), 20)) == ours.ids
+    assert len(set(ours.ids)) > 3
