@@ -21,7 +21,7 @@ from .backend import has_package
 from .utils import nearest, read_json
 from .tokenizer import SentencePiece, Tokenizer
 from .model import GPT2
-from .weights import save_pretrained, to_hf
+from .weights import save_pretrained
 
 # %% ../nbs/35_export.ipynb #12604956
 dtypes = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
@@ -160,6 +160,7 @@ def run_steps(
     name: str = 'my-gpt2',  # for Ollama
 ) -> list[str]:  # lines of a shell, and remarks after a `#`
     "What to type to run an exported model with transformers, llama.cpp and Ollama"
+    c = model.cfg.n_ctx
     lines = [
         '# transformers',
         f'python -c "from transformers import pipeline; '
@@ -181,7 +182,7 @@ def run_steps(
     return [
         *lines,
         '# llama.cpp (older: llama-cli -no-cnv)',
-        f'llama-completion -m {folder}/model.gguf -c {model.cfg.n_ctx} -n 60 -no-cnv -p "Once upon a time"',
+        f'llama-completion -m {folder}/model.gguf -c {c} -n {min(60, c // 2)} -no-cnv -p "Once upon a time"',
         '# Ollama',
         f'ollama create {name} -f {folder}/Modelfile && ollama run {name} "Once upon a time"',
     ]
