@@ -14,6 +14,7 @@ import os
 import tempfile
 from json import dumps
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -161,10 +162,12 @@ def run_steps(
 ) -> list[str]:  # lines of a shell, and remarks after a `#`
     "What to type to run an exported model with transformers, llama.cpp and Ollama"
     c = model.cfg.n_ctx
+    pipe = f'pipeline("text-generation", {dumps(str(folder))})("Once upon a time")'
+    code = f'from transformers import pipeline; print({pipe}[0]["generated_text"])'
+    file, recipe = quote(f'{folder}/model.gguf'), quote(f'{folder}/Modelfile')
     lines = [
         '# transformers',
-        f'python -c "from transformers import pipeline; '
-        f"print(pipeline('text-generation', '{folder}')('Once upon a time')[0]['generated_text'])\"",
+        f'python -c {quote(code)}',
     ]
     if problem := gguf_problem(model, tok):
         return [*lines, f'# {problem}']
@@ -177,14 +180,14 @@ def run_steps(
     if not has_gguf:
         lines += [
             '# llama.cpp and Ollama: export with --gguf, or use the converter of llama.cpp',
-            f'python llama.cpp/convert_hf_to_gguf.py {folder} --outfile {folder}/model.gguf',
+            f'python llama.cpp/convert_hf_to_gguf.py {quote(str(folder))} --outfile {file}',
         ]
     return [
         *lines,
         '# llama.cpp (older: llama-cli -no-cnv)',
-        f'llama-completion -m {folder}/model.gguf -c {c} -n {min(60, c // 2)} -no-cnv -p "Once upon a time"',
+        f'llama-completion -m {file} -c {c} -n {min(60, c // 2)} -no-cnv -p "Once upon a time"',
         '# Ollama',
-        f'ollama create {name} -f {folder}/Modelfile && ollama run {name} "Once upon a time"',
+        f'ollama create {name} -f {recipe} && ollama run {name} "Once upon a time"',
     ]
 
 # %% ../nbs/35_export.ipynb #268873ad
