@@ -13,8 +13,8 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import traceback
+from contextlib import nullcontext
 from errno import ENOSPC
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser, call_parse
-from .utils import nearest, warn
+from .utils import finite, nearest, scratch_folder, warn
 from .config import override, recipe as named_recipe
 from .backend import available, describe, get_device, on_colab, problems
 from .tokenizer import load_tokenizer
-from .shards import prepare as prepare_data, verify as verify_prepared
+from .shards import prepare as prepare_data, undone_if_refused, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
 from .weights import from_pretrained
-from .checkpoint import find_model, is_run, latest_checkpoint, load_model
+from .checkpoint import best_checkpoint, find_model, is_run, latest_checkpoint, load_model
 from .plots import read_log, report as write_report, trackers, verdict
 from .kernels import kernel_problem
 from .decode import Decoder, weight_kinds
@@ -38,7 +38,8 @@ from .generation import samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
 from .parallel import divide
-from .train import data_folder, open_run, read_run, train as train_run
+from .train import check_schedule, data_folder, is_prepared, longer, read_run
+from .train import train as train_run
 from .evaluate import Evaluation, available_tasks, task
 from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
@@ -46,7 +47,7 @@ from .paper_table import verdict as verdict_of, write_table
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
-from .reproduce import fine_tuning_config, prepare_run, run_config
+from .reproduce import fine_tuning_config, fit_warmup, prepare_run, run_config, use_prepared
 from .reproduce import reproduce as reproduce_run
 
 # %% ../nbs/38_cli.ipynb #a54f4d29
@@ -57,7 +58,7 @@ Files = Annotated[str, dict(nargs='+')]
 
 
 def _show(d, as_json, text):
-    print(dumps(d) if as_json else text)
+    print(dumps(finite(d)) if as_json else text)
 
 
 def _is_setting(word):
@@ -76,6 +77,10 @@ def reproduce(
     if not minutes > 0:
         raise ValueError(f'--minutes {minutes:g}: give a number above 0')
     scores = reproduce_run(named_recipe('tiny'), out, minutes, device, workers)
+    if scores['bpb'] is None:
+        if json:
+            print(dumps(dict(run=out, **scores)))
+        raise ArithmeticError(_not_finite(Path(out), read_log(out)[-1]['step']))
     text = f'{verdict(scores["bpb"], scores["yardsticks"])}\nReport: {Path(out) / "report.html"}'
     _show(dict(run=out, **scores), json, text)
 
@@ -148,6 +153,48 @@ def _check_begun(run, begun, recipe, from_model):
         raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
 
 
+def _names_no_source(settings):
+    return not any(s.partition('=')[0] in ('source', 'data.source') for s in settings)
+
+
+def _go_on(begun, cfg, folder, schedule, from_model, separator, workers):
+    "Settings with which a run goes on. Raises `ValueError` where its text or its schedule cannot be these"
+    if schedule:
+        cfg = longer(cfg.replace(max_steps=begun.max_steps), cfg.max_steps, schedule)
+    if from_model and not latest_checkpoint(folder / 'checkpoints'):
+        cfg = cfg.replace(start_from=fine_tuning_config(begun, from_model).start_from)  # it may have moved
+    source = cfg.data.source
+    if source == begun.data.source and cfg.data.near_copies == 1:
+        cfg = cfg.replace(data=cfg.data.replace(near_copies=begun.data.near_copies))
+    elif source != begun.data.source and is_prepared(folder) and not is_prepared(source):
+        # The same text in another place? Raises if it is another text.
+        moved = begun.replace(data=begun.data.replace(source=source))
+        prepare_run(moved, folder, workers, separator or ('\n\n' if begun.start_from else ''))
+        cfg = cfg.replace(data=begun.data)
+    check_schedule(cfg)
+    return cfg
+
+
+def _last_held_out(folder):
+    "The log's last record of a held-out loss. Raises `ValueError` if there is none"
+    for r in reversed(read_log(folder)):
+        if r['kind'] == 'valid':
+            return r
+    raise ValueError(
+        f'{folder}/log.jsonl has no held-out loss: restore it; `gpt2repro evaluate {folder}` computes one'
+    )
+
+
+def _not_finite(folder, steps):
+    "What to say of a run that ended with a model that is of no use"
+    best = best_checkpoint(folder / 'checkpoints')
+    where = f'the best checkpoint is {best}' if best else 'no checkpoint has a finite one'
+    return (
+        f'{folder}: {steps} steps, and the held-out loss is not finite: {where}; '
+        f'lower optim.lr in a new folder'
+    )
+
+
 def _start_trackers(names, folder):
     "The run's trackers, which go on after its newest checkpoint"
     last = latest_checkpoint(folder / 'checkpoints')
@@ -169,6 +216,9 @@ def train(
     separator: str = '',  # what divides text files into documents; empty lines when fine-tuning
     max_steps: int = 0,  # instead of the recipe's
     save_every: int = 0,  # instead of the recipe's, steps
+    # for a run that is made longer by --max-steps, how the learning rate goes on from its last value:
+    # constant, or linear or cosine to zero; stretch, if not given: the run's own schedule over all steps
+    schedule: str = '',
     seed: int = -1,  # instead of the recipe's
     track: str = '',  # hand the log on to tensorboard, wandb, or both with a comma between
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
@@ -194,27 +244,46 @@ def train(
     def open_settings():
         "Those of the run, with its text prepared: done by one process, while others wait"
         begun = read_run(run) if (folder / 'config.json').exists() else None
+        source = ','.join(sources)
+        in_place = not begun and not source and _names_no_source(settings) and is_prepared(folder)
         if begun:
             _check_begun(run, begun, recipe, from_model)
-        elif not (recipe or sources or setting or from_model):
+        elif not (recipe or sources or setting or from_model or in_place):
             read_run(run)  # raises: it is no run
-        source = ','.join(sources)
         base = begun
         if from_model and not begun:
             base = named_recipe(recipe or 'finetune').replace(name=folder.name)
-            base = fine_tuning_config(base, from_model, source)
+            base = fine_tuning_config(base, from_model, str(folder) if in_place else source)
         cfg = run_config(recipe, settings, source, folder.name, base)
-        if not begun and not (Path(cfg.data.source) / 'shards/train/manifest.json').exists():
+        if begun:
+            return _go_on(begun, cfg, folder, schedule, from_model, separator, workers)
+        if schedule:
+            raise ValueError(
+                '--schedule says how a run goes on that is made longer: set optim.schedule for a new one'
+            )
+        if from_model and not any('warmup' in s for s in settings):
+            cfg = fit_warmup(cfg, cfg.max_steps)
+        check_schedule(cfg)
+        if in_place:
+            return use_prepared(cfg, folder, not from_model and not any('vocab_size' in s for s in settings))
+        if not is_prepared(cfg.data.source):
             prepare_run(cfg, folder, workers, separator or ('\n\n' if from_model else ''))
-        return open_run(cfg, folder, split.device) if names else cfg
+        return cfg
 
-    cfg = split.first(open_settings)
-    watch = _start_trackers(names, folder) if names and split.writes else None
-    train_run(cfg, folder, device, watch)
+    with undone_if_refused(folder, until='config.json') if split.writes else nullcontext():
+        cfg = split.first(open_settings)
+        watch = None
+        if names:
+            watch = lambda: _start_trackers(names, folder) if split.writes else []
+        train_run(cfg, folder, device, watch)
     if not split.writes:
         return
     write_report([folder])
-    last = [r for r in read_log(folder) if r['kind'] == 'valid'][-1]
+    last = _last_held_out(folder)
+    if last['loss'] is None:
+        if json:
+            print(dumps(dict(run=run, **last)))
+        raise ArithmeticError(_not_finite(folder, last['step']))
     text = (
         f'{run}: {last["step"]} steps, {last["tokens"]:,} tokens, '
         f'held-out loss {last["loss"]:.4f} nats per token, {last["bpb"]:.4f} bits per byte\n'
@@ -284,7 +353,7 @@ def _print_samples(texts, json, jsonl):
         for s in texts:
             logprobs = [round(x, 4) for x in s.logprobs]
             d = dict(prompt=s.prompt, text=s.text, ended=s.ended, ids=s.ids, logprobs=logprobs)
-            print(dumps(d), flush=True)
+            print(dumps(finite(d)), flush=True)
         return
     rows = [dict(prompt=s.prompt, text=s.text, ended=s.ended, logprob=sum(s.logprobs)) for s in texts]
     _show(dict(samples=rows), json, '\n---\n'.join(s.prompt + s.text for s in texts))
@@ -558,7 +627,7 @@ def push(
     if not dry_run:
         check_login()
     net, tok = _model_and_tokenizer(model, tokenizer)
-    with tempfile.TemporaryDirectory() as d:
+    with scratch_folder() as d:
         folder = Path(d) / 'model'
         files = export_model(net, tok, folder, card_of(model, net, name), dtype, gguf, name)
         (folder / 'export.json').unlink()
@@ -674,7 +743,7 @@ def _requirements():
 
 def _can_link():
     "May this user make symbolic links? On Windows only in developer mode"
-    with tempfile.TemporaryDirectory() as d:
+    with scratch_folder() as d:
         try:
             os.symlink(Path(d) / 'a', Path(d) / 'b')
         except (OSError, NotImplementedError):

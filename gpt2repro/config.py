@@ -13,7 +13,7 @@ from .utils import nearest
 
 # All settings can be imported from here.
 from .settings import Config, DataConfig, GPT2Config, OptimConfig, RunConfig  # noqa: F401
-from .settings import from_dict, override, size, sizes, to_dict  # noqa: F401
+from .settings import from_dict, override, read_settings, size, sizes, to_dict, write_settings  # noqa: F401
 
 # %% ../nbs/02_config.ipynb #02c10002
 def tiny() -> RunConfig:
@@ -43,6 +43,7 @@ def _large(name, max_steps, **kw):
         batch_tokens=512 * 1024,
         max_steps=max_steps,
         eval_every=250,
+        eval_batches=2,
         sample_every=1000,
         save_every=1000,
         dtype='bfloat16',
@@ -102,6 +103,7 @@ def finetune() -> RunConfig:
         batch_tokens=32 * 1024,
         max_steps=300,
         eval_every=25,
+        eval_batches=4,
         sample_every=100,
         save_every=50,
     )

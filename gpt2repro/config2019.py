@@ -8,10 +8,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/config2019.html.md"""
 __all__ = ['from_json2019']
 
 # %% ../nbs/03_config2019.ipynb #6fd80671
-import json
 from pathlib import Path
 
 from .settings import DataConfig, GPT2Config, OptimConfig, RunConfig
+from .utils import misfit, read_json
 
 # %% ../nbs/03_config2019.ipynb #03c10001
 def _optim2019(d):
@@ -56,6 +56,14 @@ _optional2019 = (
     *('beta1', 'beta2', 'epsilon', 'weight_decay'),
     *('embed_dropout', 'scale', 'scale_by_depth', 'scale_by_in', 'precision'),
 )
+_types2019 = dict(opt_name=str, lr=float)
+_types2019 |= {k: int for k in ('n_vocab', 'n_ctx', 'n_embd', 'n_layer', 'n_head')}
+_types2019 |= {k: int for k in ('warmup_steps', 'train_batch_size', 'max_steps')}
+_types2019 |= dict(attn_dropout=float, res_dropout=float)
+_types2019 |= {
+    f'{k}?': float for k in ('beta1', 'beta2', 'epsilon', 'weight_decay', 'embed_dropout', 'scale')
+}
+_types2019['precision?'] = str
 _path = 'a path on the machines of 2019; ignored'
 _how_it_ran = 'how the program of 2019 ran on a TPU or evaluated; ignored'
 _notes2019 = dict(
@@ -87,15 +95,12 @@ def _notes(d):
 # %% ../nbs/03_config2019.ipynb #ecd630a0
 def _read2019(path):
     "The content of a settings file. Raises `ValueError` for any other file"
-    try:
-        d = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path}: not JSON ({e})') from None
-    if not isinstance(d, dict):
-        raise ValueError(f'{path}: not a settings file of 2019: an object is missing')
+    d = read_json(path)
     for k in _required2019:
         if k not in d:
             raise ValueError(f'{path}: not a settings file of 2019: {k} is missing')
+    if wrong := misfit(d, _types2019):
+        raise ValueError(f'{path}: not a settings file of 2019: {wrong}')
     if d['opt_name'] not in ('adam', 'adafactor'):
         raise ValueError(f'{path}: opt_name={d["opt_name"]!r}: only adam and adafactor were there')
     return d
@@ -106,15 +111,18 @@ def from_json2019(
 ) -> tuple['RunConfig', list[str]]:  # the config, and a line for each setting that it cannot hold
     "Read the settings of a run of 2019. Raises `ValueError` for a file that holds none"
     d = _read2019(path)
-    run = RunConfig(
-        name=Path(path).stem,
-        model=GPT2Config(embd_pdrop=0.0, **{ours: d[k] for k, ours in _model2019.items()}),
-        data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
-        optim=_optim2019(d),
-        **_init2019(d),
-        table_pdrop=d.get('embed_dropout', 0.0),
-        batch_tokens=d['train_batch_size'] * d['n_ctx'],
-        max_steps=d['max_steps'],
-        dtype=d.get('precision', 'float32'),
-    )
+    try:
+        run = RunConfig(
+            name=Path(path).stem,
+            model=GPT2Config(embd_pdrop=0.0, **{ours: d[k] for k, ours in _model2019.items()}),
+            data=DataConfig(source='openwebtext', tokenizer='gpt2', sampler='stitch2019'),
+            optim=_optim2019(d),
+            **_init2019(d),
+            table_pdrop=d.get('embed_dropout', 0.0),
+            batch_tokens=d['train_batch_size'] * d['n_ctx'],
+            max_steps=d['max_steps'],
+            dtype=d.get('precision', 'float32'),
+        )
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}') from None
     return run, _notes(d)

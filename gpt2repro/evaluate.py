@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .utils import nearest, progress
+from .utils import misfit, naming, nearest, parse_json, progress
 from .backend import autocast, has_package, retain_heap, is_cpu, to_device
 from .batches import document_spans
 from .loss import bits_per_byte
 from .loss import spans
 from .optimize import optimize_model
+from .plots import is_torn
 from .generation import evaluating, samples
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
@@ -203,8 +204,17 @@ def _key(w, without):
     return _hash(w.ids.tobytes(), w.n.to_bytes(4, 'little'), np.asarray(without, dtype='<i4').tobytes())
 
 
+_kept = {str: [str, str, [float]], list: [str, [float], [int], [int]]}  # by the type of the second
+
+
+def _line_of(values):
+    "A line of answers: the first value is the key with the hash of all values"
+    key, *rest = values
+    return json.dumps([f'{key}:{_hash(json.dumps(values).encode())}', *rest])
+
+
 class _AnswerFile:
-    "Answers on disk, one JSON line each; a torn last line is left out"
+    "Answers on disk, one JSON line each; a torn line, as a kill leaves it, is left out"
 
     def __init__(self, path):
         self.path = Path(path) if path else None
@@ -212,12 +222,25 @@ class _AnswerFile:
         self.file = None
         if not self.path or not self.path.exists():
             return
-        for line in self.path.read_text(encoding='utf-8').splitlines():
-            try:
-                key, *values = json.loads(line)
-            except ValueError:
-                continue
-            self.answers[key] = self._answer(*values)
+        with naming(self.path):
+            lines = self.path.read_text(encoding='utf-8', errors='replace').splitlines()
+        for i, line in enumerate(lines):
+            if not is_torn(line):
+                key, *values = self._checked(line, f'{self.path} line {i + 1}')
+                self.answers[key] = self._answer(*values)
+
+    def _checked(self, line, where):
+        "The values of a line. Raises `ValueError` where they are not what was written"
+        remedy = 'delete the file, its answers are made again'
+        values = parse_json(line, where, remedy, list)
+        shape = _kept.get(type(values[1]) if len(values) > 1 else None, [])
+        fits = len(values) == len(shape) > 0 and not any(map(misfit, values, shape))
+        if not fits or len({len(v) for v in values[1:] if isinstance(v, list)}) > 1:
+            raise ValueError(f'{where}: damaged, no answer: {remedy}')
+        values[0], has_hash, _ = values[0].partition(':')
+        if has_hash and line != _line_of(values):
+            raise ValueError(f'{where}: damaged, its checksum is another: {remedy}')
+        return values
 
     def _answer(self, first, second, third=None):
         if isinstance(first, str):
@@ -225,8 +248,8 @@ class _AnswerFile:
         return Scored(np.float32(first), np.array(second, dtype=bool), np.array(third, dtype=bool))
 
     def add(self, key, answer):
-        if not self.path:
-            return
+        if not self.path or not np.isfinite(answer.logprobs).all():
+            return  # of a model that overflows: JSON has no infinity
         if not self.file:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open('a', encoding='utf-8')
@@ -237,7 +260,7 @@ class _AnswerFile:
             line = [key, answer.text, logprobs]
         else:
             line = [key, logprobs, answer.best.astype(int).tolist(), answer.allowed.astype(int).tolist()]
-        self.file.write(json.dumps(line) + '\n')
+        self.file.write(_line_of(line) + '\n')
         self.file.flush()
 
     def close(self):

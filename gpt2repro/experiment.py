@@ -29,7 +29,7 @@ from plotly.subplots import make_subplots
 from .config import OptimConfig, from_dict
 from .plots import palette
 from .train import lr_schedule
-from .utils import nearest, write_atomic
+from .utils import misfit, nearest, read_json, write_atomic
 
 # %% ../nbs/34_experiment.ipynb #3a6e987d
 def split_cell(
@@ -83,6 +83,19 @@ def cell_settings(
     return settings
 
 # %% ../nbs/34_experiment.ipynb #a95b95c0
+_points = [[(float, None)]]
+_run = {
+    'cell': str,
+    'seed': int,
+    'steps': int,
+    'curve?': _points,
+    'groups?': {str: _points},
+    'settings?': dict,
+}
+_about = dict(size=str, corpus=str, n_params=int)
+_records = dict(about=dict, runs=[_run])
+
+
 def read_records(
     path,  # a file of records
 ) -> dict:  # `about` and `runs`; both empty if there is no file
@@ -90,10 +103,10 @@ def read_records(
     path = Path(path)
     if not path.exists():
         return dict(about={}, runs=[])
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e:
-        raise ValueError(f'{path} line {e.lineno} is not JSON: restore the file') from None
+    d = read_json(path, 'restore the file', _records)
+    if d['runs'] and (wrong := misfit(d['about'], _about)):
+        raise ValueError(f'{path}: damaged, {wrong}: restore the file')
+    return d
 
 
 def records_text(

@@ -11,7 +11,6 @@ __all__ = ['dtypes', 'check_dtype', 'generation_config', 'gguf_problem', 'write_
 # %% ../nbs/35_export.ipynb #fa78a296
 import copy
 import os
-import tempfile
 from json import dumps
 from pathlib import Path
 from shlex import quote
@@ -19,7 +18,7 @@ from shlex import quote
 import numpy as np
 import torch
 from .backend import has_package
-from .utils import nearest, read_json
+from .utils import nearest, read_json, scratch_folder
 from .tokenizer import SentencePiece, Tokenizer
 from .model import GPT2
 from .weights import save_pretrained
@@ -242,8 +241,7 @@ def export_model(
         _check_gguf(model, tok)
     model = _in_dtype(model, dtype)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f'.{folder.name}.') as d:
-        d = Path(d)
+    with scratch_folder(folder.absolute().parent) as d:
         steps = run_steps(model, tok, folder, gguf)
         if hub_name:
             here = hub_name.rpartition('/')[2]

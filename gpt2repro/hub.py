@@ -9,14 +9,16 @@ __all__ = ['model_card', 'run_card', 'card_of', 'check_hub_name', 'check_login',
 
 # %% ../nbs/33_hub.ipynb #36209ce1
 import re
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.utils import validate_repo_id
 from .model import GPT2
 from .checkpoint import is_run, latest_checkpoint, verify_checkpoint
-from .utils import read_json
+from .config import RunConfig, from_dict, read_settings, to_dict
+from .plots import read_scores
+from .shards import load_manifest
+from .utils import scratch_folder
 from .weights import from_pretrained, save_pretrained
 
 # %% ../nbs/33_hub.ipynb #91fb1180
@@ -83,14 +85,12 @@ def _eval_result(data_set, metric, value):
     )
 
 # %% ../nbs/33_hub.ipynb #33c10002
-def _data_text(cfg, manifest):
+def _data_text(cfg, m):
     "What the run was trained on, as a Markdown list"
     lines = [f'source: {cfg["data"]["source"]}']
-    if manifest:
-        m = manifest
-        lines.append(f'{m["n_docs"]:,} documents, {m["n_tokens"]:,} tokens, {m["n_bytes"]:,} bytes')
-    facts = manifest.get('facts', {})
-    lines += [f'{k}: {v}' for k, v in facts.items() if isinstance(v, (str, int, float))]
+    if m:
+        lines.append(f'{m.n_docs:,} documents, {m.n_tokens:,} tokens, {m.n_bytes:,} bytes')
+        lines += [f'{k}: {v}' for k, v in m.facts.items() if isinstance(v, (str, int, float))]
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -126,13 +126,11 @@ def run_card(
         raise FileNotFoundError(f'{run} is no run with a checkpoint: train it first')
     last = Path(checkpoint or newest)
 
-    def read(file):
-        return read_json(file) if file.exists() else {}
-
-    cfg = read_json(run / 'config.json')
-    data = _data_text(cfg, read(run / 'shards/train/manifest.json'))
+    cfg = to_dict(from_dict(RunConfig, read_settings(run / 'config.json')))
+    shards = run / 'shards/train'
+    data = _data_text(cfg, load_manifest(shards) if (shards / 'manifest.json').exists() else None)
     recipe = _recipe_text(cfg, verify_checkpoint(last)['step'])
-    own = _score_rows(read(run / 'scores.json')) if last.name == newest.name else []
+    own = _score_rows(read_scores(run)) if last.name == newest.name else []
     return model_card(from_pretrained(last), name, data, recipe, [*own, *scores], **kw)
 
 # %% ../nbs/33_hub.ipynb #2e5360be
@@ -228,7 +226,7 @@ def push_to_hub(
         )
     check_hub_name(name)
     check_login(token)
-    with tempfile.TemporaryDirectory() as d:
+    with scratch_folder() as d:
         save_pretrained(model, d, tok)
         (Path(d) / 'README.md').write_text(card, encoding='utf-8')
         return upload(d, name, private, token)

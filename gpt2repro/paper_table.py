@@ -23,6 +23,7 @@ from .evaluate import Results, Table, finite_or_none
 from .plots import RunFiles, palette
 from .shards import load_manifest
 from .tasks.core import paired
+from .train import data_folder, is_prepared, read_run
 
 # %% ../nbs/32_paper_table.ipynb #3cc898d0
 paper_sizes = ('117M', '345M', '762M', '1542M')
@@ -328,14 +329,16 @@ def run_facts(
     "What a run's own files say of its data and training; what is not known is left out"
     run = RunFiles(folder)
     source = run.config.get('data', {}).get('source', '')
+    try:
+        place = data_folder(read_run(folder), folder)
+    except FileNotFoundError:
+        place = run.folder
     last = max((r for r in run.log if 'tokens' in r), key=lambda r: r['tokens'], default={})
     facts = dict(source=source, seen=last.get('tokens'))
-    for shards in (run.folder / 'shards/train', Path(source) / 'shards/train'):
-        if (shards / 'manifest.json').is_file():
-            m = load_manifest(shards)
-            facts |= dict(documents=m.n_docs, bytes=m.n_bytes, tokens=m.n_tokens)
-            facts['source'] = str(m.facts.get('sources') or m.facts.get('source') or source)
-            break
+    if is_prepared(place):
+        m = load_manifest(place / 'shards/train')
+        facts |= dict(documents=m.n_docs, bytes=m.n_bytes, tokens=m.n_tokens)
+        facts['source'] = str(m.facts.get('sources') or m.facts.get('source') or source)
     return facts
 
 

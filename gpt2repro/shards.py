@@ -6,7 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/shards.html.md"""
 
 # %% auto #0
 __all__ = ['manifest_version', 'ShardFile', 'Manifest', 'load_manifest', 'token_dtype', 'encode_group', 'folder_lock',
-           'write_shards', 'verify_shards', 'Tokens', 'open_tokens', 'prepare', 'verify']
+           'undone_if_refused', 'write_shards', 'verify_shards', 'check_content', 'Tokens', 'open_tokens', 'prepare',
+           'verify']
 
 # %% ../nbs/07_shards.ipynb #01e138b7
 import errno
@@ -20,6 +21,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,7 +32,8 @@ from typing import Iterable
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from .utils import exit_with_parent, file_sha256, progress, write_atomic
+from .utils import exit_with_parent, misfit, naming, progress, read_json, sealed, tidy, unsealed
+from .utils import write_atomic
 from .corpus import Holdout, OverlapMarker, clean, docs_versions, documents, drop_near_copies
 from .corpus import warn_tally
 from .tokenizer import SentencePiece, Tokenizer, load_tokenizer
@@ -68,11 +71,21 @@ class Manifest:
 def _to_json(m):
     "The manifest with a checksum of its own"
     d = asdict(m)
-    return json.dumps(dict(d, sha256=_checksum(d)), indent=1, ensure_ascii=False) + '\n'
+    return json.dumps(sealed(d), indent=1, ensure_ascii=False) + '\n'
 
 
-def _checksum(d):
-    return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()
+_counts = dict(n_docs=int, n_tokens=int, n_bytes=int)
+_file = dict(name=str, **_counts, sha256=str)
+_made_by = dict(kind=str, fingerprint=str, vocab_size=int, eot=int)
+_manifest = dict(
+    dtype=str,
+    tokenizer=_made_by,
+    **_counts,
+    files=[_file],
+    docs_sha256=str,
+    facts=dict,
+    version=int,
+)
 
 
 def load_manifest(
@@ -92,15 +105,20 @@ def load_manifest(
         raise FileNotFoundError(
             f'{folder}: no shards there (no manifest.json): make them with `gpt2repro prepare`'
         )
-    try:
-        d = json.loads(f.read_text(encoding='utf-8'))
-        if d.pop('sha256', '') != _checksum(d):
-            raise ValueError('damaged or edited: its checksum is another')
-        if d.get('version') != manifest_version:
-            raise ValueError(f'version {d.get("version")!r}, this program reads {manifest_version}')
-        return Manifest(**{**d, 'files': tuple(ShardFile(**o) for o in d['files'])})
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise ValueError(f'{f}: not a manifest of shards ({e}): make the shards again') from None
+    remedy = 'restore it, or make the shards again'
+    d = unsealed(read_json(f, remedy, {'sha256': str, 'version': int}), f, remedy)
+    if d['version'] != manifest_version:
+        raise ValueError(f'{f}: version {d["version"]}, this program reads {manifest_version}: {remedy}')
+    if wrong := misfit(d, _manifest):
+        raise ValueError(f'{f}: not a manifest of shards, {wrong}: {remedy}')
+    if d['dtype'] not in ('uint16', 'uint32'):
+        raise ValueError(f'{f}: dtype is {d["dtype"]!r} and neither uint16 nor uint32: {remedy}')
+    if odd := next((k for k in ('n_tokens', 'n_docs', 'n_bytes') if d[k] < 0), ''):
+        raise ValueError(f'{f}: {odd} is {d[odd]}, which is no count: {remedy}')
+    files = tuple(ShardFile(**{k: o[k] for k in _file}) for o in d['files'])
+    if odd := next((o.name for o in files if Path(o.name).name != o.name), ''):
+        raise ValueError(f'{f}: the shard {odd} is not in this folder: {remedy}')
+    return Manifest(**{k: d[k] for k in _manifest} | dict(files=files))
 
 # %% ../nbs/07_shards.ipynb #cfb618a3
 def token_dtype(vocab_size: int) -> str:
@@ -221,12 +239,19 @@ def folder_lock(
 ):
     """Hold `folder` for this process.
 
-    Raises `RuntimeError` if another process has it; a lock dies with its process
+    Raises `RuntimeError` if another process has it; a lock dies with its process. A folder that was made
+    for the lock is removed again if an error ends the work and nothing lies in it
     """
     from filelock import FileLock, Timeout
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(Path(folder) / '.lock'), timeout=0)
+    folder = Path(folder)
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    file = folder / '.lock'
+    made_file = not file.exists()
+    if folder.is_file():
+        raise FileExistsError(f'{folder} is a file: name a folder')
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(file), timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -235,8 +260,44 @@ def folder_lock(
         ) from None
     try:
         yield
+    except BaseException:
+        with suppress(OSError):
+            if made_file:
+                file.unlink()  # while it is held: who opened it meanwhile sees that it is gone
+        lock.release()
+        with suppress(OSError):
+            for p in made:
+                p.rmdir()  # fails where something lies in it
+        raise
     finally:
         lock.release()
+
+
+@contextmanager
+def undone_if_refused(
+    folder,  # in which something is made
+    names=('prepare.json', 'tokenizer', 'shards', '.lock'),  # of what is made there
+    until=None,  # a file of the folder: from the moment when it is there, nothing is undone
+):
+    """An attempt that is refused, by a `ValueError` or a library that is missing, leaves nothing behind.
+
+    So the remedy that the message names works in the same folder. What was there before stays, and so does
+    what an interruption or a full disk leaves: the same call goes on with it
+    """
+    folder = Path(folder)
+    new = [f for f in (folder / n for n in names) if not f.exists()]
+    new_folders = [f for f in (folder, *folder.parents) if not f.exists()]
+    try:
+        yield
+    except (ValueError, LookupError, ImportError):
+        if until and (folder / until).exists():
+            raise
+        for f in new:
+            shutil.rmtree(f) if f.is_dir() else f.unlink(missing_ok=True)
+        with suppress(OSError):
+            for f in new_folders:
+                f.rmdir()  # fails where something lies in it
+        raise
 
 
 def _groups(docs, size):
@@ -279,8 +340,9 @@ class _Digest:
 # %% ../nbs/07_shards.ipynb #0b1262c2
 def _tidy(folder):
     "Remove what a killed process leaves: temporary files, and the workers' copy of the tokenizer"
-    for f in chain(folder.glob('*.part'), folder.glob('.manifest.json.*'), folder.glob('.progress.json.*')):
+    for f in folder.glob('tokens-*.bin.part'):
         f.unlink()
+    tidy(folder)
     shutil.rmtree(folder / '.tokenizer', ignore_errors=True)
 
 
@@ -310,7 +372,9 @@ class _Writer:
         f = self.folder / 'progress.json'
         if not f.exists():
             return dict(files=[], n_docs=0, docs_sha256='')
-        done = json.loads(f.read_text(encoding='utf-8'))
+        remedy = f'delete the folder {self.folder} to begin again'
+        shape = dict(plan=dict, files=[_file], n_docs=int, docs_sha256=str)
+        done = unsealed(read_json(f, remedy, shape), f, remedy)
         if done['plan'] != self.plan:
             raise ValueError(
                 f'{self.folder}: unfinished shards of another tokenizer or plan are there: '
@@ -337,7 +401,7 @@ class _Writer:
                     f'{self.folder}: the documents are not those of the interrupted run: '
                     f'delete the folder, or choose another'
                 )
-            self.files = [ShardFile(**o) for o in self.done['files']]
+            self.files = [ShardFile(**{k: o[k] for k in _file}) for o in self.done['files']]
         return True
 
     def write(self, group, ids):
@@ -381,7 +445,7 @@ class _Writer:
             n_docs=self.docs.n_docs,
             docs_sha256=self.docs.h.hexdigest(),
         )
-        write_atomic(self.folder / 'progress.json', json.dumps(record))
+        write_atomic(self.folder / 'progress.json', json.dumps(sealed(record)))
 
     def finish(self):
         "Close the last shard and write the manifest"
@@ -499,36 +563,54 @@ def write_shards(
 
 # %% ../nbs/07_shards.ipynb #cd28cd3d
 def _count(path, dtype, eot):
-    "(separators, largest id) of a shard, read in blocks"
+    "Separators in a shard, read in blocks"
     n = 0
-    largest = 0
     ids = np.memmap(path, dtype=dtype, mode='r')
     for i in range(0, len(ids), 1 << 24):
-        block = ids[i : i + (1 << 24)]
-        n += int((block == eot).sum())
-        largest = max(largest, int(block.max()))
-    return n, largest
+        n += int((ids[i : i + (1 << 24)] == eot).sum())
+    return n
+
+
+_shard_remedy = 'restore the file, or make the shards again'
+
+
+def _check_size(p, f, m):
+    "Has a shard the size on record? Raises `ValueError`"
+    if not p.exists():
+        raise ValueError(f'{p}: missing: {_shard_remedy}')
+    size = p.stat().st_size
+    recorded = f.n_tokens * np.dtype(m.dtype).itemsize
+    if size != recorded:
+        raise ValueError(f'{p}: {size} bytes, {recorded} are on record: {_shard_remedy}')
+
+
+def _check_bytes(p, f, m):
+    "Has a shard the content on record, and no id beyond the vocabulary? Raises `ValueError`, `OSError`"
+    h = hashlib.sha256()
+    largest = 0
+    dtype = np.dtype(_little_endian(m.dtype))
+    buffer = memoryview(bytearray(1 << 22))
+    with naming(p), open(p, 'rb') as file:
+        while n := file.readinto(buffer):
+            h.update(buffer[:n])
+            largest = max(largest, int(np.frombuffer(buffer, dtype, n // dtype.itemsize).max()))
+    sha = h.hexdigest()
+    if sha != f.sha256:
+        raise ValueError(f'{p}: damaged (sha256 {sha[:12]}…, {f.sha256[:12]}… is on record): {_shard_remedy}')
+    if largest >= m.tokenizer['vocab_size']:
+        raise ValueError(
+            f'{p}: holds the id {largest}, but its vocabulary has {m.tokenizer["vocab_size"]} tokens: '
+            f'make the shards again'
+        )
 
 
 def _verify_file(p, f, m):
     "Compare a shard with its record. Raises `ValueError`"
-    dtype = _little_endian(m.dtype)
-    remedy = 'restore the file, or make the shards again'
-    if not p.exists():
-        raise ValueError(f'{p}: missing: {remedy}')
-    size = p.stat().st_size
-    recorded = f.n_tokens * np.dtype(dtype).itemsize
-    if size != recorded:
-        raise ValueError(f'{p}: {size} bytes, {recorded} are on record: {remedy}')
-    sha = file_sha256(p)
-    if sha != f.sha256:
-        raise ValueError(f'{p}: damaged (sha256 {sha[:12]}…, {f.sha256[:12]}… is on record): {remedy}')
-    n, largest = _count(p, dtype, m.tokenizer['eot'])
-    if n != f.n_docs or largest >= m.tokenizer['vocab_size']:
-        raise ValueError(
-            f'{p}: {n} documents, largest id {largest}; the manifest says {f.n_docs}, '
-            f'{m.tokenizer["vocab_size"] - 1}: make the shards again'
-        )
+    _check_size(p, f, m)
+    _check_bytes(p, f, m)
+    n = _count(p, _little_endian(m.dtype), m.tokenizer['eot'])
+    if n != f.n_docs:
+        raise ValueError(f'{p}: {n} documents; the manifest says {f.n_docs}: make the shards again')
 
 
 def verify_shards(
@@ -561,6 +643,60 @@ def verify_shards(
             )
     if extra := {f.name for f in folder.glob('*.bin*')} - {f.name for f in m.files}:
         raise ValueError(f'{folder}: {", ".join(sorted(extra))} is not in the manifest: remove it')
+    return m
+
+# %% ../nbs/07_shards.ipynb #c2fc0d87
+_settled_s = 2.0  # the clock of a file system is coarser than this nowhere
+_found_sound = {}  # path -> identity, for folders that cannot be written
+
+
+def _identity(p, f):
+    "What changes when a file does, and what its content was compared with"
+    s = p.stat()
+    return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, f.sha256]
+
+
+def _remembered(record):
+    "Name of a shard -> identity of the file that was found sound; a damaged record holds none"
+    try:
+        return unsealed(read_json(record, '', {'sha256': str, 'files': {str: list}}), record, '')['files']
+    except (OSError, ValueError):
+        return {}
+
+
+def check_content(
+    folder,  # of shards
+) -> Manifest:  # of shards whose content is what was written
+    "Check the bytes of all shards, once for each content. Raises `ValueError` that names what is damaged"
+    m = load_manifest(folder)
+    record = Path(folder) / '.verified.json'
+    known = _remembered(record)
+    todo = {}
+    for f in m.files:
+        p = Path(folder) / f.name
+        _check_size(p, f, m)
+        now = _identity(p, f)
+        if now != known.get(f.name) and now != _found_sound.get(str(p.resolve())):
+            todo[f] = now
+    if not todo:
+        return m
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        work = pool.map(lambda f: _check_bytes(Path(folder) / f.name, f, m), todo)
+        n_bytes = sum(now[0] for now in todo.values())
+        if n_bytes > 1e9:
+            work = progress(work, desc='checking shards', total=len(todo), unit='file')
+        for _ in work:
+            pass
+    settled = {}
+    for f, now in todo.items():
+        p = Path(folder) / f.name
+        age = time.time() - max(now[1:3]) / 1e9
+        if age > _settled_s and _identity(p, f) == now:
+            settled[f.name] = now
+            _found_sound[str(p.resolve())] = now
+    if settled:
+        with suppress(OSError):  # a folder that cannot be written
+            write_atomic(record, json.dumps(sealed(dict(files=known | settled))))
     return m
 
 # %% ../nbs/07_shards.ipynb #91bef1ed
@@ -690,45 +826,77 @@ def open_tokens(
 ) -> Tokens:
     """The ids of `source` as one row.
 
-    Raises `ValueError` or `FileNotFoundError` if a file is missing or has not the size in the manifest
+    Raises `ValueError` or `FileNotFoundError` if a file is missing or has not the content in the manifest
     """
     if isinstance(source, (list, tuple)):
         return Tokens([_foreign(p) for p in source])
     if Path(source).suffix == '.bin':
         return Tokens([_foreign(source)])
-    m = load_manifest(source)
+    m = check_content(source)
     dtype = _little_endian(m.dtype)
-    for f in m.files:
-        p = Path(source) / f.name
-        if not p.exists() or p.stat().st_size != f.n_tokens * np.dtype(dtype).itemsize:
-            raise ValueError(f'{p}: missing or of the wrong size: restore the file, or make the shards again')
     return Tokens([(Path(source) / f.name, dtype, 0, f.n_tokens) for f in m.files], m.tokenizer['eot'])
 
 # %% ../nbs/07_shards.ipynb #87f97df5
-def _get_tokenizer(tokenizer, folder, docs, vocab_size, sample_bytes):
-    "Load what is there, else train or copy, and save"
-    if (folder / 'done').exists():
-        return load_tokenizer(folder)
-    if tokenizer in ('bpe', 'unigram'):
-        tok = SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
-    else:
-        tok = load_tokenizer(tokenizer)
-    tok.save(folder)
-    write_atomic(folder / 'done', '')
+_trained = ('bpe', 'unigram')
+
+
+def _get_tokenizer(tokenizer, docs, vocab_size, sample_bytes):
+    "Train one or load it"
+    if tokenizer in _trained:
+        return SentencePiece.train(docs, vocab_size, tokenizer, sample_bytes)
+    return load_tokenizer(tokenizer)
+
+
+def _finished_tokenizer(folder):
+    "The tokenizer that an earlier call saved. Raises `ValueError` where its files are damaged"
+    tok = load_tokenizer(folder)
+    fingerprint = (folder / 'done').read_text(encoding='utf-8', errors='replace').strip()
+    if fingerprint and fingerprint != tok.fingerprint:
+        raise ValueError(
+            f'{folder}: these are not the files of the tokenizer that was saved: restore them, or delete '
+            f'{folder.parent} and prepare again'
+        )
     return tok
 
 
+def _same_tokenizer(a, b):
+    "Is it one tokenizer, wherever its files lie?"
+    if a in _trained or b in _trained:
+        return a == b
+    return load_tokenizer(a).fingerprint == load_tokenizer(b).fingerprint
+
+
 def _check_settings(out, settings):
-    "Record the settings in the folder. Raises `ValueError` if others are on record"
+    """Are the settings on record the same? None: none are, or nothing was made with them.
+
+    Raises `ValueError` where shards were made with others. Of sources and of a tokenizer only the path may
+    differ: a hash of the documents, and one of the vocabulary, tell whether they are the same
+    """
     f = out / 'prepare.json'
-    old = json.loads(f.read_text(encoding='utf-8')) if f.exists() else settings
-    for k in settings:
-        if old.get(k) != settings[k]:
-            raise ValueError(
-                f'{out}: prepared with {k}={old.get(k)!r}, not {settings[k]!r}: '
-                f'choose another folder, or delete this one'
-            )
-    write_atomic(f, json.dumps(settings, indent=1))
+    if not f.exists():
+        return None
+    remedy = 'choose another folder, or delete this one'
+    old = unsealed(read_json(f, remedy, dict(sources=list)), f, remedy)
+    other = [k for k in settings if old.get(k) != settings[k]]
+    if other and not any((out / 'shards').glob('*/*.json')):
+        return None
+    for k in other:
+        if k == 'sources' or (k == 'tokenizer' and _same_tokenizer(out / 'tokenizer', settings[k])):
+            continue
+        raise ValueError(
+            f'{out}: prepared with {k}={old.get(k)!r}, not {settings[k]!r}: '
+            f'choose another folder, or delete this one'
+        )
+    return True
+
+
+def _record(out, settings, tok):
+    "Put settings and tokenizer into the folder"
+    done = out / 'tokenizer/done'
+    done.unlink(missing_ok=True)  # of an attempt with other settings
+    write_atomic(out / 'prepare.json', json.dumps(sealed(settings), indent=1))
+    tok.save(done.parent)
+    write_atomic(done, tok.fingerprint)
 
 
 class _Sources:
@@ -804,12 +972,15 @@ def prepare(
         sample_bytes=sample_bytes,
         shard_tokens=shard_tokens,
     )
-    with folder_lock(out):
-        _check_settings(out, settings)
+    with folder_lock(out), undone_if_refused(out):
+        ready = _check_settings(out, settings) and (out / 'tokenizer/done').exists()
         tally = Counter()
         training = text.drop_copies(holdout.collect(text.read(tally)), tally)
         first_pass = progress(training, desc='documents', unit='doc')
-        tok = _get_tokenizer(tokenizer, out / 'tokenizer', first_pass, vocab_size, sample_bytes)
+        if ready:
+            tok = _finished_tokenizer(out / 'tokenizer')
+        else:
+            tok = _get_tokenizer(tokenizer, first_pass, vocab_size, sample_bytes)
         for _ in first_pass:
             pass  # if the tokenizer did not need them
         warn_tally(tally, 'sources')
@@ -819,6 +990,8 @@ def prepare(
                 f'{out}: no document is held out with valid_fraction={valid_fraction} and '
                 f'valid_bytes={valid_bytes}: raise them, or divide the text with a separator'
             )
+        if not ready:
+            _record(out, settings, tok)
         facts = dict(settings, documents=dict(tally), held_out=len(valid))
         facts['versions'] = docs_versions() if text.kept else {}
         marker = OverlapMarker(valid)

@@ -16,13 +16,14 @@ import io
 import json
 import re
 import struct
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Iterable
 
 import numpy as np
-from .utils import nearest, read_json, warn, write_atomic
+from .utils import misfit, naming, nearest, read_json, warn, write_atomic
 
 # %% ../nbs/06_tokenizer.ipynb #77436241
 eot_text = '<|endoftext|>'
@@ -155,11 +156,28 @@ def _cut_white(text):
 
 
 def _read_ids(path):  # -> piece -> id
-    d = read_json(path, 'fetch the file again')
-    for p, i in d.items():
-        if type(i) is not int:
-            raise ValueError(f'{path}: the id of {p!r} is {i!r} and no whole number: fetch the file again')
-    return d
+    return read_json(path, 'fetch the file again', {str: int})
+
+
+def _read_merges(path):  # -> pairs of pieces
+    try:
+        with naming(path):
+            lines = Path(path).read_text(encoding='utf-8').split('\n')
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path}: damaged, not UTF-8 ({e}): fetch the file again') from None
+    merges = [tuple(l.split()) for l in lines[1:] if l]
+    if odd := next((m for m in merges if len(m) != 2), None):
+        raise ValueError(f'{path}: damaged, {" ".join(odd)!r} is not a pair of pieces: fetch the file again')
+    return merges
+
+
+@contextmanager
+def _blaming(path):
+    "A `ValueError` gets the name of the file that was read"
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}') from None
 
 
 def _not_gpt2(d):
@@ -172,7 +190,8 @@ def _not_gpt2(d):
     if pre.get('add_prefix_space'):
         return 'add_prefix_space is set'
     if d.get('normalizer'):
-        return f'it has the normalizer {d["normalizer"].get("type")}'
+        n = d['normalizer']
+        return f'it has the normalizer {n.get("type") if isinstance(n, dict) else n}'
     odd = [k for k in ('dropout', 'unk_token', 'byte_fallback', 'ignore_merges') if m.get(k)]
     odd += [k for k in ('continuing_subword_prefix', 'end_of_word_suffix') if m.get(k)]
     odd = [k for k in odd if k != 'unk_token']  # a byte-level BPE has no unknown text
@@ -198,7 +217,11 @@ class GPT2BPE(Tokenizer):
         self.merges = [tuple(m) for m in merges]
         self.encoder = {**encoder, **(added or {})}
         code = byte_alphabet()
+        if odd := next((m for m in self.merges if len(m) != 2 or not set(''.join(m)) <= code.keys()), None):
+            raise ValueError(f'{" ".join(odd)!r} is not a merge of two pieces: give both files of a release')
         ranks = {p: i for i, p in enumerate([*code, *(a + b for a, b in self.merges)])}
+        if len(ranks) != len(code) + len(self.merges):
+            raise ValueError('one piece is merged in two ways: give both files of a release')
         if eot_text not in self.encoder:
             raise ValueError(f'the encoder has no {eot_text}: is it the encoder.json (vocab.json) of GPT-2?')
         self.added = {p: self.encoder[p] for p in added or {} if p not in ranks and p != eot_text}
@@ -259,10 +282,10 @@ class GPT2BPE(Tokenizer):
         added_tokens=None,  # `added_tokens.json` of Hugging Face
     ):
         "From the two published files"
-        lines = Path(vocab_bpe).read_text(encoding='utf-8').split('\n')
-        merges = [tuple(l.split()) for l in lines[1:] if l]
         added = _read_ids(added_tokens) if added_tokens else None
-        return cls(_read_ids(encoder_json), merges, added)
+        encoder, merges = _read_ids(encoder_json), _read_merges(vocab_bpe)
+        with _blaming(encoder_json):
+            return cls(encoder, merges, added)
 
     @classmethod
     def from_folder(cls, folder):
@@ -292,9 +315,14 @@ class GPT2BPE(Tokenizer):
         d = read_json(path, 'fetch the file again')
         if what := _not_gpt2(d):
             raise ValueError(f'{path}: {what}, which is not the byte-level BPE of GPT-2: it cannot be read')
+        shape = {'vocab': {str: int}, 'merges': [(str, [str])]}
+        added = ([{'content': str, 'id': int}], None)
+        if wrong := misfit(d, {'model': shape, 'added_tokens?': added}):
+            raise ValueError(f'{path}: damaged, {wrong}: fetch the file again')
         m = d['model']
         pairs = [tuple(o.split(' ')) if isinstance(o, str) else tuple(o) for o in m['merges']]
-        return cls(m['vocab'], pairs, {o['content']: o['id'] for o in d.get('added_tokens') or []})
+        with _blaming(path):
+            return cls(m['vocab'], pairs, {o['content']: o['id'] for o in d.get('added_tokens') or []})
 
     @classmethod
     def from_hub(cls, repo='openai-community/gpt2'):
@@ -470,7 +498,7 @@ class SentencePiece(Tokenizer):
             self.model = model
             self._sp = spm.SentencePieceProcessor(model_proto=model)
             self.pieces = list(_pieces(model))
-        except (RuntimeError, ValueError, LookupError, struct.error) as e:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, struct.error) as e:
             why = ' '.join(str(e).split())[:100]
             raise ValueError(
                 f'not a SentencePiece model, or a damaged one ({why}): train one with SentencePiece.train'
@@ -542,7 +570,8 @@ def load_tokenizer(
     "The tokenizer in a folder. Raises `FileNotFoundError` if there is none"
     f = Path(folder) / 'tokenizer.model'
     if f.exists():
-        return SentencePiece(f.read_bytes())
+        with naming(f), _blaming(f):
+            return SentencePiece(f.read_bytes())
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'{folder}: no such folder: give the folder that holds the tokenizer')
     try:

@@ -10,15 +10,15 @@ __all__ = ['transposed', 'hf_config', 'from_hf_config', 'to_hf', 'bare_names', '
            'from_nanogpt', 'from_pretrained']
 
 # %% ../nbs/16_weights.ipynb #26afd7cd
+import errno
 import hashlib
 import json
 import os
-import pickle
 import re
-import zipfile
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 from .backend import has_package
 from .config import GPT2Config
-from .utils import read_json, warn, write_atomic
+from .utils import misfit, read_json, warn, write_atomic
 from .model import GPT2
 from .tokenizer import save_hf
 
@@ -166,14 +166,19 @@ class _Unfilled(TorchFunctionMode):
 
 def _check_size(cfg, sd, where):
     "Do number of layers and tables fit? Asked before a model of a billion layers would be built"
-    layers = {int(m[1]) for n in sd if (m := re.match(r'h\.(\d+)\.', n))}
+    layers = {int(m[1]) for n in sd if (m := re.match(r'h\.(\d{1,9})\.', n))}
     if cfg.n_layer > len(layers):
         lost = min(set(range(len(layers) + 1)) - layers)
         raise ValueError(
             f'{where}: tensor h.{lost}.ln_1.weight is missing: not a whole GPT-2 of {cfg.n_layer} layers'
         )
+    for n, t in sd.items():
+        if t.layout is not torch.strided or t.is_meta or t.untyped_storage().nbytes() < t.nbytes:
+            raise ValueError(f'{where}: tensor {n} has a shape of {tuple(t.shape)}, but not so many numbers')
     for n, rows in ('wte.weight', cfg.vocab_size), ('wpe.weight', cfg.n_ctx):
-        if n in sd and sd[n].shape != (rows, cfg.n_embd):
+        if n not in sd:
+            raise ValueError(f'{where}: tensor {n} is missing: not a whole GPT-2 of {cfg.n_layer} layers')
+        if sd[n].shape != (rows, cfg.n_embd):
             raise ValueError(
                 f'{where}: tensor {n} is {tuple(sd[n].shape)}, but this config needs '
                 f'{(rows, cfg.n_embd)}: is it another size?'
@@ -196,8 +201,10 @@ def read_tensors(
     "Raises `ValueError` for a damaged file"
     try:
         return load_file(path)
-    except SafetensorError as e:
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f'{path}: damaged or no safetensors file ({e}): fetch or write it again') from None
+    except OSError as e:
+        raise OSError(e.errno or errno.EIO, e.strerror or str(e), str(path)) from None
 
 
 def model_tensors(
@@ -207,12 +214,12 @@ def model_tensors(
     index = folder / 'model.safetensors.index.json'
     parts = ['model.safetensors']
     if index.exists():
-        where = read_json(index).get('weight_map', {})
+        where = read_json(index, 'fetch it again', {'weight_map': {str: str}})['weight_map']
         parts = sorted(set(where.values()))
-        if not parts or any(Path(p).name != p for p in parts):
+        if not parts or any(Path(p).name != p or not p.endswith('.safetensors') for p in parts):
             raise ValueError(f'{index}: lists no parts, or parts outside its folder: fetch it again')
     for p in parts:
-        if not (folder / p).exists():
+        if not (folder / p).is_file():
             raise FileNotFoundError(
                 f'{folder / p} is missing: fetch it; pickled weights (pytorch_model.bin) are not read, '
                 f"write them again with transformers' save_pretrained"
@@ -290,6 +297,20 @@ def fetch(
     return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 
+_plain_fields = {  # those of config.json that are read, and their types
+    f'{_hf_names.get(k, k)}?': t for k, t in get_type_hints(GPT2Config).items() if t in (int, float, str)
+}
+
+
+def _config_of(path):
+    "The shape in a config.json. Raises `ValueError` that names the file"
+    d = read_json(path, 'fetch it again', _plain_fields)
+    try:
+        return from_hf_config(d)
+    except ValueError as e:
+        raise ValueError(str(e) if 'config.json' in str(e) else f'{path}: {e}') from None
+
+
 def _from_folder(
     name: str | Path,  # a Hugging Face folder, one of our checkpoints, or a name on the hub
 ) -> GPT2:  # float32, on the CPU, in evaluation mode
@@ -299,7 +320,7 @@ def _from_folder(
         raise FileNotFoundError(
             f'{folder}: no config.json there: give a Hugging Face model folder or a checkpoint of a run'
         )
-    cfg = from_hf_config(read_json(folder / 'config.json'))
+    cfg = _config_of(folder / 'config.json')
     return _as_model(cfg, from_hf(model_tensors(folder), folder), folder)
 
 
@@ -394,7 +415,8 @@ def _tf_config(folder, sd, where):
     Every GPT-2 has heads of 64 channels
     """
     if (folder / 'hparams.json').exists():
-        d = read_json(folder / 'hparams.json')
+        shape = {f'{k}?': int for k in ('n_ctx', 'n_embd', 'n_head', 'n_layer', 'n_vocab')}
+        d = read_json(folder / 'hparams.json', 'fetch it again', shape)
         shape = {k: d[k] for k in ('n_ctx', 'n_embd', 'n_head', 'n_layer') if k in d}
         if 'n_vocab' in d:
             shape['vocab_size'] = d['n_vocab']
@@ -450,10 +472,12 @@ def from_nanogpt(
     """
     try:
         d = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as e:
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None
+    except Exception as e:  # whatever the bytes of a damaged pickle happen to say
         raise ValueError(
             f'{path}: damaged, or it holds more than tensors and plain values, '
-            f'which is not read because it could run code ({str(e).splitlines()[0][:100]})'
+            f'which is not read because it could run code ({str(e).partition(chr(10))[0][:100]})'
         ) from None
     if not isinstance(d, dict) or not {'model', 'model_args'} <= d.keys():
         raise ValueError(
@@ -465,7 +489,12 @@ def from_nanogpt(
             raise ValueError(
                 f"{path}: model_args has no whole number {k}: no checkpoint of nanoGPT's train.py"
             )
-    if not isinstance(d['model'], dict) or not all(isinstance(t, torch.Tensor) for t in d['model'].values()):
+    dropout = a.get('dropout', 0.0)
+    if misfit(dropout, float):
+        raise ValueError(f"{path}: model_args has dropout={dropout!r}: no checkpoint of nanoGPT's train.py")
+    sd = d['model']
+    named = isinstance(sd, dict) and all(isinstance(n, str) and torch.is_tensor(t) for n, t in sd.items())
+    if not named:
         raise ValueError(f"{path}: 'model' is not names and tensors: no checkpoint of nanoGPT's train.py")
     cfg = GPT2Config(
         vocab_size=a['vocab_size'],
@@ -474,7 +503,7 @@ def from_nanogpt(
         n_layer=a['n_layer'],
         n_head=a['n_head'],
         activation_function='gelu',
-        **dict.fromkeys(('embd_pdrop', 'attn_pdrop', 'resid_pdrop'), float(a.get('dropout', 0.0))),
+        **dict.fromkeys(('embd_pdrop', 'attn_pdrop', 'resid_pdrop'), float(dropout)),
     )
     sd = bare_names(d['model'], path)
     if not a.get('bias', True):

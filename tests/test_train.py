@@ -94,7 +94,7 @@ def test_twenty_kills(tmp_path):
     from gpt2repro.config import DataConfig, GPT2Config, OptimConfig, RunConfig
     from gpt2repro.shards import write_shards
     from gpt2repro.tokenizer import SentencePiece
-    from gpt2repro.train import open_run, train
+    from gpt2repro.train import longer, open_run, train
 
     rng = random.Random(0)
     docs = [
@@ -119,25 +119,42 @@ def test_twenty_kills(tmp_path):
         keep=2,
         optim=OptimConfig(lr=1e-2, warmup_steps=5),
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    whole = train(cfg, tmp_path / 'whole', device='cpu', watch=[])
-    torch.set_num_threads(threads)
-    open_run(cfg, tmp_path / 'killed')
-    out = subprocess.run(
-        [sys.executable, __file__, tmp_path, '20', '1'],
-        env={**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    kills = [json.loads(l) for l in out.stdout.splitlines()]
-    assert kills[-1] == dict(ended=0) and len(kills) == 21, (kills, out.stderr)
+
+    def undisturbed(cfg):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        run = train(cfg, tmp_path / 'whole', device='cpu', watch=[])
+        torch.set_num_threads(threads)
+        return run
+
+    def killed(cfg, times):
+        open_run(cfg, tmp_path / 'killed')
+        out = subprocess.run(
+            [sys.executable, __file__, tmp_path, str(times), '1'],
+            env={**os.environ, 'GPT2REPRO_QUIET': '1', 'OMP_NUM_THREADS': '1'},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        kills = [json.loads(l) for l in out.stdout.splitlines()]
+        assert kills[-1] == dict(ended=0) and len(kills) == times + 1, (kills, out.stderr)
+        return kills
+
+    whole = undisturbed(cfg)
+    kills = killed(cfg, 20)
     assert sum(k.get('torn', 0) > 0 for k in kills) >= 5, kills
     assert final(tmp_path / 'killed') == final(whole)
     assert lasting(tmp_path / 'killed') == lasting(whole)  # no gap, nothing twice, every figure the same
     assert [r['step'] for r in records(whole) if r['kind'] == 'train'] == [*range(3, 800, 3), 800]
     assert records(tmp_path / 'killed')[-1]['what'] == 'end'
+
+    more = longer(cfg, 860, 'linear')  # both go on from the last rate, down to 0; one is killed on the way
+    undisturbed(more)
+    killed(more, 4)
+    assert final(tmp_path / 'killed') == final(whole)
+    assert lasting(tmp_path / 'killed') == lasting(whole)
+    rates = [r['lr'] for r in lasting(whole) if r['kind'] == 'train' and r['step'] >= 800]
+    assert rates[0] == pytest.approx(1e-3) and rates[-1] == 0 and rates == sorted(rates, reverse=True)
     assert sum(r.get('what') == 'resume' for r in records(tmp_path / 'killed')) >= 15
 
 

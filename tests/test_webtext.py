@@ -133,11 +133,13 @@ def test_wrong_words(whole, tmp_path, capsys):
             [next((a / 'pages').glob('*.warc.gz')), '--out', tmp_path / 'x', '--stage', 'pages'],
         ),
         ('name of a partition', [dump, '--out', tmp_path / 'y', '--executor', 'slurm']),
+        ('workers=0', [dump, '--out', tmp_path / 'y', '--workers', '0']),
+        ('not among those that py3langid', [dump, '--out', tmp_path / 'y', 'language=xx']),
     ):
         assert main(['webtext', *map(str, argv)]) == 2
         err = capsys.readouterr().err
         assert words in err and len(err.splitlines()) == 1, err
-    assert not (tmp_path / 'x').exists()
+    assert not (tmp_path / 'x').exists() and not (tmp_path / 'y').exists()
 
 
 def test_prepare_takes_it_from_there(whole, tmp_path, monkeypatch):

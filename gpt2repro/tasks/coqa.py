@@ -12,8 +12,10 @@ import json
 import re
 import string
 from collections import Counter
+from itertools import chain
 
 from .core import Continue, Hub, Task, accuracy, parquet, read_text
+from ..utils import misfit
 
 # %% ../../nbs/tasks/06_coqa.ipynb #a72db8e7
 def normalize_answer(
@@ -76,12 +78,14 @@ class CoQA(Task):
     def read(self, path):
         try:
             rows = json.loads(read_text(path, self.name))['data']
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             if isinstance(e, ValueError) and str(path) in str(e):
                 raise
             raise ValueError(
                 f'{path} is damaged ({type(e).__name__}: {e}): get the file for {self.name} again'
             ) from None
+        if not isinstance(rows, list):
+            raise ValueError(f'{path} is damaged (data is no list): get the file for {self.name} again')
         return [self._item(f'{path}, story {i}', r, _texts_of_turns) for i, r in enumerate(rows, 1)]
 
     def from_rows(self, rows):
@@ -93,7 +97,9 @@ class CoQA(Task):
             answers = texts(row['answers'])
             more = [texts(o) for o in (row.get('additional_answers') or {}).values()]
             story = row['story']
-        except (KeyError, TypeError) as e:
+            if wrong := misfit([story, *questions, *answers, *chain(*more)], [str]):
+                raise TypeError(wrong)
+        except (KeyError, TypeError, AttributeError) as e:
             raise ValueError(
                 f'{where} is damaged ({type(e).__name__}: {e}): get the data for {self.name} again'
             ) from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ..utils import nearest
+from ..utils import misfit, nearest
 
 # %% ../../nbs/tasks/00_core.ipynb #81739982
 @dataclass(frozen=True)
@@ -167,15 +167,17 @@ def read_text(path: Path, task: str) -> str:
     return s
 
 
-def read_jsonl(path: Path, task: str, *keys) -> list[dict]:
-    "Objects of a JSON-lines file. Raises `ValueError` that names the bad line"
+def read_jsonl(path: Path, task: str, *keys, **shapes) -> list[dict]:
+    "Objects of a JSON-lines file with these fields. Raises `ValueError` that names the bad line"
     out = []
     for i, line in enumerate(read_text(path, task).splitlines(), 1):
         try:
             d = json.loads(line)
             for k in keys:
                 d[k]  # raises
-        except (ValueError, KeyError, TypeError) as e:
+            if wrong := misfit(d, shapes):
+                raise ValueError(wrong)
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(
                 f'{path}, line {i} is damaged ({type(e).__name__}: {e}): get the file for {task} again'
             ) from None

@@ -24,6 +24,9 @@ def preprocess(
 _fields = ('activity_label', 'ctx_a', 'ctx_b', 'ctx', 'endings')
 
 
+_types = dict.fromkeys(_fields, str) | dict(endings=[str], label=(str, int))
+
+
 class HellaSwag(Task):
     "The validation set"
 
@@ -36,7 +39,7 @@ class HellaSwag(Task):
     metrics = dict(acc_norm=accuracy, acc=accuracy)
 
     def read(self, path):
-        return self.from_rows(read_jsonl(path, self.name, *_fields, 'label'))
+        return self.from_rows(read_jsonl(path, self.name, *_fields, 'label', **_types))
 
     def from_rows(self, rows):
         out = []

@@ -52,7 +52,7 @@ class Lambada(Task):
     )
 
     def read(self, path):
-        out = [d['text'] for d in read_jsonl(path, self.name, 'text')]
+        out = [d['text'] for d in read_jsonl(path, self.name, 'text', text=str)]
         for i, s in enumerate(out, 1):
             if len(s.split(' ')) < 2:
                 raise ValueError(

@@ -68,7 +68,7 @@ class NaturalQuestions(Task):
     metrics = dict(em=accuracy, em_top1=accuracy, ece=ece)
 
     def read(self, path):
-        return self.from_rows(read_jsonl(path, self.name, 'question', 'answer'))
+        return self.from_rows(read_jsonl(path, self.name, 'question', 'answer', question=str, answer=[str]))
 
     def from_rows(self, rows):
         out = [(r['question'], list(r['answer'])) for r in rows]

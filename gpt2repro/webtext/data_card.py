@@ -142,6 +142,9 @@ def _add_stats(c, stats):
             c[k] += int(v['total'] if isinstance(v, dict) else v)
 
 
+_described = dict(n={str: int}, lengths={str: int}, sites={str: int})
+_stats = [dict(name=str, stats={str: object})]
+
 # what is wrong with things from outside, by the labels of the steps
 _odd_things = {
     'damaged': 'damaged',
@@ -170,7 +173,7 @@ def counts(
     for f in sorted((Path(folder) / '.work' / 'logs').glob('*/stats/*.json')):
         stage = out.setdefault(f.parts[-3], {})
         try:
-            for step in json.loads(f.read_text(encoding='utf-8')):
+            for step in read_json(f, '', _stats):
                 _add_stats(stage.setdefault(step['name'].partition(': ')[2], Counter()), step['stats'])
         except (*odd, KeyError) as e:
             raise DamagedState(f, e, f.parts[-3]) from None
@@ -251,7 +254,7 @@ def card(
 ) -> dict:
     "Everything that is to be known about the documents"
     folder = Path(folder)
-    made = read_json(folder / 'webtext.json', 'choose another folder')
+    made = read_json(folder / 'webtext.json', 'choose another folder', dict(inputs=list, settings=dict))
     n = counts(folder)
     total = Counter()
     lengths = Counter()
@@ -259,7 +262,7 @@ def card(
     linked = Counter()
     for f in sorted((folder / '.work' / 'described').glob('*.json')):
         try:
-            d = read_json(f)
+            d = read_json(f, '', _described)
             total.update(d['n'])
             lengths.update({int(k): v for k, v in d['lengths'].items()})
             sites.update(d['sites'])
@@ -267,7 +270,7 @@ def card(
             raise DamagedState(f, e, 'dedup-write') from None
     for f in sorted((folder / 'links').glob('*.sites')):
         try:
-            linked.update(read_json(f))
+            linked.update(read_json(f, '', {str: int}))
         except odd as e:
             raise DamagedState(f, e, 'links-merge') from None
     languages = {

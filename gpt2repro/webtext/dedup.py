@@ -17,7 +17,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
-from ..utils import write_atomic
+from ..utils import read_json, write_atomic
 from ..corpus import read_file
 from ..corpus import kinds as text_kinds
 from .options import DedupConfig
@@ -343,7 +343,7 @@ class Decontaminate(BaseFilter):
             np.load(Path(self.index) / f'{n}.npy', mmap_mode='r', allow_pickle=False)
             for n in ('keys', 'owners', 'sizes')
         )
-        self.names = json.loads((Path(self.index) / 'names.json').read_text())
+        self.names = read_json(Path(self.index) / 'names.json', 'delete it, it is made again', list)
         if len(self.keys) != len(self.owners) or len(self.sizes) != len(self.names):
             raise ValueError('the files of the index differ')
 

@@ -24,6 +24,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from ..utils import exit_with_parent, nearest, read_json, warn, write_atomic
+from ..shards import folder_lock
 from ..settings import to_dict
 from .options import WebTextConfig
 from .links import FindLinks, MergeLinks
@@ -39,7 +40,7 @@ import dill
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from loguru import logger
 
 # %% ../../nbs/webtext/08_run.ipynb #3d434d27
@@ -273,6 +274,16 @@ def _run_and_wait(executor, name, workers):
         executor.finish(name)
 
 
+def _check_executor(executor, workers, partition):
+    "Raises `ValueError` for what cannot run a stage"
+    if executor not in executors:
+        raise ValueError(f'executor={executor!r}: {nearest(executor, executors)}')
+    if executor == 'slurm' and not partition:
+        raise ValueError('executor slurm needs the name of a partition: --partition NAME')
+    if workers < 1:
+        raise ValueError(f'workers={workers}: give a number above 0')
+
+
 def run_stages(
     todo: list[Stage],
     folder,  # of the whole
@@ -285,12 +296,7 @@ def run_stages(
 
     Slurm gets all jobs at once, each with the condition that the one before is done; nothing waits for them
     """
-    if executor not in executors:
-        raise ValueError(f'executor={executor!r}: {nearest(executor, executors)}')
-    if executor == 'slurm' and not partition:
-        raise ValueError('executor slurm needs the name of a partition: --partition NAME')
-    if workers < 1:
-        raise ValueError(f'workers={workers}: give a number above 0')
+    _check_executor(executor, workers, partition)
     logs = Path(folder) / '.work' / 'logs'
     job = None
     logger.disable('datatrove')
@@ -338,31 +344,28 @@ def check_inputs(
 @contextmanager
 def _open_folder(inputs, folder, cfg):
     "Hold the folder for this process, with its settings on record"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / '.lock'), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(
-            f'{folder}: another process is writing here: wait until it is done, or choose another folder'
-        ) from None
-    try:
+    with folder_lock(folder):
         made = dict(
             inputs=[str(Path(o).resolve()) for o in inputs],
             sizes=[Path(o).stat().st_size for o in inputs],
             settings=to_dict(cfg),
         )
-        f = folder / 'webtext.json'
-        if f.exists() and read_json(f, 'choose another folder') != json.loads(json.dumps(made)):
+        f = Path(folder) / 'webtext.json'
+        if f.exists() and _identity(read_json(f, 'choose another folder')) != _identity(
+            json.loads(json.dumps(made))
+        ):
             raise ValueError(
                 f'{folder}: was begun with other inputs or settings (webtext.json has them): choose '
                 f'another folder'
             )
-        write_atomic(f, json.dumps(made, indent=1))
+        if not f.exists():
+            write_atomic(f, json.dumps(made, indent=1))
         yield
-    finally:
-        lock.release()
+
+
+def _identity(made):
+    "What must stay the same: names and sizes of the inputs, and the settings. The inputs may move"
+    return made | dict(inputs=[Path(o).name for o in made['inputs']])
 
 
 def webtext(
@@ -386,10 +389,11 @@ def webtext(
     check_inputs(inputs)
     if _is_warc(inputs[0]) and stage in ('links', 'pages'):
         raise ValueError(f'stage {stage} needs dumps of submissions: WARC files begin with the stage text')
+    _check_executor(executor, workers, partition)
+    upto = stage_names[: stage_names.index(stage) + 1]
+    whole = stages([str(Path(o).resolve()) for o in inputs], Path(folder).resolve(), cfg)
+    todo = [s for s in whole if s.of in upto]
     with _open_folder(inputs, folder, cfg):
-        upto = stage_names[: stage_names.index(stage) + 1]
-        whole = stages([str(Path(o).resolve()) for o in inputs], Path(folder).resolve(), cfg)
-        todo = [s for s in whole if s.of in upto]
         for name in run_stages(todo, Path(folder).resolve(), executor, workers, partition, hours):
             if executor != 'slurm' and (words := left_out_words(folder, name)):
                 warn(f'webtext: {name} left out: {words}')

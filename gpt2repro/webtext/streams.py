@@ -41,6 +41,7 @@ class DamagedState(ValueError):
         why,  # what is wrong with it
         stage: str,  # the one that writes it
     ):
+        why = str(why).removeprefix(f'{path}: ')
         super().__init__(
             f'{path}: damaged ({why}): delete .work/logs/{stage} in the folder of the run and run the same '
             f'command again: the file is made anew'
