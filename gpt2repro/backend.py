@@ -10,7 +10,7 @@ __all__ = ['product_dtypes', 'has_package', 'available', 'get_device', 'set_tpu_
            'recorded_steps', 'placeholder_parameters', 'to_device', 'view_bits', 'shift_right', 'device_counts',
            'RecompileGuard', 'device_count', 'virtual_devices', 'rank_and_world_size', 'init_distributed', 'autocast',
            'can_compile', 'compile_model', 'needs_static_shapes', 'activation_checkpoint', 'seed_all', 'free_memory',
-           'adamw_options', 'retain_heap', 'matmul_peak', 'fast_dtype', 'problems']
+           'adamw_options', 'retain_heap', 'matmul_peak', 'fast_dtype', 'on_colab', 'problems']
 
 # %% ../nbs/04_backend.ipynb #adc9547f
 import ctypes
@@ -591,6 +591,11 @@ def _version(name):
         return ''
 
 
+def on_colab() -> bool:
+    "Is this Google's Colab, in the notebook or in a command that it started?"
+    return bool(os.environ.get('COLAB_RELEASE_TAG')) or 'google.colab' in sys.modules
+
+
 def problems() -> list[tuple[str, str]]:  # (what is wrong, how to mend it)
     "What keeps this machine from its best device, or `torch_xla` from working"
     out = []
@@ -621,7 +626,7 @@ def problems() -> list[tuple[str, str]]:  # (what is wrong, how to mend it)
                 'pip install --force-reinstall torch (a CUDA build), then check `nvidia-smi`',
             )
         )
-    if os.environ.get('COLAB_RELEASE_TAG') and available() == ['cpu']:
+    if on_colab() and available() == ['cpu']:
         out.append(
             ('this Colab runtime has no accelerator', 'choose Runtime → Change runtime type → v5e-1 TPU')
         )

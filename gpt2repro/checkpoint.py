@@ -13,6 +13,7 @@ __all__ = ['retry', 'local_folder', 'snapshot', 'tidy_checkpoints', 'write_check
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -36,8 +37,11 @@ from .weights import from_pretrained, save_pretrained  # noqa: F401  one door fo
 
 # %% ../nbs/17_checkpoint.ipynb #a1b740ba
 def _sync(path):
-    "Have the system write a file or folder to the disk now"
-    fd = os.open(path, os.O_RDONLY)
+    "Have the system write a file or folder to the disk now; Windows has no way for a folder"
+    windows = platform.system() == 'Windows'
+    if windows and Path(path).is_dir():
+        return
+    fd = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(fd)
     except OSError as e:

@@ -68,7 +68,7 @@ class Log:
             if rec['step'] <= step and (step > 0 or rec['kind'] == 'event'):
                 kept.append(l)
         retry(write_atomic, path, ''.join(l + '\n' for l in kept))
-        self.fd = os.open(path, os.O_WRONLY)
+        self.fd = os.open(path, os.O_WRONLY | getattr(os, 'O_BINARY', 0))  # Windows would write \r\n
         self.end = path.stat().st_size
 
     def __call__(self, kind, step, **rec):

@@ -96,6 +96,7 @@ def hf_config(cfg: GPT2Config, eot: int = None) -> dict:  # the content of confi
         bos_token_id=eot,
         eos_token_id=eot,
         dtype='float32',
+        n_ctx=cfg.n_ctx,  # as in OpenAI's release; llama.cpp's converter reads it
         **d,
     )
 
@@ -503,6 +504,7 @@ def save_pretrained(
         index = dict(metadata=parts.metadata, weight_map=parts.tensor_to_filename)
         write_atomic(folder / 'model.safetensors.index.json', json.dumps(index, indent=1) + '\n')
     config = hf_config(model.cfg, getattr(tok, 'eot', None))
+    config['dtype'] = str(model.wte.weight.dtype).removeprefix('torch.')
     write_atomic(folder / 'config.json', json.dumps(config, indent=2) + '\n')
     if tok is not None:
         save_hf(tok, folder)

@@ -272,7 +272,10 @@ def test_every_verb_takes_a_ckpt(nanogpt):
 
 def test_training_refuses_a_vocabulary_that_is_too_small(nanogpt):
     "By name, before the first step; a larger one is said to be one, and the run can be sampled"
-    words = '--data', nanogpt / 'run', 'n_layer=1', 'n_embd=16', 'n_head=2', 'n_ctx=16', 'batch_tokens=64'
+    data = nanogpt / 'prepared'
+    made = command('prepare', nanogpt / 'text.txt', '--out', data, '--tokenizer', nanogpt / 'tok')
+    assert made[0] == 0, made
+    words = '--data', data, 'n_layer=1', 'n_embd=16', 'n_head=2', 'n_ctx=16', 'batch_tokens=64'
     words = *words, 'micro_batch=4', 'dtype=float32', 'max_steps=1', 'warmup_steps=1', '--device', 'cpu'
     fails('vocab_size=200 is smaller than the 257', 'train', nanogpt / 'a', *words, 'vocab_size=200')
     s, _, err = command('train', nanogpt / 'b', *words, 'vocab_size=999')
