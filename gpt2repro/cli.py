@@ -165,7 +165,7 @@ def train(
     max_steps: int = 0,  # instead of the recipe's
     save_every: int = 0,  # instead of the recipe's, steps
     seed: int = -1,  # instead of the recipe's
-    track: str = '',  # hand the log on to tensorboard, wandb, or both with a comma between
+    track: str = '',  # hand the log on to tensorboard, wandb, trackio, or several with commas between
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
     workers: int = 2,  # processes that tokenize
     json: bool = False,  # print one JSON object

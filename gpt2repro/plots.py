@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/plots.html.md"""
 
 # %% auto #0
 __all__ = ['palette', 'trackers', 'read_log', 'column', 'spikes', 'loss_figure', 'in_notebook', 'LiveChart', 'tensorboard',
-           'wandb', 'lr_figure', 'update_figure', 'speed_figure', 'verdict', 'RunFiles', 'incidents', 'duration',
-           'summary', 'report']
+           'wandb', 'trackio', 'lr_figure', 'update_figure', 'speed_figure', 'verdict', 'RunFiles', 'incidents',
+           'duration', 'summary', 'report']
 
 # %% ../nbs/18_plots.ipynb #43d3ae03
 import hashlib
@@ -16,6 +16,7 @@ import json
 import re
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -255,7 +256,32 @@ def wandb(
     return write
 
 
-trackers = dict(tensorboard=tensorboard, wandb=wandb)
+def trackio(
+    folder,  # the run; a run that goes on goes on there too
+    step: int = 0,
+):  # function of a record
+    "Records to trackio, on this machine unless `TRACKIO_SPACE_ID` says else. Raises `ImportError`"
+    try:
+        import trackio as tk
+    except ImportError:
+        raise ImportError('trackio is not installed: pip install trackio') from None
+    path = Path(folder).resolve()
+    # trackio knows a run by its name alone, and two folders may have the same.
+    name = f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}'
+    config = json.loads((path / 'config.json').read_text())
+    with redirect_stdout(sys.stderr):  # its greeting is no result of ours
+        tk.init(project='gpt2repro', name=name, config=config, resume='allow', embed=False)
+
+    def write(rec):
+        tk.log({f'{rec["kind"]}/{k}': v for k, v in _scalars(rec)}, step=rec['step'])
+        if rec.get('what') in ('end', 'stop', 'diverged'):
+            with redirect_stdout(sys.stderr):
+                tk.finish()
+
+    return write
+
+
+trackers = dict(tensorboard=tensorboard, wandb=wandb, trackio=trackio)
 
 # %% ../nbs/18_plots.ipynb #b590fa06
 def lr_figure(runs: dict[str, list[dict]]) -> go.Figure:
