@@ -28,13 +28,14 @@ from .shards import prepare as prepare_data, verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
 from .weights import from_pretrained
 from .checkpoint import find_model, is_run, latest_checkpoint, load_model
-from .plots import read_log, report as write_report, trackers, verdict
+from .plots import read_log, trackers, verdict
 from .decode import Decoder, weight_kinds
 from .rules import word_ids
 from .generation import samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
 from .parallel import divide
+from .report import report as write_report, watch as watch_runs
 from .train import data_folder, open_run, read_run, train as train_run
 from .evaluate import Evaluation, available_tasks, task
 from .contamination import task_overlaps
@@ -497,11 +498,21 @@ def evaluate(
 def report(
     runs: Some,  # folders of runs; several are drawn on top of each other
     out: str = '',  # the file to write; the first run's report.html if not given
+    watch: bool = False,  # write it again as the logs grow, until the runs have ended or Ctrl-C
+    every: float = 5.0,  # seconds between two looks at the logs, with --watch
     json: bool = False,  # print one JSON object
 ):
     "One HTML file that opens offline, for one run or for several side by side"
-    f = write_report(runs, out or None)
-    _show(dict(report=str(f)), json, f'Report: {f}')
+    if not watch:
+        f = write_report(runs, out or None)
+        return _show(dict(report=str(f)), json, f'Report: {f}')
+    f = None
+    for page in watch_runs(runs, out or None, every):
+        if f is None and not json:
+            print(f'Report: {page.resolve().as_uri()}', flush=True)
+            print('It is written again as the logs grow, until the runs have ended or Ctrl-C.', flush=True)
+        f = page
+    _show(dict(report=str(f)), json, f'Written a last time: {f}')
 
 # %% ../nbs/38_cli.ipynb #7c1d5b2e
 @call_parse

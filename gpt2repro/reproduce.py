@@ -25,7 +25,7 @@ from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
 from .weights import fetch, from_pretrained
 from .checkpoint import find_model, load_model
-from .plots import report as write_report
+from .report import report as write_report
 from .generation import generate
 from .loop import accumulate, make_optimizer
 from .train import open_run, train as train_run
