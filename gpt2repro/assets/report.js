@@ -40,7 +40,7 @@ function short(v) {
   if (v == null) return "";
   const a = Math.abs(v);
   for (const [p, s] of powers) if (a >= p) return +(v / p).toPrecision(4) + s;
-  return a && a < 1e-3 ? v.toExponential(1).replace("e", "·10^") : String(+v.toPrecision(4));
+  return a && a < 1e-3 ? v.toExponential(1).replace(".0e", "e") : String(+v.toPrecision(4));
 }
 function clock(s) {
   if (s == null) return "";
@@ -126,8 +126,8 @@ const specs = [
     ? groups.map(g => ({title: () => `RMS of the update: ${g}`, lines: updates(g), log: true}))
     : [{title: () => "RMS of the update, by parameter group", lines: updates(), log: true, keys: true}]),
   {title: () => "Tokens per second", lines: curve("train", "tokens_per_s", {smooth: true}), zero: true},
-  {title: () => "Share of the machine's peak", lines: curve("train", "peak_share", {smooth: true}), zero: true,
-   show: v => v == null ? "" : `${(100 * v).toFixed(1)}%`},
+  {title: () => "Share of the machine's peak", lines: curve("train", "peak_share", {smooth: true}),
+   zero: true, show: v => v == null ? "" : `${(100 * v).toFixed(1)}%`},
   {title: () => "Peak memory, GiB", lines: curve("train", "gib"), zero: true},
   {title: () => "Updates skipped", lines: curve("bins", "skipped", {bars: true}), zero: true, show: whole},
   {title: () => "Logged steps with a clipped gradient", lines: curve("bins", "clipped", {bars: true}),
@@ -139,6 +139,7 @@ const specs = [
 let hovered = null;  // the plot under the pointer
 const panels = [];
 let zooming = false;
+let extent = [0, 1];  // of x, over all runs and figures, so that they share an axis
 
 // The nearest point of this series, or none where its curve has ended
 function nearest(u, series, at) {
@@ -163,7 +164,8 @@ function showTip(panel, u) {
     if (l.mark && Math.abs(u.valToPos(u.data[0][at], "x") - u.cursor.left) > 8) return;
     rows.push([l, u.data[i + 1][at]]);
   });
-  tip.replaceChildren(element("div", {}, `${axes[state.x].label}: ${axes[state.x].show(u.posToVal(u.cursor.left, "x"))}`));
+  const here = axes[state.x].show(u.posToVal(u.cursor.left, "x"));
+  tip.replaceChildren(element("div", {}, `${axes[state.x].label}: ${here}`));
   rows.sort((a, b) => b[1] - a[1]);
   for (const [l, v] of rows) {
     const name = element("span", {class: "name"}, l.label);
@@ -222,34 +224,43 @@ function series(l, spec) {
   const o = {label: l.label, stroke: l.color, dash: l.dash, width: l.raw ? 1 : 2, alpha: l.raw ? .3 : 1,
              spanGaps: true, show: !state.hidden.includes(l.run.name)};
   if (l.mark) return {...o, paths: () => null, points: {show: drawMark(l.mark)}};
-  if (l.bars) return {...o, paths: uPlot.paths.stepped({align: -1}), points: {show: false}, fill: l.color + "33"};
+  const bars = uPlot.paths.stepped({align: -1});
+  if (l.bars) return {...o, paths: bars, points: {show: false}, fill: l.color + "33"};
   return {...o, points: {show: !!spec.points || l.y.length < 3, size: 5, fill: l.color}};
 }
 
-function draw(panel) {
+// The lines of a panel, and the points of each
+function gather(panel) {
   const spec = panel.spec;
   const logy = spec.log || (state.logy && !spec.zero);
-  panel.show = spec.show || short;
-  panel.lines = [];
-  const tables = [];
+  const lines = [], tables = [];
   for (const l of spec.lines()) {
     const [x, y] = points(l.x, l.y, logy);
     if (!x.length) continue;
     if (l.smooth && state.smooth) {
-      panel.lines.push({...l, y, raw: true}, {...l, y});
-      tables.push([x, y], [x, smoothed(y)]);
+      const mean = smoothed(y);
+      lines.push({...l, y, raw: true}, {...l, y: mean});
+      tables.push([x, y], [x, mean]);
     } else {
-      panel.lines.push({...l, y});
+      lines.push({...l, y});
       tables.push([x, y]);
     }
   }
+  Object.assign(panel, {lines, tables, logy, show: spec.show || short});
+}
+function draw(panel) {
+  const {spec, tables, logy} = panel;
   panel.plot?.destroy();
   panel.plot = null;
   panel.box.hidden = !tables.length;
   if (!tables.length) return;
   panel.caption.replaceChildren(spec.title());
-  if (spec.keys) for (const l of panel.lines) {
-    if (!l.raw) panel.caption.append(element("span", {class: "key"}, swatch(l), l.label));
+  const keys = spec.keys ? panel.lines.filter(l => !l.raw) : [];
+  for (const l of keys) panel.caption.append(element("span", {class: "key"}, swatch(l), l.label));
+  for (const [sign, what] of [["▲", "spike"], ["✕", "skipped updates"]]) {
+    if (panel.lines.some(l => l.mark === sign)) {
+      panel.caption.append(element("span", {class: "key"}, `${sign} ${what}`));
+    }
   }
   panel.box.setAttribute("aria-label", spec.title());
   const axis = {stroke: () => css("--faint"), grid: {stroke: () => css("--line"), width: 1},
@@ -258,8 +269,10 @@ function draw(panel) {
   // A level is within the plot where the curves come near it.
   function range(u, low, high) {
     if (low == null) return [0, 1];
-    const near = levels.map(l => l[1]).filter(v => v > low - 2 * (high - low) && v < high + .5 * (high - low));
-    return uPlot.rangeNum(spec.zero ? 0 : Math.min(low, ...near), Math.max(high, ...near) || 1, .08, !!spec.zero);
+    const span = high - low;
+    const near = levels.map(l => l[1]).filter(v => v > low - 2 * span && v < high + span / 2);
+    const bottom = spec.zero ? 0 : Math.min(low, ...near);
+    return uPlot.rangeNum(bottom, Math.max(high, ...near) || 1, .08, !!spec.zero);
   }
   const options = {
     width: Math.max(200, panel.plotbox.clientWidth), height: 280,
@@ -268,10 +281,13 @@ function draw(panel) {
       sync: {key: "report"}, dataIdx: nearest, y: false, drag: {x: true, y: false},
       bind: {dblclick: () => () => { zoom(null); return null; }},
     },
-    scales: {x: {time: false, distr: state.logx ? 3 : 1}, y: logy ? {distr: 3} : {range}},
+    scales: {
+      x: {time: false, distr: state.logx ? 3 : 1, range: (u, low, high) => [low, high]},
+      y: logy ? {distr: 3} : {range},
+    },
     axes: [
       {...axis, values: (u, v) => v.map(o => o == null ? "" : axes[state.x].show(o)), space: 70, size: 34},
-      {...axis, size: 62, values: (u, v) => v.map(o => o == null ? "" : spec.log || !spec.show ? short(o) : short(o))},
+      {...axis, size: 62, values: (u, v) => v.map(short)},
     ],
     series: [{}, ...panel.lines.map(l => series(l, spec))],
     hooks: {
@@ -288,10 +304,9 @@ function draw(panel) {
     },
   };
   options.cursor.drag.setScale = false;
-  const joined = uPlot.join(tables);
-  panel.all = [joined[0][0], joined[0].at(-1)];
-  panel.plot = new uPlot(options, joined, panel.plotbox);
-  if (state.zoom) panel.plot.setScale("x", {min: state.zoom[0], max: state.zoom[1]});
+  panel.plot = new uPlot(options, uPlot.join(tables), panel.plotbox);
+  const [min, max] = state.zoom || extent;
+  panel.plot.setScale("x", {min, max});
 }
 
 // All plots show the same stretch of x; null shows all of it.
@@ -301,20 +316,25 @@ function zoom(stretch) {
   zooming = true;
   for (const p of panels) if (p.plot) {
     p.plot.setSelect({left: 0, width: 0, top: 0, height: 0}, false);
-    const [min, max] = stretch || p.all;
+    const [min, max] = stretch || extent;
     p.plot.setScale("x", {min, max});
   }
   zooming = false;
   $("all").hidden = !stretch;
 }
 function redraw() {
+  panels.forEach(gather);
+  const ends = panels.flatMap(p => p.tables.flatMap(([x]) => [x[0], x.at(-1)]));
+  extent = [Math.min(...ends), Math.max(...ends)];
+  if (extent[0] === extent[1]) extent = [extent[0] * .9, extent[1] * 1.1 || 1];
   for (const p of panels) draw(p);
   $("all").hidden = !state.zoom;
   save();
 }
 
 for (const spec of specs) {
-  const caption = element("figcaption"), plotbox = element("div"), tip = element("div", {class: "tip", hidden: ""});
+  const caption = element("figcaption"), plotbox = element("div");
+  const tip = element("div", {class: "tip", hidden: ""});
   const box = element("figure", {class: "panel", role: "img"}, caption, plotbox, tip);
   $("panels").append(box);
   panels.push({spec, box, caption, plotbox, tip});
@@ -337,6 +357,7 @@ function choice(id, name, read = e => e.value) {
     $("smooth-value").value = state.smooth ? state.smooth.toFixed(2) : "none";
     redraw();
   });
+  e.addEventListener("change", () => e.blur());  // a page in use is not read again
 }
 choice("x", "x");
 choice("unit", "unit");
@@ -406,7 +427,8 @@ if (sorting) {
     });
   });
   const names = [...sorting.tHead.rows[0].cells].map(h => h.textContent);
-  if (state.sort && names.includes(state.sort[0])) sortBy(sorting, names.indexOf(state.sort[0]), state.sort[1]);
+  const at = names.indexOf(state.sort?.[0]);
+  if (at >= 0) sortBy(sorting, at, state.sort[1]);
 }
 
 // A run that goes on: the file is written again and again, and the page reads it again.
@@ -443,5 +465,6 @@ setTheme(theme);
 redraw();
 showRuns();
 if (state.scroll) { scrollTo(0, state.scroll); state.scroll = 0; save(); }
+globalThis.panels = panels;  // for the curious, in the browser's console
 root.dataset.drawn = panels.filter(p => p.plot).length;
 })();
