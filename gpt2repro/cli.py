@@ -35,7 +35,7 @@ from .batches import read_documents  # noqa: F401  where it used to be
 from .weights import fetch
 from .checkpoint import best_checkpoint, find_model, find_tokenizer, is_run, latest_checkpoint
 from .checkpoint import load_model
-from .plots import read_log, report as write_report, trackers, verdict
+from .plots import read_log, trackers, verdict
 from .kernels import kernel_problem
 from .decode import Decoder, weight_kinds
 from .rules import word_ids
@@ -43,6 +43,7 @@ from .generation import samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
 from .parallel import divide
+from .report import report as write_report, watch as watch_runs
 from .train import check_schedule, data_folder, is_prepared, longer, read_run
 from .train import train as train_run
 from .evaluate import Evaluation, available_tasks, task
@@ -245,7 +246,7 @@ def train(
     # constant, or linear or cosine to zero; stretch, if not given: the run's own schedule over all steps
     schedule: str = '',
     seed: int = -1,  # instead of the recipe's
-    track: str = '',  # hand the log on to tensorboard, wandb, or both with a comma between
+    track: str = '',  # hand the log on to tensorboard, wandb, trackio, or several with commas between
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
     workers: int = 2,  # processes that tokenize
     json: bool = False,  # print one JSON object
@@ -633,11 +634,21 @@ def evaluate(
 def report(
     runs: Some,  # folders of runs; several are drawn on top of each other
     out: str = '',  # the file to write; the first run's report.html if not given
+    watch: bool = False,  # write it again as the logs grow, until the runs have ended or Ctrl-C
+    every: float = 5.0,  # seconds between two looks at the logs, with --watch
     json: bool = False,  # print one JSON object
 ):
     "One HTML file that opens offline, for one run or for several side by side"
-    f = write_report(runs, out or None)
-    _show(dict(report=str(f)), json, f'Report: {f}')
+    if not watch:
+        f = write_report(runs, out or None)
+        return _show(dict(report=str(f)), json, f'Report: {f}')
+    f = None
+    for page in watch_runs(runs, out or None, every):
+        if f is None and not json:
+            print(f'Report: {page.resolve().as_uri()}', flush=True)
+            print('It is written again as the logs grow, until the runs have ended or Ctrl-C.', flush=True)
+        f = page
+    _show(dict(report=str(f)), json, f'Written a last time: {f}')
 
 # %% ../nbs/38_cli.ipynb #0ab49582
 def _file_list(files):

@@ -58,7 +58,9 @@ def _is_unigram(tok):
 def gguf_problem(model: GPT2, tok: Tokenizer) -> str:  # empty: none
     "Why llama.cpp cannot run this model with this tokenizer"
     if _is_unigram(tok):
-        return 'llama.cpp has no unigram tokenizer with bytes: `gpt2repro prepare … --tokenizer bpe` makes one that it has'
+        return (
+            'llama.cpp has no unigram tokenizer with bytes: make it with `gpt2repro prepare --tokenizer bpe`'
+        )
     if model.cfg.activation_function != 'gelu_new':
         return f'llama.cpp has no GPT-2 with activation_function={model.cfg.activation_function}'
     return ''

@@ -1,4 +1,4 @@
-"""A run's log becomes figures, and the figures one file that opens anywhere
+"""A run's log becomes figures, and goes on to those who track runs
 
 Docs: https://gpt2repro.github.io/gpt2repro/plots.html.md"""
 
@@ -6,23 +6,21 @@ Docs: https://gpt2repro.github.io/gpt2repro/plots.html.md"""
 
 # %% auto #0
 __all__ = ['log_remedy', 'record', 'palette', 'trackers', 'parse_record', 'log_lines', 'is_torn', 'read_log', 'column', 'spikes',
-           'loss_figure', 'in_notebook', 'LiveChart', 'tensorboard', 'wandb', 'lr_figure', 'update_figure',
-           'speed_figure', 'verdict', 'read_scores', 'RunFiles', 'incidents', 'duration', 'summary', 'report']
+           'loss_figure', 'in_notebook', 'LiveChart', 'tensorboard', 'wandb', 'trackio', 'lr_figure', 'update_figure',
+           'speed_figure', 'verdict', 'read_scores', 'RunFiles', 'incidents', 'duration', 'summary']
 
 # %% ../nbs/18_plots.ipynb #43d3ae03
 import hashlib
-import html
 import json
-import re
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 from .config import read_settings
-from .utils import as_text, misfit, naming, parse_json, read_json, unsealed, warn, write_atomic
+from .utils import as_text, misfit, naming, parse_json, read_json, unsealed, warn
 
 # %% ../nbs/18_plots.ipynb #8d5afa4e
 log_remedy = 'restore the file, or delete that line'
@@ -163,14 +161,20 @@ def spikes(
 ) -> tuple[np.ndarray, np.ndarray]:  # tokens seen, bits per byte
     "Training losses that stand out from those just before them"
     x, y = column(recs, 'train', 'bpb')
-
-    def stands_out(i):
-        past = y[max(0, i - window) : i]
-        typical_change = 1.5 * np.median(abs(np.diff(past)))
-        return y[i] - np.median(past[-5:]) > height * max(typical_change, 1e-3 * np.median(past))
-
-    at = [i for i in range(5, len(y)) if stands_out(i)]
+    early = min(len(y), window)
+    at = [i for i in range(5, early) if _stands_out(y[i], y[None, :i], height)[0]]
+    if len(y) > window:  # all the others at once
+        pasts = np.lib.stride_tricks.sliding_window_view(y[:-1], window)
+        at.extend(window + np.flatnonzero(_stands_out(y[window:], pasts, height)))
     return x[at], y[at]
+
+
+def _stands_out(y, past, height):  # (n,), (n,W) -> (n,)
+    "Is a value far above those before it?"
+    typical_change = 1.5 * np.median(abs(np.diff(past)), axis=1)
+    return y - np.median(past[:, -5:], axis=1) > height * np.maximum(
+        typical_change, 1e-3 * np.median(past, axis=1)
+    )
 
 
 def loss_figure(
@@ -306,7 +310,33 @@ def wandb(
     return write
 
 
-trackers = dict(tensorboard=tensorboard, wandb=wandb)
+def trackio(
+    folder,  # the run; a run that goes on goes on there too
+    step: int = 0,
+):  # function of a record
+    "Records to trackio, on this machine unless `TRACKIO_SPACE_ID` says else. Raises `ImportError`"
+    try:
+        import trackio as tk
+    except ImportError:
+        raise ImportError('trackio is not installed: pip install trackio') from None
+    path = Path(folder).resolve()
+    # trackio knows a run by its name alone, and two folders may have the same.
+    name = f'{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}'
+    config = read_settings(path / 'config.json')
+    with redirect_stdout(sys.stderr):  # its greeting is no result of ours
+        tk.init(project='gpt2repro', name=name, config=config, resume='allow', embed=False)
+
+    def write(rec):
+        if values := {f'{rec["kind"]}/{k}': v for k, v in _scalars(rec)}:
+            tk.log(values, step=rec['step'])
+        if rec.get('what') in ('end', 'stop', 'diverged'):
+            with redirect_stdout(sys.stderr):
+                tk.finish()
+
+    return write
+
+
+trackers = dict(tensorboard=tensorboard, wandb=wandb, trackio=trackio)
 
 # %% ../nbs/18_plots.ipynb #b590fa06
 def lr_figure(runs: dict[str, list[dict]]) -> go.Figure:
@@ -357,58 +387,6 @@ def verdict(
     if others:
         parts.append(f'does not beat {others}')
     return f'{bpb:.3f} bits per byte on held-out documents: {"; ".join(parts)}.'
-
-# %% ../nbs/18_plots.ipynb #84c1d926
-_css = """
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-body { color: #222; background: #fff }
-h1 { margin-bottom: .2rem }
-h2 { margin-top: 2.2rem; border-bottom: 1px solid #8884 }
-.verdict { font-size: 1.15rem; padding: .8rem 1rem; border-left: 5px solid #0072b2; background: #8881 }
-.sub { color: #777 }
-table { border-collapse: collapse }
-td, th { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid #8883 }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
-pre { background: #8881; padding: .8rem; border-radius: 6px }
-.scroll { overflow-x: auto }
-.fig { min-height: 360px }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #16181c } }
-"""
-_js = """
-document.querySelectorAll("div.fig").forEach(el => {
-  const f = JSON.parse(el.querySelector("script").textContent);
-  Plotly.newPlot(el, f.data, f.layout, {responsive: true, displaylogo: false});
-});
-"""
-
-
-def _figure_html(fig):
-    data = fig.to_json().replace('<', '\\u003c')
-    return f'<div class="fig"><script type="application/json">{data}</script></div>'
-
-
-def _cell_html(v):
-    if isinstance(v, float):
-        return f'<td class="n">{v:,.4g}</td>'
-    if isinstance(v, int):
-        return f'<td class="n">{v:,}</td>'
-    return f'<td>{html.escape(str(v))}</td>'
-
-
-def _table_html(rows, head):  # rows of text or numbers
-    head = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
-    body = ''.join(f'<tr>{"".join(map(_cell_html, row))}</tr>' for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _flat(d, pre=''):
-    "(dotted name, value) of nested settings"
-    for k, v in d.items():
-        if isinstance(v, dict):
-            yield from _flat(v, f'{pre}{k}.')
-        else:
-            yield f'{pre}{k}', v
 
 # %% ../nbs/18_plots.ipynb #b6badb42
 def read_scores(
@@ -522,166 +500,3 @@ def summary(
         out['peak memory, GiB'] = round(max(memory) / 2**30, 2)
     out['incidents'] = len(incidents(recs))
     return {k: v for k, v in out.items() if v is not None}
-
-# %% ../nbs/18_plots.ipynb #884d9660
-def _samples_html(text):
-    "Samples under a heading each: lines that start with `=== ` are headings"
-    for part in re.split(r'^=== ', text, flags=re.M)[1:]:
-        head, _, body = part.partition('\n')
-        yield f'<h3>{html.escape(head)}</h3><pre>{html.escape(body.strip())}</pre>'
-
-
-def _how_far(r):
-    "One sentence about a run that has no scores"
-    end = r.config.get('max_steps')
-    step = max((o['step'] for o in r.log), default=0)
-    text = f'{r.name} is finished' if step == end else f'{r.name} is not finished'
-    text += f': step {step:,} of {end:,}' if end else f': step {step:,}'
-    held_out = _last(r.log, 'valid')
-    if bpb := held_out.get('bpb'):
-        text += f', {bpb:.3f} bits per byte on held-out text'
-    elif held_out:
-        text += ', the loss on held-out text is not finite'
-    return f'{text}.'
-
-
-def _verdict_html(r, several):
-    "The verdict on a run, or how far it has come"
-    if r.scores.get('bpb') is not None:
-        text = verdict(r.scores['bpb'], r.scores.get('yardsticks', {}))
-        if several:
-            text = f'{r.name}: {text}'
-    else:
-        text = _how_far(r)
-    return f'<p class="verdict">{html.escape(text)}</p>'
-
-
-def _peak_note(logs):
-    "How the share of peak is computed, with the numbers of each run"
-    of_runs = []
-    for name, log in logs.items():
-        starts = [
-            r for r in log if r['kind'] == 'event' and r.get('peak_gflops') and r.get('flops_per_token')
-        ]
-        if starts:
-            s = starts[-1]
-            where = html.escape(f'{s.get("dtype")}, {s.get("device")}')
-            of_runs.append(
-                f'{html.escape(name)}: {s["flops_per_token"] / 1e9:.3g} GFLOP a token, '
-                f'{s["peak_gflops"]:,.0f} GFLOP/s ({where})'
-            )
-    if not of_runs:
-        return ''
-    return (
-        '<p class="sub">Share of peak: tokens/s × FLOPs per token ÷ the best speed of a large matrix '
-        'product that this machine reached when the run began, in the same precision. '
-        'FLOPs per token, forward and backward: 6·N + 12·L·C·T. '
-        f'{"; ".join(of_runs)}.</p>'
-    )
-
-
-def _differences_html(rs, names):
-    "A table of the settings in which the runs differ"
-    settings = [dict(_flat(r.config)) for r in rs]
-    rows = []
-    for key in dict.fromkeys(k for s in settings for k in s):
-        if key != 'name' and len({str(s.get(key)) for s in settings}) > 1:
-            rows.append((key, *(str(s.get(key, '')) for s in settings)))
-    table = _table_html(rows, ['setting', *names]) if rows else '<p>The settings are the same.</p>'
-    return f'<h2>What differs</h2>{table}'
-
-
-def _yardsticks_html(done):
-    "A table of the scored runs and the yardsticks"
-    yards = [r.scores.get('yardsticks', {}) for r in done]
-    names = list(dict.fromkeys(k for y in yards for k in y))
-    rows = [
-        (r.name, float(r.scores['bpb']), *(float(y.get(n, np.nan)) for n in names))
-        for r, y in zip(done, yards)
-    ]
-    return (
-        '<h2>Yardsticks</h2><p>Bits per byte on the same held-out documents; lower is better. '
-        'The n-gram models use the same tokenizer; '
-        'xz is given the training text first, as a dictionary would be.</p>'
-        + _table_html(rows, ['run', 'model', *names])
-    )
-
-
-def _incidents_html(r, most=100):
-    "A table of what happened during a run"
-    found = incidents(r.log)
-    if found:
-        table = _table_html(found[:most], ['step', 'tokens', 'what'])
-        more = f'<p>and {len(found) - most} more</p>' if len(found) > most else ''
-        return f'<h3>What happened</h3>{table}{more}'
-    if r.log:
-        return '<p>No update was skipped, no loss stands out, nothing was interrupted.</p>'
-    return ''
-
-
-def _run_html(r):
-    "Machine, incidents, settings and samples of a run"
-    start = next((o for o in reversed(r.log) if o['kind'] == 'event' and 'device' in o), {})
-    facts = dict(
-        device=start.get('device'),
-        products=start.get('dtype'),
-        torch=start.get('torch'),
-        optimizer=start.get('optimizer'),
-    )
-    facts |= r.scores.get('facts', {})
-    rows = [(k, v) for k, v in facts.items() if v is not None]
-    settings = html.escape(''.join(f'{k} = {v}\n' for k, v in _flat(r.config)))
-    name = html.escape(r.name)
-    parts = [
-        f'<h2>{name}: the run</h2>{_table_html(rows, ["what", "value"])}',
-        _incidents_html(r),
-        f'<details><summary>All settings</summary><pre>{settings}</pre></details>',
-    ]
-    if r.samples:
-        parts += [f'<h2>{name}: samples</h2>', *_samples_html(r.samples)]
-    return ''.join(parts)
-
-# %% ../nbs/18_plots.ipynb #a7e7fa31
-def _page(title, body):
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f'<title>{html.escape(title)}</title><style>{_css}</style>'
-        f'<script>{get_plotlyjs()}</script></head><body>{body}<script>{_js}</script></body></html>'
-    )
-
-
-def report(
-    runs: list,  # folders of runs; several are drawn on top of each other
-    out=None,  # the file to write; the first run's `report.html` if not given
-) -> Path:  # where it is
-    """One HTML file that opens offline: loss, learning rate, updates, speed, yardsticks, samples.
-
-    Raises `FileNotFoundError` for what is no run
-    """
-    rs = [RunFiles(o) for o in runs]
-    if not rs:
-        raise ValueError('no run given: name at least one folder')
-    names = [r.name for r in rs]
-    logs = {r.name if names.count(r.name) == 1 else as_text(r.folder): r.log for r in rs}
-    done = [r for r in rs if r.scores.get('bpb') is not None]
-    ordered = [*done, *(r for r in rs if r not in done)]
-    rows = [dict(run=n) | summary(r.log, r.config.get('max_steps')) for n, r in zip(logs, rs)]
-    heads = list(dict.fromkeys(k for r in rows for k in r))
-    yards = done[0].scores.get('yardsticks', {}) if done else {}
-    body = [
-        f'<h1>{html.escape(" · ".join(logs))}</h1>'
-        '<p class="sub">GPT-2 reproduced, from raw text to scores</p>',
-        *(_verdict_html(r, several=len(rs) > 1) for r in ordered),
-        _table_html([[r.get(h, '') for h in heads] for r in rows], heads),
-        _differences_html(rs, logs) if len(rs) > 1 else '',
-        f'<h2>Loss</h2>{_figure_html(loss_figure(logs, yards))}',
-        _yardsticks_html(done) if done else '',
-        f'<h2>Learning rate</h2>{_figure_html(lr_figure(logs))}',
-        f'<h2>RMS of the update, by parameter group</h2>{_figure_html(update_figure(logs))}',
-        f'<h2>Speed</h2>{_figure_html(speed_figure(logs))}',
-        _peak_note(logs),
-        *map(_run_html, rs),
-    ]
-    file = Path(out) if out else rs[0].folder / 'report.html'
-    return write_atomic(file, _page(names[0], ''.join(body)).encode('utf-8', 'replace'))

@@ -27,7 +27,8 @@ from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
 from .weights import fetch, from_pretrained
 from .checkpoint import find_model, find_tokenizer, load_model
-from .plots import read_scores, report as write_report
+from .plots import read_scores
+from .report import report as write_report
 from .generation import generate
 from .loop import accumulate, make_optimizer
 from .train import data_folder, open_run, train as train_run

@@ -13,12 +13,14 @@ __all__ = ['Log', 'NoLog', 'check_fresh_start', 'Stopped', 'noting_signals', 'fi
 import json
 import math
 import os
+import platform
 import shlex
 import signal
 import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -641,6 +643,8 @@ def note_start(self: Run):
         what='resume' if self.state.step else 'start',
         device=self.split.describe(),
         torch=torch.__version__,
+        python=platform.python_version(),
+        gpt2repro=version('gpt2repro'),
         dtype=self.cfg.dtype,
         peak_gflops=round(self.peak / 1e9, 1),
         flops_per_token=self.flops,

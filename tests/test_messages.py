@@ -21,6 +21,7 @@ with_device = {v for v in verbs if '--device' in has[v]}
 heard_in = {
     'backend.py': with_device,
     'aot.py': {'plan'},
+    'export.py': {'export', 'push'},
     'checkpoint.py': {v for v in verbs if '--tokenizer' in has[v]},
     'evaluate.py': {'evaluate'},
     'tasks/core.py': {'evaluate'},
@@ -28,11 +29,24 @@ heard_in = {
     'reproduce.py': {'train'},
     'webtext/run.py': {'webtext'},
 }
-# Messages about making a run longer, which only `train` does
-of_train = {'--schedule', '--max-steps'}
+# Of those verbs the one that prints a message with this option
+heard_only = {
+    ('train.py', '--schedule'): {'train'},
+    ('train.py', '--max-steps'): {'train'},
+    ('export.py', '--out'): {'export'},
+}
 option = re.compile(r'(?<![\w-])--[a-z][a-z-]*[a-z]')
 command_line = re.compile(r'(?:gpt2repro |\b(?=plan --))(\w+)([^`]*)')
-foreign = ('pip install', 'apt-get', 'xcode-select', 'zstd --long')
+foreign = (
+    'convert_hf_to_gguf',
+    'hf download',
+    'ollama ',
+    'llama-',
+    'pip install',
+    'apt-get',
+    'xcode-select',
+    'zstd --long',
+)
 
 
 def texts(tree):
@@ -116,7 +130,7 @@ def test_options_in_messages_exist():
             rest = rest.replace(m[0], '')
         for o in option.findall(rest):
             assert by, f'{at}: say in `heard_in` which verbs print it: {text}'
-            heard = {'train'} if o in of_train and 'train' in by else by
+            heard = heard_only.get((at.partition(':')[0], o), by)
             assert all(exists(o, has[v]) for v in heard), (at, text, o, heard)
 
 

@@ -49,6 +49,8 @@ def test_wheel_holds_the_package_alone(wheel):
     assert {'gpt2repro/py.typed', 'gpt2repro/cli.py', 'gpt2repro/tasks/core.py'} <= set(names)
     sources = {f'gpt2repro/csrc/{f.name}' for f in (root / 'gpt2repro' / 'csrc').glob('*.[ch]')}
     assert sources and sources <= set(names)  # kernels are compiled where they are used
+    assets = {f'gpt2repro/assets/{f.name}' for f in (root / 'gpt2repro' / 'assets').iterdir()}
+    assert assets and assets <= set(names)  # a report is made of them
     meta = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('METADATA'))).decode()
     runtime = [l for l in meta.splitlines() if l.startswith('Requires-Dist') and 'extra ==' not in l]
     # Lower bounds only, and no nbdev
