@@ -35,15 +35,17 @@
     layout.height = 70 + plot * (n + gap * (n - 1));
   }
 
-  function fit(layout, width) {
+  function fit(data, layout, width) {
     delete layout.width;
     if (width >= narrow) return;
     stack(layout);
-    const traces = layout.showlegend !== false;
-    if (traces) {
-      layout.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.25, yanchor: "top" };
+    const named = new Set(data.filter((o) => o.name && o.showlegend !== false).map((o) => o.legendgroup || o.name)).size;
+    if (layout.showlegend !== false && (named > 1 || layout.showlegend)) {
+      const extra = 24 * Math.ceil(named / 2); // px: the legend's rows, below the axis' title
+      layout.height = (layout.height || 450) + extra;
+      layout.margin = { ...layout.margin, b: Math.max(layout.margin?.b ?? 60, 50) + extra };
+      layout.legend = { ...layout.legend, orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0, yanchor: "bottom" };
       delete layout.legend.xref;
-      delete layout.legend.yref;
     }
     layout.margin = { ...layout.margin, l: Math.min(layout.margin?.l ?? 50, 50), r: Math.min(layout.margin?.r ?? 16, 16) };
     for (const k of [...axisNames(layout, "x"), ...axisNames(layout, "y")]) layout[k].automargin = true;
@@ -65,7 +67,7 @@
     layout.template = figureTemplates[isDark() ? "dark" : "light"];
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     if (isDark()) [data, layout].forEach(recolour);
-    fit(layout, el.clientWidth);
+    fit(data, layout, el.clientWidth);
     el.style.minHeight = `${layout.height || 450}px`;
     Plotly.react(el, data, layout, { responsive: true, displaylogo: false, displayModeBar: el.clientWidth >= narrow ? "hover" : false });
   }
