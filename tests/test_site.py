@@ -171,6 +171,8 @@ def test_a_folded_answer(made_page):
         page.site
     )
     assert '<summary>Answer</summary>' in '\n'.join(page.twin)
+    one_line = pages.details('<details open><summary>What is "x"?</summary>It is 1.</details>')
+    assert one_line == '??? question "What is &quot;x&quot;?"\n\n    It is 1.\n\n'
 
 
 def test_names_link_to_definitions(made_page):

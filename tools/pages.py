@@ -71,7 +71,8 @@ def fence(s, lang):
 
 
 def folded(title, body, kind='quote'):
-    return f'??? {kind} {json.dumps(title, ensure_ascii=False)}\n\n' + indent(body, '    ') + '\n'
+    quoted = title.replace('"', '&quot;')
+    return f'??? {kind} "{quoted}"\n\n' + indent(body, '    ') + '\n'
 
 
 def cell_text(s):
