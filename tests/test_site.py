@@ -282,6 +282,8 @@ def test_every_definition_shows_its_code_and_its_source(module):
     sources = [
         int(m[1]) for o in page.links if (m := re.search(rf'/{module.replace(".", "/")}\.py#L(\d+)$', o))
     ]
+    address = re.search(r'^Docs: (\S+?)"*$', '\n'.join(lines[:12]), re.M)[1]
+    assert (site / address.removeprefix(f'{docs.site}/')).is_file(), address  # in the module's docstring
     for name, body in bodies(module).items():
         assert body in shown, f'{module} does not show {name}'
         if pages.is_public(name):
@@ -354,6 +356,7 @@ def test_sitemap_twins_and_tags():
         ]
         assert twin == [Path(name).with_suffix('.md').name], name
         text = (site / name).with_suffix('.md').read_text(encoding='utf-8')
+        assert (site / f'{name}.md').read_text(encoding='utf-8') == text, name
         assert text.startswith('# ') and '<script type="application/json">{"data"' not in text, name
         assert page.meta['og:url'] == base + name and page.meta['og:title'], name
         assert page.meta['og:image'].startswith(base) and page.meta['og:description'], name
