@@ -76,4 +76,4 @@ save: export ## run the notebooks, keep their outputs, clean them
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -c 'nbdev-test --n-workers 0 --save && nbdev-clean'
 
 clean: ## remove what can be made again (not the runs)
-	rm -rf _docs _proc _mkdocs _mkdocs.yml build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf _docs _proc _pages _pages.yml build dist *.egg-info .pytest_cache .hypothesis

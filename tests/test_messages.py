@@ -39,6 +39,7 @@ option = re.compile(r'(?<![\w-])--[a-z][a-z-]*[a-z]')
 command_line = re.compile(r'(?:gpt2repro |\b(?=plan --))(\w+)([^`]*)')
 foreign = (
     'convert_hf_to_gguf',
+    'brew ',
     'hf download',
     'ollama ',
     'llama-',
