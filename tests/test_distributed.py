@@ -126,6 +126,7 @@ settings = (
 ).split()
 # what a clock or a machine says, and what is not the same on two devices
 measured = {
+    'arithmetic',  # says how many processes
     'tokens_per_s',
     'peak_share',
     'peak_gflops',

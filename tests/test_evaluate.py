@@ -257,7 +257,7 @@ def test_partial_texts_are_kept_too(models, data, tmp_path):
     [
         ("unknown task 'lambda': did you mean lambada", None, ['--tasks', 'lambda']),
         ("unknown suite 'papr': did you mean paper", None, ['--suite', 'papr']),
-        ("unknown protocol 'old'", None, ['--tasks', 'lambada', '--protocol', 'old']),
+        ('--protocol old: choose paper', None, ['--tasks', 'lambada', '--protocol', 'old']),
         (
             'lambada needs lambada_test.jsonl',
             lambda d: (d / 'lambada_test.jsonl').rename(d / 'lambada.jsonl'),
