@@ -1,4 +1,4 @@
-"""`gpt2repro train RUN TEXT`: from a text to a model that writes, for those who do not know what shards are"""
+"""`gpt2repro train RUN TEXT`: from a text to a model that writes, without a word of recipes and shards"""
 
 import json
 import random
