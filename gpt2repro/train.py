@@ -818,11 +818,13 @@ def plan_again(
 ) -> RunConfig:
     """The settings with as many steps as the time allows: the same if they differ by less than 3 %.
 
-    A run whose time is up gets a tenth of what was left of its schedule, so that the rate still falls
+    What is left becomes at most half as long at once, because a process is slow at first. A run whose time is
+    up gets a tenth of it, so that the rate still falls
     """
     was = cfg.max_steps
     n = step + int(max(0.0, cfg.seconds - elapsed) / max(step_seconds, 1e-9))
-    n = max(n, step + max(1, (was - step) // 10))
+    least = (was - step) // (2 if elapsed < cfg.seconds else 10)
+    n = max(n, step + max(1, least), min(was, 20))
     if abs(n - was) <= 0.03 * was:
         return cfg
     every = pace(n) if n > was and pace(was).items() <= to_dict(cfg).items() else {}
