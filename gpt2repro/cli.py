@@ -17,6 +17,7 @@ import sys
 import traceback
 from contextlib import nullcontext
 from errno import EACCES, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
+from glob import has_magic
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
 from math import isfinite
@@ -27,10 +28,12 @@ from fastcore.script import anno_parser, call_parse
 from .utils import as_text, finite, nearest, read_lines, scratch_folder, warn
 from .settings import as_source, size as named_size
 from .config import override, recipe as named_recipe
-from .backend import available, describe, get_device, on_colab, problems, product_dtypes
-from .corpus import policies
+from .backend import available, describe, fast_dtype, get_device, on_colab, problems
+from .backend import product_dtypes
+from .corpus import hub_datasets, policies
 from .tokenizer import load_tokenizer
-from .shards import prepare as prepare_data, undone_if_refused, verify as verify_prepared
+from .shards import load_manifest, prepare as prepare_data, undone_if_refused
+from .shards import verify as verify_prepared
 from .batches import read_documents  # noqa: F401  where it used to be
 from .weights import fetch
 from .checkpoint import best_checkpoint, find_model, find_tokenizer, is_run, latest_checkpoint
@@ -39,7 +42,7 @@ from .plots import read_log, trackers, verdict
 from .kernels import kernel_problem
 from .decode import Decoder, weight_kinds
 from .rules import word_ids
-from .generation import samples, stream as stream_text
+from .generation import generate, samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
 from .parallel import divide
@@ -53,8 +56,8 @@ from .paper_table import verdict as verdict_of, write_table
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
-from .reproduce import fine_tuning_config, fit_context, fit_warmup, prepare_run, run_config
-from .reproduce import use_prepared
+from .reproduce import choose_recipe, fine_tuning_config, fit_context, fit_time, fit_warmup
+from .reproduce import passes_over_text, prepare_run, run_config, source_bytes, use_prepared
 from .reproduce import reproduce as reproduce_run
 
 # %% ../nbs/38_cli.ipynb #a54f4d29
@@ -224,10 +227,45 @@ def _start_trackers(names, folder):
     return [trackers[t](folder, step) for t in names]
 
 
+def _check_sources(words):
+    "Raises `FileNotFoundError` for a word that is neither a setting nor a text"
+    corpora = ['python-docs', *hub_datasets]
+    for w in words:
+        there = w in corpora or w.startswith('hf:') or has_magic(w) or Path(w).expanduser().exists()
+        if not there:
+            raise FileNotFoundError(
+                f'{w}: neither FIELD=VALUE nor a file, a folder or a data set: {nearest(w, corpora)}'
+            )
+
+
+def _text_bytes(source, folder):
+    "How many bytes of text the sources have, or the folder that is prepared; 0 if that is not known"
+    place = next((f for f in (source, folder) if f and is_prepared(f)), None)
+    return load_manifest(Path(place) / 'shards/train').n_bytes if place else source_bytes(source)
+
+
+def _timed(cfg, recipe, folder, device, minutes, passes, settings):
+    "Settings with a length that fits into the time; a line says what was chosen"
+    if passes and 'dtype' not in {s.partition('=')[0] for s in settings}:
+        cfg = cfg.replace(dtype=fast_dtype(device))
+    cfg, why = fit_time(cfg, folder, device, minutes or 10.0, passes, settings)
+    warn(f'{recipe}, {cfg.model.n_params / 1e6:.1f}M parameters, {cfg.max_steps} steps: {why}')
+    return cfg
+
+
+def _first_words(folder, device):
+    "A text by the model of a run"
+    net, tok = load_model(folder, device)
+    n = min(100, net.cfg.n_ctx // 2)
+    return generate(net, tok, '', max_new_tokens=n, temperature=0.8, seed=0)[0]
+
+
 @call_parse
 def train(
     run: str,  # the run's folder
-    setting: Maybe,  # FIELD=VALUE, such as optim.lr=0.02 or n_layer=6
+    # FIELD=VALUE, such as optim.lr=0.02 or n_layer=6; and texts to train on, as for --data: with these and
+    # nothing else, recipe and length are chosen by the text and this machine
+    setting: Maybe,
     # named settings to begin with: tiny, 124M, PrettyBig, 1.5B, connor2019-117M, connor2019-PrettyBig,
     # connor2019-1.5B, finetune
     recipe: str = '',
@@ -241,6 +279,8 @@ def train(
     field: str = 'text',  # where JSON, CSV, parquet and data sets hold the text
     errors: str = 'strict',  # what to do with what can't be read: strict, replace or skip
     max_steps: int = 0,  # instead of the recipe's
+    # as many steps of a new run as fit into this time; 0: 10 for a text without recipe and length
+    minutes: float = 0.0,
     save_every: int = 0,  # instead of the recipe's, steps
     # for a run that is made longer by --max-steps, how the learning rate goes on from its last value:
     # constant, or linear or cosine to zero; stretch, if not given: the run's own schedule over all steps
@@ -253,8 +293,11 @@ def train(
 ):
     "Start a run, go on with it where it stopped, or fine-tune (--from)"
     folder = Path(run)
-    sources = [d for d in data if not _is_setting(d)]
-    settings = [*setting, *(d for d in data if _is_setting(d))]  # `--data` takes the words that follow it
+    words = [w for w in setting if not _is_setting(w)]
+    _check_sources(words)
+    sources = [*(d for d in data if not _is_setting(d)), *words]
+    # `--data` takes the words that follow it
+    settings = [w for w in (*setting, *data) if _is_setting(w)]
     if tokenizer and not from_model:
         settings.append(f'data.tokenizer={tokenizer}')
     if max_steps > 0:
@@ -263,12 +306,17 @@ def train(
         settings.append(f'save_every={save_every}')
     if seed >= 0:
         settings.append(f'seed={seed}')
+    length = [s for s in settings if s.partition('=')[0] == 'max_steps']
+    if minutes and length:
+        raise ValueError(f'--minutes {minutes:g} and {length[-1]} both say how long: give one of them')
     names = [t for t in track.split(',') if t]
     for t in names:
         if t not in trackers:
             raise ValueError(f'--track {t}: {nearest(t, trackers)}')
     parting = _escapes(separator) or ('\n\n' if from_model else '')
     split = divide(get_device(device))
+    new = not (folder / 'config.json').exists()
+    chosen = new and not recipe and not from_model and bool(words or minutes)
 
     def open_settings():
         "Those of the run, with its text prepared: done by one process, while others wait"
@@ -283,8 +331,13 @@ def train(
         if from_model and not begun:
             base = named_recipe(recipe or 'finetune').replace(name=folder.name)
             base = fine_tuning_config(base, from_model, str(folder) if in_place else source, tokenizer)
-        cfg = run_config(recipe, settings, source, folder.name, base)
+        named = recipe or ('finetune' if from_model else 'tiny')
+        if chosen:
+            named = choose_recipe(_text_bytes(source, folder), split.device, 60 * (minutes or 10.0))
+        cfg = run_config(named, settings, source, folder.name, base)
         if begun:
+            if minutes:
+                warn(f'--minutes is for a new run: {run} goes on to step {begun.max_steps} as planned')
             return _go_on(begun, cfg, folder, schedule, from_model, parting, workers)
         if schedule:
             raise ValueError(
@@ -298,7 +351,11 @@ def train(
             cfg = use_prepared(cfg, folder, fit_vocabulary)
         elif not is_prepared(cfg.data.source):
             cfg = prepare_run(cfg, folder, workers, parting, settings, field=field, errors=errors)
-        return fit_context(cfg, folder, settings)
+        cfg = fit_context(cfg, folder, settings)
+        if length or not (chosen or minutes):
+            return cfg
+        passes = passes_over_text if chosen else 0
+        return _timed(cfg, named, folder, split.device, minutes, passes, settings)
 
     with undone_if_refused(folder, until='config.json') if split.writes else nullcontext():
         cfg = split.first(open_settings)
@@ -319,6 +376,11 @@ def train(
         f'held-out loss {last["loss"]:.4f} nats per token, {last["bpb"]:.4f} bits per byte\n'
         f'Report: {folder / "report.html"}'
     )
+    if chosen:
+        last['sample'] = _first_words(folder, device)
+        text += (
+            f'\nIt writes:\n{last["sample"]}\nMore of it: gpt2repro sample {shlex.quote(run)} "some words"'
+        )
     _show(dict(run=run, **last), json, text)
 
 # %% ../nbs/38_cli.ipynb #2afcc42e

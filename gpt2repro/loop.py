@@ -20,8 +20,8 @@ from .config import OptimConfig, RunConfig
 from .loss import lm_loss
 from .model import GPT2, add_table_dropout, init_connor_july, init_connor_june
 from .parallel import full_tensor, mean_over_processes, replicate, shard_state
-from .schedule import by_tokens, constant, extend, inverse_sqrt, paper_relative, trapezoid
-from .schedule import warmup_cosine
+from .schedule import by_tokens, constant, extend, inverse_sqrt, paper_relative, retime
+from .schedule import trapezoid, warmup_cosine
 from .weights import from_pretrained
 
 # %% ../nbs/19_loop.ipynb #b78b7e74
@@ -58,11 +58,13 @@ def lr_schedule(
     batch_tokens: int = 1,  # tokens in a step, for a warm-up in tokens
 ):  # function of the step, a tensor counted from 1
     "The run's learning rate as a function of the step"
-    n = o.schedule_steps or max_steps
+    lengths = [was for _, was in o.planned] + [o.schedule_steps or max_steps]
     if o.warmup_tokens:
-        rate = by_tokens(_schedule(o, o.warmup_tokens, n * batch_tokens), batch_tokens)
+        rate = by_tokens(_schedule(o, o.warmup_tokens, lengths[0] * batch_tokens), batch_tokens)
     else:
-        rate = _schedule(o, o.warmup_steps, n)
+        rate = _schedule(o, o.warmup_steps, lengths[0])
+    for (start, was), stop in zip(o.planned, lengths[1:]):
+        rate = retime(rate, start, was, stop)
     stops = [start for start, _ in o.extended[1:]] + [max_steps]
     for (start, way), stop in zip(o.extended, stops):
         rate = extend(rate, start, stop, way)

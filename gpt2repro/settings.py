@@ -255,6 +255,8 @@ class OptimConfig(Config):
     schedule_steps: int = 0  # length of the schedule; 0: that of the run
     # where the run was made longer, and how the rate goes on from there: '1000 constant, 2000 linear'
     extensions: str = field(default='', repr=False)
+    # where the run's length was planned again: '480 1000, 700 800' is, at step 480, anew instead of 1000
+    plans: str = field(default='', repr=False)
     clip: float = 1.0  # global norm of the gradient; 0: none
 
     def __post_init__(self):
@@ -294,12 +296,24 @@ class OptimConfig(Config):
             'extensions',
             f'write STEP and one of {", ".join(extension_ways)}, such as "1000 constant, 2000 linear"',
         )
+        at = [step for step, length in self.planned if 0 < step < length]
+        self.need(
+            len(at) == len(self.planned) and at == sorted(set(at)),
+            'plans',
+            'write STEP LENGTH, such as "480 1000, 700 800"',
+        )
 
     @property
     def extended(self) -> tuple:
         "(step, way) of each of the `extensions`"
         parts = [o.partition(' ') for o in self.extensions.split(', ') if o]
         return tuple((int(step) if step.isdecimal() else 0, way) for step, _, way in parts)
+
+    @property
+    def planned(self) -> tuple:
+        "(step, length of the run until then) of each of the `plans`"
+        parts = [o.partition(' ') for o in self.plans.split(', ') if o]
+        return tuple(tuple(int(n) if n.isdecimal() else 0 for n in (step, was)) for step, _, was in parts)
 
 # %% ../nbs/01_settings.ipynb #27da6bbe
 _inits = ('openai', 'connor_june', 'connor_july')
@@ -325,6 +339,8 @@ class RunConfig(Config):
     # of the matrix products: `float32`, or `bfloat16` through autocast; the weights stay float32
     dtype: str = 'float32'
     max_steps: int = 1000
+    # time for training, in seconds, by which `max_steps` is planned again as the run goes; 0: it stays
+    seconds: float = 0.0
     log_every: int = 10  # steps
     eval_every: int = 250  # steps
     eval_batches: int = 16  # batches of held-out text for each evaluation, whatever `micro_batch` is
@@ -340,7 +356,15 @@ class RunConfig(Config):
         every = ('log_every', 'eval_every', 'save_every')
         for n in ('batch_tokens', 'max_steps', *every, 'eval_batches', 'keep'):
             self.need(getattr(self, n) > 0, n, 'give a number above 0')
-        for n in ('micro_batch', 'eval_batch_size', 'sample_every', 'max_skips', 'init_scale', 'seed'):
+        for n in (
+            'micro_batch',
+            'eval_batch_size',
+            'sample_every',
+            'max_skips',
+            'init_scale',
+            'seed',
+            'seconds',
+        ):
             self.need(getattr(self, n) >= 0, n, 'give 0 or more')
         for n, ok in dict(dtype=('float32', 'bfloat16'), init=_inits, remat=_remats).items():
             self.need(getattr(self, n) in ok, n, nearest(getattr(self, n), ok))

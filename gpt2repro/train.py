@@ -7,7 +7,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/train.html.md"""
 # %% auto #0
 __all__ = ['Log', 'NoLog', 'check_fresh_start', 'Stopped', 'noting_signals', 'fit_micro_batch', 'longer', 'rate_change',
            'read_run', 'data_fingerprint', 'trained_on', 'is_prepared', 'check_schedule', 'run_settings', 'open_run',
-           'data_folder', 'valid_batches', 'train_batches', 'Diverged', 'RunState', 'Stopwatch', 'Run', 'train']
+           'data_folder', 'valid_batches', 'train_batches', 'Diverged', 'RunState', 'Stopwatch', 'Run', 'pace',
+           'plan_again', 'train']
 
 # %% ../nbs/29_train.ipynb #b72124e0
 import json
@@ -246,6 +247,7 @@ def rate_change(
 _may_change = (
     'name',
     'max_steps',
+    'seconds',
     'log_every',
     'eval_every',
     'eval_batches',
@@ -296,9 +298,9 @@ def _check_same(a, b, run):
 def _kept(settings):
     """Settings of a checkpoint that the run must still have
 
-    Not where text and weights came from (a fingerprint tells of the text), nor how the run was made longer
+    Not where text and weights came from (a fingerprint tells of the text), nor how its length changed
     """
-    moves = dict(data=('source', 'tokenizer'), optim=('extensions', 'schedule_steps'))
+    moves = dict(data=('source', 'tokenizer'), optim=('extensions', 'schedule_steps', 'plans'))
     out = {k: v for k, v in settings.items() if k != 'start_from'}
     for name, fields in moves.items():
         out[name] = {k: v for k, v in out.get(name, {}).items() if k not in fields}
@@ -352,6 +354,15 @@ def _same_data(old, cfg, folder):
     return cfg.replace(data=old.data.replace(source=source, **how))
 
 
+def _same_plan(old, cfg):
+    "`cfg`, with the plans that were made since a run was begun with it"
+    begun_so = cfg.seconds and cfg.seconds == old.seconds and not cfg.optim.plans
+    if not begun_so or not old.optim.plans:
+        return cfg
+    planned = {k: getattr(old, k) for k in ('max_steps', 'eval_every', 'save_every')}
+    return cfg.replace(optim=cfg.optim.replace(plans=old.optim.plans), **planned)
+
+
 def _check_unchanged(old, cfg, folder):
     "Raises `ValueError` where settings differ that decide a run's weights"
     a, b = to_dict(old), to_dict(cfg)
@@ -387,8 +398,10 @@ def run_settings(
         old = read_run(folder)
         cfg = cfg or old
         left_open = {k: getattr(old, k) for k in ('micro_batch', 'eval_batch_size') if not getattr(cfg, k)}
-        cfg = _same_data(old, cfg.replace(**left_open), folder)
+        cfg = _same_data(old, _same_plan(old, cfg.replace(**left_open)), folder)
         _check_unchanged(old, cfg, folder)
+        if cfg.max_steps != old.max_steps:
+            cfg = cfg.replace(seconds=0.0)  # a length that was asked for stays
     elif cfg is None:
         return read_run(folder)
     elif folder.is_file():
@@ -496,6 +509,7 @@ class RunState:
 
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # of training, without evaluation and checkpoints
+    elapsed: float = 0.0  # seconds with them
     skipped: int = 0  # updates that were not finite, in all
     scored: int = -1  # the step of the last held-out loss
     score: float = math.nan  # that loss, nats per token
@@ -607,7 +621,12 @@ class Run:
                 f'{self.folder}: the shards changed since {last.name}: put the old ones back, or start a new '
                 f'run'
             )
-        self.state = RunState(step=old['step'], seconds=old['seconds'], skipped=old['skipped'])
+        self.state = RunState(
+            step=old['step'],
+            seconds=old['seconds'],
+            elapsed=old.get('elapsed', old['seconds']),
+            skipped=old['skipped'],
+        )
         self.saved = old['step']
         was = old.get('arithmetic', {})
         other = [f'{k}={v} instead of {was[k]}' for k, v in self.arithmetic.items() if was.get(k, v) != v]
@@ -758,6 +777,7 @@ def save(self: Run):
     state = dict(
         step=s.step,
         seconds=s.seconds,
+        elapsed=self.elapsed(),
         skipped=s.skipped,
         data=self.fingerprint,
         arithmetic=self.arithmetic,
@@ -781,14 +801,89 @@ def stop(self: Run):
         f'`gpt2repro train {self.folder}`'
     )
 
+# %% ../nbs/29_train.ipynb #b646f728
+def pace(
+    n: int,  # steps
+) -> dict:  # `eval_every` and `save_every`
+    "Ten evaluations and five checkpoints for a run of that length"
+    every = max(1, n // 10)
+    return dict(eval_every=every, save_every=2 * every)
+
+
+def plan_again(
+    cfg: RunConfig,  # settings of a run that has `seconds`
+    step: int,  # steps done
+    elapsed: float,  # seconds that they took
+    step_seconds: float,  # what one takes now
+) -> RunConfig:
+    """The settings with as many steps as the time allows: the same if they differ by less than 3 %.
+
+    What is left becomes at most half as long at once, because a process is slow at first. A run whose time is
+    up gets a tenth of it, so that the rate still falls
+    """
+    was = cfg.max_steps
+    n = step + int(max(0.0, cfg.seconds - elapsed) / max(step_seconds, 1e-9))
+    least = (was - step) // (2 if elapsed < cfg.seconds else 10)
+    n = max(n, step + max(1, least), min(was, 20))
+    if abs(n - was) <= 0.03 * was:
+        return cfg
+    every = pace(n) if n > was and pace(was).items() <= to_dict(cfg).items() else {}
+    if cfg.optim.schedule_steps:  # the schedule has a length of its own
+        return cfg.replace(max_steps=n, **every)
+    plans = ', '.join(filter(None, (cfg.optim.plans, f'{step} {was}')))
+    return cfg.replace(max_steps=n, optim=cfg.optim.replace(plans=plans), **every)
+
+
+@patch
+def elapsed(self: Run) -> float:  # seconds
+    "Time of the run until now, with evaluation and checkpoints"
+    return time.perf_counter() - self.began
+
+
+@patch
+def replan(self: Run) -> bool:  # is there a new plan?
+    "Plan the length of a run that has `seconds` again, from the speed since the last time"
+    cfg, s = self.cfg, self.state
+    (step, then), now = self.mark, self.elapsed()
+    self.mark = s.step, now
+    plans = cfg.optim.planned
+    if not cfg.seconds or plans and s.step <= plans[-1][0]:  # after a kill: the plan was made
+        return False
+    self.cfg = self.split.first(lambda: plan_again(cfg, s.step, now, (now - then) / (s.step - step)))
+    if self.cfg == cfg:
+        return False
+    self.split.first(lambda: _write_settings(self.cfg, self.folder))
+    cfg = self.cfg
+    self.rate = lr_schedule(cfg.optim, cfg.max_steps, cfg.batch_tokens)
+    if cfg.optim.name == 'adafactor':  # it has the schedule among its settings
+        fresh = make_optimizer(self.model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
+        self.opt.step_size = fresh.step_size
+        for group, other in zip(self.opt.param_groups, fresh.param_groups):
+            group['lr'] = other['lr']
+    self.bar.total = cfg.max_steps * cfg.batch_tokens
+    self.note('event', what='plan', max_steps=cfg.max_steps, schedule=self.rate.__name__)
+    return True
+
 # %% ../nbs/29_train.ipynb #cdf7e2db
 @patch
 def steps(self: Run):
     "Train, and do between two steps what is due, until the last step or a signal"
-    cfg, s, N = self.cfg, self.state, self.cfg.max_steps
     self.opt.track = True
-    self.clock, self.since = Stopwatch(), s.step
-    batches = self.split.batches(self.batches, cfg.batch_size)
+    self.clock, self.since = Stopwatch(), self.state.step
+    self.began = time.perf_counter() - self.state.elapsed
+    self.mark = self.state.step, self.state.elapsed
+    batches = self.split.batches(self.batches, self.cfg.batch_size)
+    while self.steps_of_plan(batches):
+        pass
+
+
+@patch
+def steps_of_plan(
+    self: Run,
+    batches,  # step -> (x, y)
+) -> bool:  # does the run go on, with a new plan?
+    "Train until the last step, a signal, or another plan of how many steps there are"
+    cfg, s, N = self.cfg, self.state, self.cfg.max_steps
     for s.step, loss, norm in fit(
         self.model, self.opt, batches, cfg, self.device, s.step, self.monitor, self.told
     ):
@@ -806,7 +901,11 @@ def steps(self: Run):
             if _due(s.step, cfg.save_every, N):
                 self.save()
         if told:
-            return
+            return False
+        due = _due(s.step, cfg.eval_every, N) or _due(s.step, cfg.save_every, N)
+        if due and s.step < N and self.replan():
+            return True
+    return False
 
 
 @patch
@@ -833,7 +932,7 @@ def loop(
     ):
         self.note_start()
         self.steps()
-        if s.step < N:
+        if s.step < self.cfg.max_steps:
             self.stop()
 
 
