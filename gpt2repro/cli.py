@@ -164,9 +164,12 @@ def prepare(
     _show(d, json, '\n'.join(lines))
 
 # %% ../nbs/38_cli.ipynb #ceb2a324
-def _check_begun(run, begun, recipe, from_model):
+def _check_begun(run, begun, recipe, from_model, settings):
     "Raises `ValueError` where the words do not fit the run that is there"
-    if recipe and named_recipe(recipe).model != begun.model:
+    was = begun.model
+    # Vocabulary and context may have been adapted to the text.
+    adapted = dict(vocab_size=was.vocab_size, n_ctx=was.n_ctx)
+    if recipe and override(named_recipe(recipe), settings).model.replace(**adapted) != was:
         raise ValueError(
             f'{run} was begun with another recipe than {recipe}: '
             f'leave --recipe out to go on, or take another folder'
@@ -324,7 +327,7 @@ def train(
         source = as_source(sources)
         in_place = not begun and not source and _names_no_source(settings) and is_prepared(folder)
         if begun:
-            _check_begun(run, begun, recipe, from_model)
+            _check_begun(run, begun, recipe, from_model, settings)
         elif not (recipe or sources or setting or from_model or in_place):
             read_run(run)  # raises: it is no run
         base = begun

@@ -60,3 +60,13 @@ def test_refused(text):
         )
     fails('is no run', 'train', 'new', *cpu)
     assert [f.name for f in Path('.').iterdir()] == [text]
+
+
+def test_the_same_command_goes_on(tmp_path, monkeypatch):
+    "Vocabulary and context were adapted to a small text; the command is repeated as it was typed"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'small.txt').write_text('the cat sat on the mat. ' * 200)
+    words = ['train', 'r', '--recipe', 'tiny', '--data', 'small.txt', 'n_layer=1', 'batch_tokens=512']
+    words += ['--max-steps', '2', 'warmup_steps=1', '--device', 'cpu']
+    assert command(*words)[0] == 0
+    assert command(*words)[0] == 0
