@@ -1125,9 +1125,19 @@ def _utf8(s):
         return s
 
 
+def _take_dashes(parser):
+    "Options of two words are taken as `--max-steps` and as `--max_steps`, which older versions of fastcore make"
+    for a in parser._actions:
+        dashed = [o.replace('_', '-') for o in a.option_strings]
+        for o in [*dashed, *(o.replace('-', '_').replace('__', '--', 1) for o in dashed)]:
+            parser._option_string_actions.setdefault(o, a)
+        a.option_strings = dashed
+
+
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
+    _take_dashes(p)
 
     def error(msg):
         raise _Usage(f'{verb}: {msg}; `gpt2repro {verb} --help` lists what it takes')

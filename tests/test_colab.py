@@ -145,6 +145,7 @@ def behind(nb):
     )
 
 
+@pytest.mark.skipif(bool(image), reason='run by make test, where every extra is installed')
 @pytest.mark.parametrize('nb', notebooks, ids=name_of)
 def test_first_cell_installs_what_the_notebook_imports_and_no_more(nb):
     uses = imported(nb)

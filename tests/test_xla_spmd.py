@@ -127,6 +127,7 @@ def test_the_records_of_a_slice_are_those_of_one_device(tmp_path):
 
     one = log(train('one', 'cpu', 30))
     slice = train('slice', 'xla', 20)
-    same_records([r for r in one if r['step'] <= 20], log(slice)[:-1])  # the last says that it has ended
+    shorter = [r | dict(max_steps=20) if 'max_steps' in r else r for r in one if r['step'] <= 20]
+    same_records(shorter, log(slice)[:-1])  # the last says that it has ended
     assert lasting(train('slice', 'cpu', 30))[-1]['step'] == 30
     same_records([r for r in one if r['kind'] != 'event'], lasting(slice))
