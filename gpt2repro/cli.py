@@ -1126,7 +1126,7 @@ def _utf8(s):
 
 
 def _take_dashes(parser):
-    "Options of two words are taken as `--max-steps` and as `--max_steps`, which older versions of fastcore make"
+    "Options of two words are taken with `-` and with `_`, which older versions of fastcore make"
     for a in parser._actions:
         dashed = [o.replace('_', '-') for o in a.option_strings]
         for o in [*dashed, *(o.replace('-', '_').replace('__', '--', 1) for o in dashed)]:
