@@ -1125,25 +1125,31 @@ def _utf8(s):
         return s
 
 
-def _take_dashes(parser):
-    "Options of two words are taken with `-` and with `_`, which older versions of fastcore make"
+def _use_dashes(parser):
+    "Options of two words are written with `-`, though older versions of fastcore make them with `_`"
     for a in parser._actions:
-        dashed = [o.replace('_', '-') for o in a.option_strings]
-        for o in [*dashed, *(o.replace('-', '_').replace('__', '--', 1) for o in dashed)]:
-            parser._option_string_actions.setdefault(o, a)
-        a.option_strings = dashed
+        a.option_strings = [o.replace('_', '-') for o in a.option_strings]
+        parser._option_string_actions |= dict.fromkeys(a.option_strings, a)
+    for o in [o for o in parser._option_string_actions if '_' in o]:
+        del parser._option_string_actions[o]
+
+
+def _dashed(word):
+    "`--max_steps=3` as `--max-steps=3`"
+    option, is_, value = word.partition('=')
+    return option.replace('_', '-') + is_ + value if word.startswith('--') else word
 
 
 def _parse(verb, argv):
     "Keyword arguments for the verb, or `_Usage`"
     p = anno_parser(verbs[verb].__wrapped__, prog=f'gpt2repro {verb}')
-    _take_dashes(p)
+    _use_dashes(p)
 
     def error(msg):
         raise _Usage(f'{verb}: {msg}; `gpt2repro {verb} --help` lists what it takes')
 
     p.error = error
-    kw = vars(p.parse_intermixed_args(argv))
+    kw = vars(p.parse_intermixed_args([_dashed(w) for w in argv]))
     for k in _texts & kw.keys():
         kw[k] = _utf8(kw[k])
     _check_values(verb, p, kw)

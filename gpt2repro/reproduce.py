@@ -363,6 +363,8 @@ def reproduce(
     """
     started = time.perf_counter()
     folder = Path(folder)
+    if folder.is_file():
+        raise FileExistsError(f'{folder} is a file: name a folder for the run')
     dev = get_device(device)
     if not (folder / 'config.json').exists():
         with undone_if_refused(folder, until='config.json'):
