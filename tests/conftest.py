@@ -20,7 +20,12 @@ def pytest_configure(config):
         os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
+# These take longest. They run first, so that no worker waits at the end for the other
+longest = ('test_site.py', 'test_train.py', 'test_webtext.py', 'test_distributed.py', 'test_bench.py')
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda o: o.path.name not in longest)
     if config.getoption('--slow'):
         return
     for o in items:

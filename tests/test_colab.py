@@ -177,23 +177,29 @@ import IPython.display
 """
 
 
-def run_first_cell(nb, lock):
+# trafilatura and datatrove need newer ones than the images have: `gpt2repro[webtext]` replaces them there
+replaced = {'charset-normalizer', 'lxml', 'urllib3', 'pyarrow'}
+
+
+def constraints(folder):
+    "The image's versions, but for what an extra replaces: there those of constraints.txt"
+    lines = []
+    for name, wanted in (f'constraints-colab-{image}.txt', False), ('constraints.txt', True):
+        pins = (root / name).read_text(encoding='utf-8').splitlines()
+        lines += [l for l in pins if '==' in l and (normal(l.partition('==')[0]) in replaced) == wanted]
+    file = folder / 'constraints.txt'
+    file.write_text('\n'.join(lines), encoding='utf-8')
+    return file
+
+
+def run_first_cell(nb, lock, folder):
     "Install what the notebook's first cell would, with this checkout in the place of the address"
     extras, others = installed_by(nb) or (set(), set())
     if not extras and not others:
         return
-    own = [f'{root}[{",".join(sorted(extras))}]'] if extras else []
+    own = ['-e', f'{root}[{",".join(sorted(extras))}]'] if extras else []
     with lock:
-        subprocess.run(
-            [
-                *pip,
-                '-c',
-                root / f'constraints-colab-{image}.txt',
-                *(['-e', *own] if own else []),
-                *sorted(others),
-            ],
-            check=True,
-        )
+        subprocess.run([*pip, '-c', constraints(folder), *own, *sorted(others)], check=True)
 
 
 class WithoutClaims(ast.NodeTransformer):
@@ -264,7 +270,8 @@ else:
 def test_run_all(nb, tmp_path, hub, tmp_path_factory):
     from filelock import FileLock
 
-    run_first_cell(nb, FileLock(tmp_path_factory.getbasetemp().parent / 'pip.lock'))
+    lock = FileLock(tmp_path_factory.getbasetemp().parent / 'pip.lock')
+    run_first_cell(nb, lock, tmp_path_factory.mktemp('pins'))
     (tmp_path / 'repository').symlink_to(root)  # the clone that some first cells make
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'GPT2REPRO_TEST_DATA', 'PYTHONPATH')}
     env |= dict(

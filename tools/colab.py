@@ -10,8 +10,6 @@ from pathlib import Path
 
 root = Path(__file__).parent.parent
 images = dict(cpu='pip-freeze.txt', tpu='pip-freeze.tpu.txt')
-# trafilatura needs newer ones than the images have, so that `gpt2repro[webtext]` replaces them there
-replaced = {'charset-normalizer', 'lxml', 'urllib3'}
 
 
 def normal(name):
@@ -32,7 +30,7 @@ def pins(text):
 def constraints(freeze, ours, date, source):
     "The text of a constraints file"
     image = pins(freeze)
-    image = {k: v for k, v in image.items() if not k.startswith('nvidia-') and k not in replaced}
+    image = {k: v for k, v in image.items() if not k.startswith('nvidia-')}
     rest = {k: v for k, v in pins(ours).items() if k not in image and not k.startswith('nvidia-')}
     head = f"# Colab's image of {date}: {source} of github.com/googlecolab/backend-info, by tools/colab.py\n"
     more = '# What the image lacks: the versions of constraints.txt\n'
