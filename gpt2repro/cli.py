@@ -1134,10 +1134,12 @@ def _use_dashes(parser):
         del parser._option_string_actions[o]
 
 
-def _dashed(word):
-    "`--max_steps=3` as `--max-steps=3`"
+def _dashed(word, options):
+    "`--max_steps=3` as `--max-steps=3`, if one of `options` begins so"
     option, is_, value = word.partition('=')
-    return option.replace('_', '-') + is_ + value if word.startswith('--') else word
+    dashed = option.replace('_', '-')
+    known = dashed.startswith('--') and any(o.startswith(dashed) for o in options)
+    return dashed + is_ + value if known else word
 
 
 def _parse(verb, argv):
@@ -1149,7 +1151,7 @@ def _parse(verb, argv):
         raise _Usage(f'{verb}: {msg}; `gpt2repro {verb} --help` lists what it takes')
 
     p.error = error
-    kw = vars(p.parse_intermixed_args([_dashed(w) for w in argv]))
+    kw = vars(p.parse_intermixed_args([_dashed(w, p._option_string_actions) for w in argv]))
     for k in _texts & kw.keys():
         kw[k] = _utf8(kw[k])
     _check_values(verb, p, kw)

@@ -247,11 +247,11 @@ def test_hover_zoom_sort_and_theme(page, reports):
 
 def test_a_live_page_keeps_what_was_chosen(page, tmp_path):
     run = make(tmp_path / 'live', records(20, end=False))
-    pages = watch([run], every=0.2)
+    pages = watch([run], every=1)
     page.goto(next(pages).as_uri())
     page.locator('#x').select_option('step')
     page.locator('#smooth').fill('0.5')
-    page.evaluate('document.activeElement.blur()')
+    page.locator('#smooth').blur()
     page.locator('summary').click()
     page.mouse.move(5, 5)
     make(run, records(30, end=False))
