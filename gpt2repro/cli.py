@@ -56,7 +56,8 @@ from .paper_table import verdict as verdict_of, write_table
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
-from .reproduce import choose_recipe, fine_tuning_config, fit_context, fit_time, fit_warmup
+from .reproduce import choose_recipe, fine_tuning_config, fit_context, fit_time
+from .reproduce import fit_vocabulary, fit_warmup
 from .reproduce import passes_over_text, prepare_run, run_config, source_bytes, use_prepared
 from .reproduce import reproduce as reproduce_run
 
@@ -350,11 +351,10 @@ def train(
             cfg = fit_warmup(cfg, cfg.max_steps)
         check_schedule(cfg)
         if in_place:
-            fit_vocabulary = not from_model and not any('vocab_size' in s for s in settings)
-            cfg = use_prepared(cfg, folder, fit_vocabulary)
+            cfg = use_prepared(cfg, folder)
         elif not is_prepared(cfg.data.source):
             cfg = prepare_run(cfg, folder, workers, parting, settings, field=field, errors=errors)
-        cfg = fit_context(cfg, folder, settings)
+        cfg = fit_context(fit_vocabulary(cfg, folder, settings), folder, settings)
         if length or not (chosen or minutes):
             return cfg
         passes = passes_over_text if chosen else 0

@@ -143,6 +143,10 @@ def test_a_prepared_folder_is_trained_in_place(work):
     assert (cfg.data.source, cfg.data.valid_fraction, cfg.model.vocab_size) == ('docs.jsonl', 0.05, 320)
     assert command('train', 'data', '--data', 'docs.jsonl', *cpu)[0] == 0  # the same, said again
     Path('data2/shards/valid/manifest.json').unlink()
+    s, _, err = command('train', 'elsewhere', '--recipe', 'tiny', '--data', 'data', *short)
+    assert s == 0 and 'vocab_size=320 as prepared, not 4096' in err, err
+    s, _, err = command('train', 'chosen', '--recipe', 'tiny', '--data', 'data', 'vocab_size=384', *short)
+    assert s == 0 and 'as prepared' not in err and read_run('chosen').model.vocab_size == 384, err
     fails('preparation was interrupted', 'train', 'data2', '--recipe', 'tiny', *short)
 
 
