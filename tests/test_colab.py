@@ -99,10 +99,12 @@ def normal(name):
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
-@cache
+installed = cache(metadata.packages_distributions)  # it reads the record of every package
+
+
 def packages_of(module):
     "Distributions, by normal name, that bring a module; its own name if it is not installed"
-    return {normal(d) for d in metadata.packages_distributions().get(module, [module])}
+    return {normal(d) for d in installed().get(module, [module])}
 
 
 @cache
