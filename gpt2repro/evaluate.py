@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 __all__ = ['tasks', 'Window', 'windows', 'prefix_groups', 'packed_mask', 'score_windows', 'check_tokenizer', 'documents_loss',
            'smoothed', 'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb', 'yardsticks', 'prepared', 'answers', 'Result',
            'finite_or_none', 'Table', 'Results', 'task', 'Job', 'jobs', 'available_tasks', 'example_texts',
-           'make_result', 'evaluate', 'run_jobs', 'heldout', 'Evaluation']
+           'make_result', 'evaluate', 'run_jobs', 'answer_path', 'heldout', 'Evaluation']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -33,7 +33,7 @@ from .generation import check_vocabulary, evaluating, samples
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
 from .tasks.core import Continue, LogLik, Metric, Rolling, Scored, Task, Written, average, bits
-from .tasks.core import bootstrap, perplexity
+from .tasks.core import Switches, bootstrap, perplexity
 from .tasks.lambada import Lambada
 from .tasks.perplexity import PTB, Enwik8, OneBillion, Text8, WikiText103, WikiText2, block_rows
 from .tasks.cbt import CBTCN, CBTNE
@@ -567,9 +567,10 @@ def _pair(tok, r):  # -> ids with the context first, number of the target's toke
     context = r.context.rstrip()
     target = r.context[len(context) :] + r.target
     ids = tok.encode(context + target)
-    if not context:
-        return [tok.eot, *ids], len(ids)
-    return ids, len(ids) - len(tok.encode(context))
+    n = len(ids) - len(tok.encode(context)) if context else len(ids)
+    begin = [tok.eot] if r.begin or not context else []
+    end = [tok.eot] if r.end else []
+    return [*begin, *ids, *end], n + len(end)
 
 
 def _loglik_window(tok, r, n_ctx, where, truncate):
@@ -602,7 +603,13 @@ def _windows_of(r, tok, n_ctx, where, truncate):
     "Windows of a request for log-probabilities"
     if isinstance(r, LogLik):
         return [_loglik_window(tok, r, n_ctx, where, truncate)]
-    return windows([tok.eot, *tok.encode(r.text)], n_ctx, min(r.stride or n_ctx, n_ctx))
+    n_ctx = min(r.context or n_ctx, n_ctx)
+    begin = [tok.eot] if r.begin else []
+    end = [tok.eot] if r.end else []
+    ws = windows([*begin, *tok.encode(r.text), *end], n_ctx, min(r.stride or n_ctx, n_ctx))
+    if not ws:
+        raise ValueError(f'{where}: {r.text[:40]!r} has no token to score after its first')
+    return ws
 
 
 def _prompt(r, tok, n_ctx, where, truncate):
@@ -726,6 +733,7 @@ class Result:
     tokenizer: str
     truncated: bool  # was what is longer than the context cut?
     data: str  # file or data set
+    switches: dict = field(default_factory=dict)  # every choice of the protocol
     rows: np.ndarray = field(default=None, repr=False, compare=False)  # (items,k) counts, for comparisons
     metric_of: Metric = field(default=None, repr=False, compare=False)
 
@@ -830,6 +838,8 @@ def task(name: str) -> Task:
 
 
 def _protocols(p):
+    if isinstance(p, Switches):
+        return [p]
     if p == 'both':
         return ['paper', 'modern']
     if p not in ('paper', 'modern'):
@@ -842,7 +852,7 @@ class Job:
     "One task under one protocol, read, checked and ready for a model"
 
     task: Task
-    protocol: str
+    protocol: str | Switches
     data: str  # file or data set
     examples: list
     requests: list  # of each example
@@ -950,6 +960,7 @@ def make_result(
     truncate: bool,
     data: str,
     seed: int,  # for the bootstrap
+    switches: dict = None,  # every choice of the protocol
 ) -> Result:
     "The score of all rows, with its 95 % interval"
     with np.errstate(over='ignore', divide='ignore', invalid='ignore'):
@@ -971,6 +982,7 @@ def make_result(
         tokenizer=str(tok.fingerprint)[:16],
         truncated=truncate,
         data=data,
+        switches=switches or {},
         rows=rows,
         metric_of=m,
     )
@@ -991,14 +1003,16 @@ def _run(job, model, tok, truncate, seed, kw):
         settings['stride'] = T
     for metric, rows in t.rows(job.examples, of_examples, p).items():
         m = t.metrics[metric]
-        yield make_result(t.name, metric, m, rows, p, T, settings, tok, truncate, job.data, seed)
+        name = t.protocol_name(p)
+        switches = t.switches(p).to_dict()
+        yield make_result(t.name, metric, m, rows, name, T, settings, tok, truncate, job.data, seed, switches)
 
 
 def evaluate(
     model,
     tok,  # the tokenizer it was trained with
     tasks,  # names, such as ['lambada', 'wikitext2']
-    protocol: str = 'paper',  # `paper`, `modern` or `both`
+    protocol='paper',  # `paper`, `modern` or `both`; or the `Switches` of the one task
     data=None,  # folder with the files as released; without one, `datasets` fetches them by name
     limit: int = None,  # only the first so many examples (of a text: words)
     subset: bool = False,  # the files are knowingly only a part of what was released
@@ -1030,12 +1044,19 @@ def run_jobs(
     "Scores of what `jobs` made ready"
     out = Results()
     for j in todo:
-        file = _answer_path(keep, j.task.name, j.protocol, model, dtype)
+        name = j.protocol if isinstance(j.protocol, str) else 'switches'
+        file = answer_path(keep, j.task.name, name, model, dtype)
         out += _run(j, model, tok, truncate, seed, dict(dtype=dtype, keep=file, **kw))
     return out
 
 
-def _answer_path(folder, task, protocol, model, dtype):
+def answer_path(
+    folder,  # none: they are not kept
+    task: str,
+    protocol: str,
+    model,
+    dtype: str,
+) -> Path | None:
     "Where answers are kept: they belong to one task, protocol, model and precision"
     if not folder:
         return None
@@ -1082,7 +1103,7 @@ def heldout(
             of = 'the stream'
             stream = [np.array([*d, *end], dtype=np.int64) for d, end in zip(docs, ends)]
             parts = [windows(np.concatenate([[tok.eot], *stream]), T, stride)]
-        file = _answer_path(keep, 'heldout', p, model, kw.get('dtype', 'float32'))
+        file = answer_path(keep, 'heldout', p, model, kw.get('dtype', 'float32'))
         flat = [w for ws in parts for w in ws]
         got = iter(score_windows(model, flat, desc=f'heldout ({p})', keep=file, **kw))
         scored = [_concatenated([next(got) for _ in ws]) for ws in parts]

@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/core.html.md"""
 
 # %% auto #0
 __all__ = ['accuracy', 'average', 'perplexity', 'bits', 'parquet', 'Rolling', 'LogLik', 'Continue', 'Scored', 'Written', 'Metric',
-           'ratio', 'bootstrap', 'paired', 'find_file', 'read_text', 'read_jsonl', 'Hub', 'switch', 'Switches',
-           'per_length', 'Task']
+           'ratio', 'bootstrap', 'paired', 'unpaired', 'find_file', 'read_text', 'read_jsonl', 'Hub', 'switch',
+           'Switches', 'per_length', 'Task']
 
 # %% ../../nbs/tasks/00_core.ipynb #65f74490
 import json
@@ -136,6 +136,23 @@ def paired(
     if len(a) < 2:
         return difference, float('nan'), float('nan')
     resampled = _resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed)
+    return difference, *_middle(resampled, level)
+
+
+def unpaired(
+    metric: Metric,
+    a: np.ndarray,  # (N,k) counts of each example
+    b: np.ndarray,  # (M,k) of other examples, or of others' parts
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:  # difference b - a, lower and upper end
+    "Difference of two scores whose examples are not the same: each is resampled by itself"
+    with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+        difference = float(metric.of(b.sum(0)) - metric.of(a.sum(0)))
+    if min(len(a), len(b)) < 2:
+        return difference, float('nan'), float('nan')
+    resampled = _resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed + 1)
     return difference, *_middle(resampled, level)
 
 # %% ../../nbs/tasks/00_core.ipynb #46ec9c46
@@ -296,10 +313,22 @@ class Task:
         self,
         protocol,  # its name, or the switches
     ) -> Switches:
-        "All choices of a protocol"
+        "All choices of a protocol. Raises `ValueError` for another task's"
         if isinstance(protocol, str):
             return self.protocols.get(protocol, Switches())
+        own = type(self.protocols.get('modern', Switches()))
+        if not isinstance(protocol, own):
+            raise ValueError(f'{type(protocol).__name__} for {self.name}: give {own.__name__}')
         return protocol
+
+    def protocol_name(self, protocol) -> str:
+        "`paper`, `modern`, or what differs from the nearer one"
+        if isinstance(protocol, str):
+            return protocol
+        name = min(self.protocols, key=lambda p: len(self.protocols[p].turned(protocol)))
+        turned = self.protocols[name].turned(protocol)
+        more = ', '.join(f'{k}={getattr(protocol, k)}' for k in turned)
+        return f'{name} with {more}' if turned else name
 
     def read(self, path) -> list:
         "Examples of a file"
