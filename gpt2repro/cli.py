@@ -53,6 +53,7 @@ from .evaluate import Evaluation, available_tasks, task
 from .contamination import task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
+from .scores.explain import explain as explain_score, explained_text, write_explained
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
@@ -604,6 +605,34 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
     _show(d, json, '\n'.join(text).strip('\n'))
 
 
+def _check_explain(models, names, protocol, overlap):
+    "Raises `ValueError` for what cannot be explained"
+    if len(models) > 1:
+        raise ValueError(f'--explain with {len(models)} models: name one')
+    if not names or 'heldout' in names:
+        raise ValueError('--explain needs tasks of the paper: name them with --tasks, such as lambada')
+    if protocol:
+        raise ValueError(f'--explain with --protocol {protocol}: leave one out, it goes from modern to paper')
+    if overlap:
+        raise ValueError('--explain with --overlap: give one at a time')
+
+
+def _print_explained(net, tok, names, model, folder, json, kw):
+    "Each task from modern to paper: tables, and files into the folder, if there is one"
+    keep = folder / 'answers' if folder else None
+    falls = []
+    text = []
+    for name in names:
+        of_task = explain_score(net, tok, name, keep=keep, **kw)
+        falls += of_task
+        text.append(explained_text(of_task))
+    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
+    if folder:
+        files = write_explained(folder, falls, label)
+        text.append(f'Written: {", ".join(map(str, files))}')
+    _show(dict(model=label, explained=[f.to_dict() for f in falls]), json, '\n\n'.join(text))
+
+
 @call_parse
 def evaluate(
     # a run, a model's folder, nanoGPT's ckpt.pt, or a name on the hub; two of them are compared example by
@@ -623,6 +652,8 @@ def evaluate(
     available: bool = False,  # of a suite, leave out the tasks whose files are not in the folder, and say so
     sheet: bool = False,  # size, data, compute, quality: each like GPT-2's or not
     size: str = '',  # of GPT-2, for the sheet; the nearest if not given
+    # what each choice between the protocols modern and paper is worth on this model, one turned at a time
+    explain: bool = False,
     # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
     overlap: str = '',
     # folder with the tokenizer's files, if they are not beside the model; or gpt2
@@ -643,6 +674,8 @@ def evaluate(
     for name in names:
         if name != 'heldout':
             task(name)  # raises: there is no such task
+    if explain:
+        _check_explain(model, names, protocol, overlap)
     protocol = protocol or ('both' if suite else 'paper')
     if data and not Path(data).exists():
         raise FileNotFoundError(f'--data {data} does not exist: name a folder')
@@ -660,6 +693,12 @@ def evaluate(
     if available:
         names = _only_available(names, data, protocol)
     of_items = dict(data=data or None, limit=limit or None, subset=subset)
+    if explain:
+        net, tok = load_model(model[0], device, tokenizer)
+        how = dict(truncate=truncate, dtype=dtype, seed=seed)
+        return _print_explained(
+            net, tok, names, model[0], _results_folder(model[0], out), json, of_items | how
+        )
     if overlap:
         texts_of = [name for name in names if name != 'heldout']
         if not texts_of:

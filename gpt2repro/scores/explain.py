@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/scores/explain.html.md"""
 __all__ = ['Effect', 'Step', 'Elsewhere', 'Waterfall', 'Others', 'way', 'explain', 'waterfall_figure', 'explained_text',
            'write_explained']
 
-# %% ../../nbs/scores/01_explain.ipynb #1335a3be
+# %% ../../nbs/scores/01_explain.ipynb #dc6ce79f
 import json
 import math
 import time
@@ -25,7 +25,7 @@ from ..evaluate import Job, Table, answer_path, answers, finite_or_none, jobs, t
 from ..paper_table import paper_sizes
 from .published import published
 
-# %% ../../nbs/scores/01_explain.ipynb #1e12bc45
+# %% ../../nbs/scores/01_explain.ipynb #5c339e76
 @dataclass(frozen=True)
 class Effect:
     "What the score becomes greater by when a switch is turned from *modern* to *paper*"
@@ -162,7 +162,7 @@ class Others(Table):
         theirs = ('–' if (v := o.figures.get(s)) is None else f'{v:g}' for s in paper_sizes)
         return [o.protocol, _number(o.value), _interval(o.low, o.high), *theirs, o.source, o.note]
 
-# %% ../../nbs/scores/01_explain.ipynb #516cf033
+# %% ../../nbs/scores/01_explain.ipynb #b2c8c308
 def way(
     modern: Switches,
     paper: Switches,
@@ -221,7 +221,7 @@ def _answer_all(model, tok, todo: dict[Switches, Job], keep, seed, dtype):
     of = dict(zip(asked, got))
     return {s: [[of[_without_ban(r)] for r in rs] for rs in job.requests] for s, job in todo.items()}
 
-# %% ../../nbs/scores/01_explain.ipynb #71062cf3
+# %% ../../nbs/scores/01_explain.ipynb #c44e2227
 @dataclass(frozen=True)
 class _Scores:
     "Rows of one score under each protocol, and what is computed of them"
@@ -305,7 +305,7 @@ def explain(
         out.append(_waterfall(t, metric, scores, seconds))
     return out
 
-# %% ../../nbs/scores/01_explain.ipynb #972b451a
+# %% ../../nbs/scores/01_explain.ipynb #936c8a4a
 def waterfall_figure(
     falls: list[Waterfall],
     name: str = 'model',
@@ -365,7 +365,7 @@ def _bars(fall):
         )
         before = s.value
 
-# %% ../../nbs/scores/01_explain.ipynb #3f54d821
+# %% ../../nbs/scores/01_explain.ipynb #779e3153
 def explained_text(
     falls: list[Waterfall],
 ) -> str:
