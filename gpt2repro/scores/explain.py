@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/scores/explain.html.md"""
 __all__ = ['Effect', 'Step', 'Elsewhere', 'Waterfall', 'Others', 'way', 'explain', 'waterfall_figure', 'explained_text',
            'write_explained']
 
-# %% ../../nbs/scores/01_explain.ipynb #dc6ce79f
+# %% ../../nbs/scores/01_explain.ipynb #3b2805d3
 import json
 import math
 import time
@@ -25,7 +25,7 @@ from ..evaluate import Job, Table, answer_path, answers, finite_or_none, jobs, t
 from ..paper_table import paper_sizes
 from .published import published
 
-# %% ../../nbs/scores/01_explain.ipynb #5c339e76
+# %% ../../nbs/scores/01_explain.ipynb #b0250774
 @dataclass(frozen=True)
 class Effect:
     "What the score becomes greater by when a switch is turned from *modern* to *paper*"
@@ -162,7 +162,7 @@ class Others(Table):
         theirs = ('–' if (v := o.figures.get(s)) is None else f'{v:g}' for s in paper_sizes)
         return [o.protocol, _number(o.value), _interval(o.low, o.high), *theirs, o.source, o.note]
 
-# %% ../../nbs/scores/01_explain.ipynb #b2c8c308
+# %% ../../nbs/scores/01_explain.ipynb #a77c8143
 def way(
     modern: Switches,
     paper: Switches,
@@ -193,12 +193,23 @@ def _jobs(model, tok, t, data, limit, subset, truncate):
     out = {}
     for s in needed:
         out[s] = jobs(model, tok, t.name, s, data, limit, subset, truncate)[0]
+    left_out = {}  # what is wrong -> protocols
     for s in theirs:
         try:
             out[s] = jobs(model, tok, t.name, s, data, limit, subset, truncate)[0]
         except (FileNotFoundError, ValueError) as e:
-            warn(f'{t.name} under {t.protocol_name(s)} is left out: {e}')
+            left_out.setdefault(str(e), []).append(t.protocol_name(s))
+    for why, names in left_out.items():
+        warn(f'{t.name}: {"; ".join(names)} left out: {why}')
+    _warn_of_same_files(t, out)
     return out
+
+
+def _warn_of_same_files(t, todo):
+    "Say so where two parts of the data were asked for and one file serves for both"
+    modern, paper = t.protocols['modern'], t.protocols['paper']
+    if 'split' in modern.turned(paper) and todo[modern].data == todo[paper].data:
+        warn(f'{t.name}: only {todo[paper].data} is there, so the switch `split` changes nothing')
 
 
 def _without_ban(r):
@@ -221,7 +232,7 @@ def _answer_all(model, tok, todo: dict[Switches, Job], keep, seed, dtype):
     of = dict(zip(asked, got))
     return {s: [[of[_without_ban(r)] for r in rs] for rs in job.requests] for s, job in todo.items()}
 
-# %% ../../nbs/scores/01_explain.ipynb #c44e2227
+# %% ../../nbs/scores/01_explain.ipynb #6ac0d5c6
 @dataclass(frozen=True)
 class _Scores:
     "Rows of one score under each protocol, and what is computed of them"
@@ -305,7 +316,7 @@ def explain(
         out.append(_waterfall(t, metric, scores, seconds))
     return out
 
-# %% ../../nbs/scores/01_explain.ipynb #936c8a4a
+# %% ../../nbs/scores/01_explain.ipynb #c6acb2de
 def waterfall_figure(
     falls: list[Waterfall],
     name: str = 'model',
@@ -365,7 +376,7 @@ def _bars(fall):
         )
         before = s.value
 
-# %% ../../nbs/scores/01_explain.ipynb #779e3153
+# %% ../../nbs/scores/01_explain.ipynb #f783d024
 def explained_text(
     falls: list[Waterfall],
 ) -> str:
