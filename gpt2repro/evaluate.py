@@ -8,8 +8,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 __all__ = ['tasks', 'heldout_metrics', 'heldout_switches', 'Window', 'windows', 'prefix_groups', 'packed_mask', 'score_windows',
            'check_tokenizer', 'documents_loss', 'smoothed', 'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb',
            'yardsticks', 'prepared', 'answers', 'Result', 'finite_or_none', 'Table', 'Results', 'task', 'Job', 'jobs',
-           'available_tasks', 'example_texts', 'make_result', 'evaluate', 'run_jobs', 'answer_path', 'heldout',
-           'Evaluation']
+           'available_tasks', 'example_texts', 'make_result', 'evaluate', 'run_jobs', 'answer_path', 'heldout_parts',
+           'heldout_rows', 'heldout', 'Evaluation']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -1081,12 +1081,37 @@ heldout_switches = dict(
 )
 
 
-def _heldout_windows(docs, ends, tok, protocol, n_ctx, stride):
-    "The windows of each document, or those of the one stream"
+def heldout_parts(
+    model,
+    tok,
+    source,  # as for `heldout`
+    protocol: str,  # `paper` or `modern`
+    limit: int = None,  # only the first so many documents
+) -> tuple[list[list[Window]], np.ndarray]:  # windows of each document or the stream; documents' bytes
+    "What is scored of held-out text. Raises what `heldout` raises"
+    docs, ends = _heldout_ids(model, tok, source, limit)
+    n_bytes = np.array([len(tok.decode(d).encode()) for d in docs])
+    T = model.cfg.n_ctx
     if protocol == 'paper':
-        return [windows([tok.eot, *d, *end], n_ctx, stride) for d, end in zip(docs, ends)]
+        stride = max(1, T // 2)
+        return [windows([tok.eot, *d, *end], T, stride) for d, end in zip(docs, ends)], n_bytes
     stream = [np.array([*d, *end], dtype=np.int64) for d, end in zip(docs, ends)]
-    return [windows(np.concatenate([[tok.eot], *stream]), n_ctx, stride)]
+    return [windows(np.concatenate([[tok.eot], *stream]), T, T)], n_bytes
+
+
+def heldout_rows(
+    scored: list[Scored],  # of each part
+    n_bytes: np.ndarray,  # of each document
+    protocol: str,  # `paper` or `modern`
+) -> dict[str, np.ndarray]:  # score -> (N,2)
+    "Counts of held-out text: a row for each document, or for each block of the stream"
+    if protocol == 'paper':
+        rows = np.array([(-s.sum, len(s.logprobs)) for s in scored])
+        size = n_bytes
+    else:
+        rows = block_rows(scored[0], len(scored[0].logprobs))
+        size = rows[:, 1] * sum(n_bytes) / rows[:, 1].sum()
+    return dict(loss=rows, ppl=rows, bpb=np.stack([rows[:, 0], size], 1))
 
 
 def heldout(
@@ -1104,30 +1129,20 @@ def heldout(
     Raises `ValueError` or `FileNotFoundError` for shards that are not there or not the tokenizer's
     """
     check_tokenizer(model, tok)
-    protocols = _protocols(protocol)
-    docs, ends = _heldout_ids(model, tok, source, limit)
-    n_bytes = [len(tok.decode(d).encode()) for d in docs]
     T = model.cfg.n_ctx
     out = Results()
-    for p in protocols:
+    for p in _protocols(protocol):
+        parts, n_bytes = heldout_parts(model, tok, source, p, limit)
         stride = max(1, T // 2) if p == 'paper' else T
         of = 'documents' if p == 'paper' else 'the stream'
-        parts = _heldout_windows(docs, ends, tok, p, T, stride)
         file = answer_path(keep, 'heldout', p, model, kw.get('dtype', 'float32'))
         flat = [w for ws in parts for w in ws]
         got = iter(score_windows(model, flat, desc=f'heldout ({p})', keep=file, **kw))
         scored = [_concatenated([next(got) for _ in ws]) for ws in parts]
-        if p == 'paper':
-            rows = np.array([(-s.sum, len(s.logprobs)) for s in scored])
-            size = np.array(n_bytes)
-        else:
-            rows = block_rows(scored[0], len(scored[0].logprobs))
-            size = rows[:, 1] * sum(n_bytes) / rows[:, 1].sum()
         settings = dict(stride=stride, normalisation=f'tokens (loss, ppl), bytes (bpb) of {of}')
-        counts = dict(loss=rows, ppl=rows, bpb=np.stack([rows[:, 0], size], 1))
         stated = (p, T, settings, tok, False, str(source), seed, heldout_switches[p])
-        for metric, v in counts.items():
-            out.append(make_result('heldout', metric, heldout_metrics[metric], v, *stated))
+        for metric, rows in heldout_rows(scored, n_bytes, p).items():
+            out.append(make_result('heldout', metric, heldout_metrics[metric], rows, *stated))
     return out
 
 # %% ../nbs/30_evaluate.ipynb #30a10002

@@ -362,6 +362,10 @@ class Task:
         "The file in a folder. Raises `FileNotFoundError`"
         return find_file(folder, self.file, self.name, self.source)
 
+    def files(self, folder, protocol) -> list[Path]:
+        "All files that are read. Raises `FileNotFoundError`"
+        return [self.locate(folder, protocol)]
+
     def rows(
         self,
         examples: list,

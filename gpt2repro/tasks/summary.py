@@ -69,11 +69,15 @@ class CNNDailyMail(Task):
             f'nothing like it is there; they come from {self.source}'
         )
 
+    def files(self, folder, protocol):
+        path = Path(folder)
+        return sorted(f for g in ('*.story', '*/*.story', '*/*/*.story') for f in path.glob(g))
+
     def origin(self, folder, protocol):
         return 'CNN and Daily Mail stories' if folder else super().origin(folder, protocol)
 
     def read(self, path):
-        files = sorted(f for g in ('*.story', '*/*.story', '*/*/*.story') for f in path.glob(g))
+        files = self.files(path, 'paper')
         if lists := [f for g in ('all_test.txt', '*/all_test.txt') for f in path.glob(g)]:
             addresses = read_text(lists[0], self.name).splitlines()
             test_set = {hashlib.sha1(a.strip().encode()).hexdigest() for a in addresses}

@@ -81,6 +81,10 @@ class WMT14(Task):
     def locate(self, folder, protocol):
         return find_file(folder, f'newstest2014.{self.a}', self.name, self.source)
 
+    def files(self, folder, protocol):
+        path = self.locate(folder, protocol)
+        return [path, find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source)]
+
     def read(self, path):
         x = self._lines(path)
         y = self._lines(find_file(path.parent, f'newstest2014.{self.b}', self.name, self.source))
