@@ -7,9 +7,9 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 # %% auto #0
 __all__ = ['tasks', 'heldout_metrics', 'heldout_switches', 'Window', 'windows', 'prefix_groups', 'packed_mask', 'score_windows',
            'check_tokenizer', 'documents_loss', 'smoothed', 'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb',
-           'yardsticks', 'prepared', 'answers', 'Result', 'finite_or_none', 'Table', 'Results', 'task', 'Job', 'jobs',
-           'available_tasks', 'example_texts', 'make_result', 'evaluate', 'run_jobs', 'answer_path', 'heldout_parts',
-           'heldout_rows', 'heldout', 'Evaluation']
+           'yardsticks', 'prepared', 'answers', 'Result', 'finite_or_none', 'Table', 'Results', 'task', 'Job',
+           'request_text', 'jobs', 'available_tasks', 'example_texts', 'make_result', 'evaluate', 'run_jobs',
+           'answer_path', 'heldout_parts', 'heldout_rows', 'heldout', 'Evaluation']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -860,7 +860,9 @@ class Job:
     ready: list  # of each example's requests: windows, or prompts
 
 
-def _text(request):
+def request_text(
+    request,  # `Rolling`, `LogLik` or `Continue`
+) -> str:
     "All that the model gets to see of a request"
     if isinstance(request, Rolling):
         return request.text
@@ -882,7 +884,7 @@ def _job(model, tok, t, protocol, data, limit, subset, truncate):
         examples = t.limit(examples, limit)
     requests = [t.requests(x, protocol) for x in examples]
     try:
-        check_tokenizer(model, tok, [_text(r) for rs in requests for r in rs])
+        check_tokenizer(model, tok, [request_text(r) for rs in requests for r in rs])
     except ValueError as e:
         raise ValueError(f'{t.name}: {e}') from None
     ready = [
@@ -946,7 +948,7 @@ def example_texts(
     examples = t.examples(data, subset)
     if limit:
         examples = t.limit(examples, limit)
-    return [max(map(_text, t.requests(x, 'paper')), key=len) for x in examples]
+    return [max(map(request_text, t.requests(x, 'paper')), key=len) for x in examples]
 
 
 def make_result(
