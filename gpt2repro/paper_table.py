@@ -213,12 +213,13 @@ def write_table(
     results: Results,
     n_params: int,  # of the model
     name: str = 'model',
+    **more,  # objects that stand beside the scores, such as `contamination`
 ) -> list[Path]:  # results.json, figure.html
     "The table with all that belongs to it as JSON, and the figure as a page that opens offline"
     table = PaperTable(results, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict(), indent=1) + '\n')]
+    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict() | more, indent=1) + '\n')]
     if any(results.get(k, 'paper') for k in figures):
         page = paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
         out.append(write_atomic(folder / 'figure.html', page))
@@ -260,7 +261,7 @@ def differing(
     x: Result,
     y: Result,  # the same score of another model
 ) -> dict[str, tuple]:  # switch -> its two values
-    "The switches in which two scores differ, and data or cutting where they do"
+    "The switches in which two scores differ, and the data if these do"
     out = {}
     if x.protocol != y.protocol:
         out['protocol'] = x.protocol, y.protocol
@@ -268,9 +269,8 @@ def differing(
         values = x.switches.get(k, 'not known'), y.switches.get(k, 'not known')
         if values[0] != values[1]:
             out[k] = values
-    for k in ('truncated', 'data') if x.task != 'heldout' else ():
-        if getattr(x, k) != getattr(y, k):
-            out[k] = getattr(x, k), getattr(y, k)
+    if x.task != 'heldout' and x.data != y.data:
+        out['data'] = x.data, y.data
     return out
 
 
@@ -299,7 +299,7 @@ def compare(
     """Differences, from the same examples in pairs.
 
     Raises `ValueError` if nothing was scored for both, not on the same examples, or under protocols that
-    differ in a switch; with `across_protocols` such scores are compared as those of other examples
+    differ in a switch; with `across_protocols` such scores are compared, too
     """
     out = Differences()
     both = {(r.task, r.metric, r.protocol) for r in a} & {(r.task, r.metric, r.protocol) for r in b}
@@ -309,7 +309,8 @@ def compare(
             continue  # under another protocol it is compared
         if not (y := _counterpart(x, b, across_protocols)):
             continue
-        difference = unpaired if differing(x, y) else paired
+        same_items = x.data == y.data and len(x.rows) == len(y.rows)
+        difference = unpaired if differing(x, y) and not same_items else paired
         try:
             diff, lo, hi = difference(x.metric_of, x.rows, y.rows, seed=seed)
         except ValueError as e:
