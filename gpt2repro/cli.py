@@ -614,17 +614,15 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json, clean, 
     _show(d, json, '\n'.join(text).strip('\n'))
 
 
-def _verify(path, model, data, sample, device, tokenizer, json):
+def _verify(path, model, data, draw, device, tokenizer, json):
     "What `--verify` finds; the exit status is 1 if a check fails"
     if len(model) > 1:
         raise ValueError(f'--verify with {len(model)} models: name the one that was evaluated, or none')
-    if sample < 1:
-        raise ValueError(f'--sample {sample}: give at least 1')
     manifest = read_manifest(path)
     name = model[0] if model else manifest['model']['name']
     if not model and os.path.isabs(name) and not Path(name).exists():
         raise FileNotFoundError(f'{name}, the model of {path}, is gone: name its place before --verify')
-    found = verify_results(path, *load_model(name, device, tokenizer), data or None, sample)
+    found = verify_results(path, *load_model(name, device, tokenizer), data or None, draw)
     verdict = 'verified' if found.ok else 'NOT verified'
     _show(dict(results=path, model=name, **found.to_dict()), json, f'{found}\n{path}: {verdict}')
     return 0 if found.ok else 1
@@ -695,7 +693,7 @@ def evaluate(
     # results.json of an evaluation: check files, model, data and arithmetic, and score a drawn sample again;
     # the model is the one named there unless one is given
     verify: str = '',
-    sample: int = 20,  # items of each score that --verify draws
+    draw: int = 20,  # items of each score that --verify draws
     across_protocols: bool = False,  # compare results that differ in a switch, too
     # folder with the tokenizer's files, if they are not beside the model; or gpt2
     tokenizer: str = '',
@@ -706,7 +704,7 @@ def evaluate(
 ):
     "Scores: held-out bits per byte, the paper's zero-shot tasks under two protocols, two models compared"
     if verify:
-        return _verify(verify, model, data, sample, device, tokenizer, json)
+        return _verify(verify, model, data, draw, device, tokenizer, json)
     if not model:
         raise ValueError('no model given: name a run, a folder with a model, or two of them to compare')
     if len(model) > 2:
@@ -1168,7 +1166,7 @@ _bounds = dict(
     valid_fraction=(1e-9, 1 - 1e-9),
     near_copies=(1e-9, 1),
     contaminated_share=(1e-9, 1),
-    sample=(1, 1e6),
+    draw=(1, 1e6),
     n=(1, 1e6),
     max_new_tokens=(1, 1e7),
     beams=(0, 1024),

@@ -349,7 +349,8 @@ def _evaluation_html(name, r, page):
     what = (
         'An item is contaminated if it shares much of its runs of eight words with the training text.'
         if 'contamination' in d
-        else 'Whether items stand in the training text was not looked at (--contamination).'
+        else 'Nobody looked whether items stand in the training text: '
+        '`gpt2repro evaluate --contamination` does.'
     )
     links = (
         (folder / file, text) for file, text in (('figure.html', 'figure'), ('explain.html', 'explained'))

@@ -96,7 +96,7 @@ def test_explain_makes_tables_and_files(model, data, tmp_path):
         ('tasks whose items are looked for', ['--contamination', '.']),
         ('--contaminated-share 50.0: give a number', ['--contaminated_share', '50']),
         ('no such file; name the results.json', ['--verify', 'nowhere.json']),
-        ('--sample 0: give a number', ['--verify', 'nowhere.json', '--sample', '0']),
+        ('--draw 0: give a number', ['--verify', 'nowhere.json', '--draw', '0']),
     ],
 )
 def test_bad_words(words, argv, model, tmp_path):
