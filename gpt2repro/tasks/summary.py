@@ -38,6 +38,7 @@ class SummarySwitches(Switches):
     "The choices of an evaluation of summaries"
 
     prompt: str = switch('what asks for a summary', 'Summarize', 'TL;DR:')
+    stop: str = switch('a summary ends with', 'empty line', 'nothing')
     length: object = switch('tokens that are written', 128, whole=True)
     top_k: object = switch('each token is drawn from so many, or is the most likely', 'greedy', whole=True)
     kept: str = switch('what counts of it', 'all', '3 sentences')
@@ -98,7 +99,9 @@ class CNNDailyMail(Task):
 
     protocols = dict(
         modern=SummarySwitches(),
-        paper=SummarySwitches(prompt='TL;DR:', length=100, top_k=2, kept='3 sentences', lines='lines'),
+        paper=SummarySwitches(
+            prompt='TL;DR:', stop='nothing', length=100, top_k=2, kept='3 sentences', lines='lines'
+        ),
     )
 
     def requests(self, x, protocol):
@@ -107,7 +110,8 @@ class CNNDailyMail(Task):
         before, tail = 'Summarize the following article:\n\n', '\n\nSummary:'
         if s.prompt == 'TL;DR:':
             before, tail = '', '\nTL;DR:'
-        return [Continue(before + x['article'], s.length, top_k=top_k, tail=tail)]
+        stop = ('\n\n',) if s.stop == 'empty line' else ()
+        return [Continue(before + x['article'], s.length, stop, top_k, tail)]
 
     def score(self, x, answers, protocol):
         s = self.switches(protocol)
