@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/scores/manifest.html.md"""
 __all__ = ['weights_sha256', 'data_facts', 'manifest_of', 'write_manifest', 'read_manifest', 'same_data', 'metric_of',
            'read_results', 'rows_again', 'Check', 'Verification', 'evaluation_again', 'verify']
 
-# %% ../../nbs/scores/02_manifest.ipynb #49f5293f
+# %% ../../nbs/scores/02_manifest.ipynb #c7713567
 import hashlib
 import json
 import math
@@ -26,7 +26,7 @@ from ..tasks.perplexity import joined_scores
 from ..evaluate import Evaluation, Job, Result, Results, Table, answers, finite_or_none
 from ..evaluate import heldout_metrics, heldout_parts, heldout_rows, score_windows, tasks
 
-# %% ../../nbs/scores/02_manifest.ipynb #bcfc7beb
+# %% ../../nbs/scores/02_manifest.ipynb #2a271cda
 def weights_sha256(model) -> str:  # 64 hexadecimal digits
     "A hash of all weights: names, shapes and every bit"
     h = hashlib.sha256()
@@ -111,7 +111,7 @@ def manifest_of(
         versions=_versions(),
     )
 
-# %% ../../nbs/scores/02_manifest.ipynb #de3a3b15
+# %% ../../nbs/scores/02_manifest.ipynb #a668f6b1
 _again = 'evaluate again'
 
 
@@ -222,7 +222,7 @@ def read_results(
         raise ValueError(f'{path} has no scores: {_again}')
     return out
 
-# %% ../../nbs/scores/02_manifest.ipynb #cbd9e726
+# %% ../../nbs/scores/02_manifest.ipynb #eeb67bab
 def _draw(n, most, rng):
     return np.sort(rng.choice(n, min(n, most), replace=False))
 
@@ -260,16 +260,6 @@ def _wanted(parts, n_rows, drawn):
     return out
 
 
-def _draw_examples(job, n, rng, batch=16):
-    "Numbers of examples; where texts are drawn at random, those that were written together"
-    drawn = _draw(len(job.examples), n, rng)
-    if not any(getattr(r, 'top_k', None) for rs in job.requests for r in rs):
-        return drawn
-    order = sorted(range(len(job.ready)), key=lambda i: len(job.ready[i][0]))
-    first = int(rng.integers(-(-len(order) // batch))) * batch
-    return np.array(order[first : first + batch])
-
-
 def rows_again(
     job: Job,
     model,
@@ -283,7 +273,7 @@ def rows_again(
     "Counts of drawn examples, from answers that the model gives now"
     t = job.task
     if len(job.examples) > 1:
-        drawn = _draw_examples(job, n, rng)
+        drawn = _draw(len(job.examples), n, rng)
         flat = [(r, w) for i in drawn for r, w in zip(job.requests[i], job.ready[i])]
         got = iter(answers(model, tok, [r for r, _ in flat], [w for _, w in flat], seed, dtype))
         of = [[next(got) for _ in job.requests[i]] for i in drawn]
@@ -308,7 +298,7 @@ def _heldout_again(model, tok, source, protocol, limit, n, n_rows, rng, dtype):
     wanted = _wanted(parts, n_rows, drawn)
     return _known(heldout_rows(_scored_part(model, parts, wanted, dtype), n_bytes, protocol))
 
-# %% ../../nbs/scores/02_manifest.ipynb #e6dc9fbd
+# %% ../../nbs/scores/02_manifest.ipynb #90adb08c
 @dataclass(frozen=True)
 class Check:
     "Something that was looked at"
