@@ -295,7 +295,7 @@ def same_texts(got, requests, model, tok):
 
 @pytest.fixture
 def squad_metrics(monkeypatch):
-    "lm-eval's task takes SQuAD's measures from transformers, whose version 5 has them no more: SQuAD's script"
+    "SQuAD's measures as in its script: lm-eval takes them from transformers, whose version 5 has none"
 
     def normalized(s):
         s = ''.join(c for c in s.lower() if c not in string.punctuation)
