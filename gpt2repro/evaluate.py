@@ -998,7 +998,7 @@ def _run(job, model, tok, truncate, seed, kw):
     T = model.cfg.n_ctx
     requests = [r for rs in job.requests for r in rs]
     ready = [w for ws in job.ready for w in ws]
-    got = iter(answers(model, tok, requests, ready, seed, desc=f'{t.name} ({p})', **kw))
+    got = iter(answers(model, tok, requests, ready, seed, desc=f'{t.name} ({t.protocol_name(p)})', **kw))
     of_examples = [[next(got) for _ in rs] for rs in job.requests]
     settings = dict(stride='–', normalisation='') | t.settings(p)
     stride = settings['stride']
