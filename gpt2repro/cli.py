@@ -50,9 +50,12 @@ from .report import report as write_report, watch as watch_runs
 from .train import check_schedule, data_folder, is_prepared, longer, read_run
 from .train import train as train_run
 from .evaluate import Evaluation, available_tasks, task
-from .contamination import task_overlaps
+from .contamination import clean_scores, shard_grams, task_overlaps
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
+from .scores.explain import explain as explain_score, explained_text, write_explained
+from .scores.manifest import manifest_of, read_manifest, read_results, verify as verify_results
+from .scores.manifest import same_data, weights_sha256, write_manifest
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
@@ -560,7 +563,8 @@ def _only_available(names, data, protocol):
 
 def _print_overlaps(found, json):
     rows = {name: dict(percent=o.percent, grams=o.grams, found=o.found, n=o.n) for name, o in found.items()}
-    _show(dict(overlap=rows), json, '\n'.join(f'{name}: {o}' for name, o in found.items()))
+    text = '\n'.join(f'{name}, contamination: {o}' for name, o in found.items())
+    _show(dict(overlap=rows, contamination=rows), json, text)
 
 
 def _held_out(name):
@@ -577,7 +581,7 @@ def _results_folder(model, out, name=''):
     return Path(model) / 'evaluation' if is_run(model) else None
 
 
-def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
+def _print_scores(model, cfg, results, suite, sheet, size, folder, json, clean, manifest):
     "One model's scores with what was asked for beside them; files into the folder, if there is one"
     label = as_text(Path(model).resolve().name if Path(model).exists() else model)
     d = results.to_dict()
@@ -594,8 +598,14 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
         table = PaperTable(results, label)
         d |= table.to_dict()
         text += ['', str(table), '', verdict_of(results)]
+    more = {}
+    if clean is not None:
+        more = dict(contamination=clean.to_dict())
+        d |= more
+        text += ['', 'Contamination by the training text:', str(clean)]
     if folder and results:
-        files = write_table(folder, results, cfg.n_params, label)
+        files = write_table(folder, results, cfg.n_params, label, **more)
+        files += write_manifest(files[0], manifest, results)
         text += ['', f'Written: {", ".join(map(str, files))}']
     if sheet:
         points = size_sheet(cfg, results, run_facts(model) if is_run(model) else None, size)
@@ -604,11 +614,61 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json):
     _show(d, json, '\n'.join(text).strip('\n'))
 
 
+def _verify(path, model, data, draw, device, tokenizer, json):
+    "What `--verify` finds; the exit status is 1 if a check fails"
+    if len(model) > 1:
+        raise ValueError(f'--verify with {len(model)} models: name the one that was evaluated, or none')
+    manifest = read_manifest(path)
+    name = model[0] if model else manifest['model']['name']
+    if not model and os.path.isabs(name) and not Path(name).exists():
+        raise FileNotFoundError(f'{name}, the model of {path}, is gone: name its place before --verify')
+    found = verify_results(path, *load_model(name, device, tokenizer), data or None, draw)
+    verdict = 'verified' if found.ok else 'NOT verified'
+    _show(dict(results=path, model=name, **found.to_dict()), json, f'{found}\n{path}: {verdict}')
+    return 0 if found.ok else 1
+
+
+def _compare_files(a, b, seed, across_protocols, json):
+    "Two results of earlier evaluations, from the counts that are kept beside them"
+    if not across_protocols:
+        same_data(a, b)  # raises if the examples are others
+    diff = compare(read_results(a), read_results(b), seed, across_protocols)
+    _show(dict(a=a, b=b, **diff.to_dict()), json, f'A: {a}\nB: {b}\n{diff}')
+
+
+def _check_explain(models, names, protocol, overlap):
+    "Raises `ValueError` for what cannot be explained"
+    if len(models) > 1:
+        raise ValueError(f'--explain with {len(models)} models: name one')
+    if not names or 'heldout' in names:
+        raise ValueError('--explain needs tasks of the paper: name them with --tasks, such as lambada')
+    if protocol:
+        raise ValueError(f'--explain with --protocol {protocol}: leave one out, it goes from modern to paper')
+    if overlap:
+        raise ValueError('--explain with --overlap or --contamination: give one at a time')
+
+
+def _print_explained(net, tok, names, model, folder, json, kw):
+    "Each task from modern to paper: tables, and files into the folder, if there is one"
+    keep = folder / 'answers' if folder else None
+    falls = []
+    text = []
+    for name in names:
+        of_task = explain_score(net, tok, name, keep=keep, **kw)
+        falls += of_task
+        text.append(explained_text(of_task))
+    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
+    if folder:
+        files = write_explained(folder, falls, label)
+        text.append(f'Written: {", ".join(map(str, files))}')
+    _show(dict(model=label, explained=[f.to_dict() for f in falls]), json, '\n\n'.join(text))
+
+
 @call_parse
 def evaluate(
     # a run, a model's folder, nanoGPT's ckpt.pt, or a name on the hub; two of them are compared example by
     # example
-    model: Some,
+    model: Maybe,
     tasks: str = '',  # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
     suite: str = '',  # paper: all tasks of the paper, its four sizes beside; table3: those of its table
     protocol: str = '',  # paper, modern or both; both for a suite, else paper
@@ -623,8 +683,18 @@ def evaluate(
     available: bool = False,  # of a suite, leave out the tasks whose files are not in the folder, and say so
     sheet: bool = False,  # size, data, compute, quality: each like GPT-2's or not
     size: str = '',  # of GPT-2, for the sheet; the nearest if not given
-    # shards, a run or a prepared folder: which part of the tasks' 8-grams is in this training text
+    # what each choice between the protocols modern and paper is worth on this model, one turned at a time
+    explain: bool = False,
+    # shards, a run or a prepared folder with the training text: scores with and without contaminated items
+    contamination: str = '',
+    contaminated_share: float = 0.5,  # of an item's 8-grams in the training text that make it contaminated
+    # the same, but only which part of the tasks' 8-grams is in the training text; nothing is scored
     overlap: str = '',
+    # results.json of an evaluation: check files, model, data and arithmetic, and score a drawn sample again;
+    # the model is the one named there unless one is given
+    verify: str = '',
+    draw: int = 20,  # items of each score that --verify draws
+    across_protocols: bool = False,  # compare results that differ in a switch, too
     # folder with the tokenizer's files, if they are not beside the model; or gpt2
     tokenizer: str = '',
     dtype: str = 'float32',  # of the matrix products: float32 or bfloat16
@@ -633,8 +703,17 @@ def evaluate(
     json: bool = False,  # print one JSON object
 ):
     "Scores: held-out bits per byte, the paper's zero-shot tasks under two protocols, two models compared"
+    if verify:
+        return _verify(verify, model, data, draw, device, tokenizer, json)
+    if not model:
+        raise ValueError('no model given: name a run, a folder with a model, or two of them to compare')
     if len(model) > 2:
         raise ValueError(f'{len(model)} models given: name one, or two to compare')
+    if are_results := [str(m).endswith('.json') and Path(m).is_file() for m in model]:
+        if all(are_results) and len(model) == 2:
+            return _compare_files(*model, seed, across_protocols, json)
+        if any(are_results):
+            raise ValueError('a results.json is compared with another one: name two, or models alone')
     names = list(task_suite(suite)) if suite else []
     if tasks.strip(','):
         names = [t for t in tasks.split(',') if t]
@@ -643,6 +722,8 @@ def evaluate(
     for name in names:
         if name != 'heldout':
             task(name)  # raises: there is no such task
+    if explain:
+        _check_explain(model, names, protocol, overlap or contamination)
     protocol = protocol or ('both' if suite else 'paper')
     if data and not Path(data).exists():
         raise FileNotFoundError(f'--data {data} does not exist: name a folder')
@@ -655,11 +736,23 @@ def evaluate(
         raise FileNotFoundError(
             f'--overlap {overlap} does not exist: name shards, a run or a prepared folder'
         )
+    if contamination and not Path(contamination).exists():
+        raise FileNotFoundError(
+            f'--contamination {contamination} does not exist: name shards, a run or a prepared folder'
+        )
+    if contamination and (len(model) > 1 or set(names) <= {'heldout'}):
+        raise ValueError('--contamination needs one model, and tasks whose items are looked for (--tasks)')
     if size:
         named_size(size)  # raises: there is no such size
     if available:
         names = _only_available(names, data, protocol)
     of_items = dict(data=data or None, limit=limit or None, subset=subset)
+    if explain:
+        net, tok = load_model(model[0], device, tokenizer)
+        how = dict(truncate=truncate, dtype=dtype, seed=seed)
+        return _print_explained(
+            net, tok, names, model[0], _results_folder(model[0], out), json, of_items | how
+        )
     if overlap:
         texts_of = [name for name in names if name != 'heldout']
         if not texts_of:
@@ -684,15 +777,24 @@ def evaluate(
         )
         for m in model
     ]
+    seen = None
+    if contamination:
+        seen = shard_grams(contamination, ready[0].tok)  # raises what is wrong with it before work starts
+    weights = weights_sha256(ready[0].model) if folders[0] and not two else ''
     scores = [
         evaluation.run(folder / 'answers' if folder else None, seed, dtype)
         for evaluation, folder in zip(ready, folders)
     ]
     if two:
-        diff = compare(*scores, seed)
+        diff = compare(*scores, seed, across_protocols)
         text = f'A: {model[0]}\nB: {model[1]}\n{diff}'
         return _show(dict(a=model[0], b=model[1], **diff.to_dict()), json, text)
-    _print_scores(model[0], ready[0].model.cfg, scores[0], suite, sheet, size, folders[0], json)
+    clean = clean_scores(scores[0], ready[0].jobs, seen, contaminated_share, seed) if contamination else None
+    manifest = None
+    if folders[0]:
+        manifest = manifest_of(ready[0], scores[0], model[0], weights, seed=seed, dtype=dtype)
+    cfg = ready[0].model.cfg
+    _print_scores(model[0], cfg, scores[0], suite, sheet, size, folders[0], json, clean, manifest)
 
 # %% ../nbs/38_cli.ipynb #38c10008
 @call_parse
@@ -1063,6 +1165,8 @@ _bounds = dict(
     workers=(0, 1024),
     valid_fraction=(1e-9, 1 - 1e-9),
     near_copies=(1e-9, 1),
+    contaminated_share=(1e-9, 1),
+    draw=(1, 1e6),
     n=(1, 1e6),
     max_new_tokens=(1, 1e7),
     beams=(0, 1024),

@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/paper_table.html.md"""
 
 # %% auto #0
 __all__ = ['paper_sizes', 'figures', 'figures2019', 'suites', 'tokens2019', 'webtext_bytes', 'suite', 'reaches', 'matched',
-           'verdict', 'PaperTable', 'paper_figure', 'write_table', 'Difference', 'Differences', 'compare', 'Point',
-           'Sheet', 'nearest_size', 'run_facts', 'sheet']
+           'verdict', 'PaperTable', 'paper_figure', 'write_table', 'Difference', 'Differences', 'differing', 'compare',
+           'Point', 'Sheet', 'nearest_size', 'run_facts', 'sheet']
 
 # %% ../nbs/32_paper_table.ipynb #ea8e6d12
 import json
@@ -19,10 +19,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from .config import GPT2Config, sizes
 from .utils import nearest, write_atomic
-from .evaluate import Results, Table, finite_or_none
+from .evaluate import Result, Results, Table, finite_or_none
 from .plots import RunFiles, palette
 from .shards import load_manifest
-from .tasks.core import paired
+from .tasks.core import paired, unpaired
 from .train import data_folder, is_prepared, read_run
 
 # %% ../nbs/32_paper_table.ipynb #3cc898d0
@@ -213,12 +213,13 @@ def write_table(
     results: Results,
     n_params: int,  # of the model
     name: str = 'model',
+    **more,  # objects that stand beside the scores, such as `contamination`
 ) -> list[Path]:  # results.json, figure.html
     "The table with all that belongs to it as JSON, and the figure as a page that opens offline"
     table = PaperTable(results, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict(), indent=1) + '\n')]
+    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict() | more, indent=1) + '\n')]
     if any(results.get(k, 'paper') for k in figures):
         page = paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
         out.append(write_atomic(folder / 'figure.html', page))
@@ -256,25 +257,70 @@ class Differences(Table):
         return dict(differences=[{k: finite_or_none(v) for k, v in asdict(d).items()} for d in self])
 
 
+def differing(
+    x: Result,
+    y: Result,  # the same score of another model
+) -> dict[str, tuple]:  # switch -> its two values
+    "The switches in which two scores differ, and the data if these do"
+    out = {}
+    if x.protocol != y.protocol:
+        out['protocol'] = x.protocol, y.protocol
+    for k in dict.fromkeys([*x.switches, *y.switches]):
+        values = x.switches.get(k, 'not known'), y.switches.get(k, 'not known')
+        if values[0] != values[1]:
+            out[k] = values
+    if x.task != 'heldout' and x.data != y.data:
+        out['data'] = x.data, y.data
+    return out
+
+
+def _counterpart(x, b, across_protocols):
+    "The same score in other results, under the same protocol if it is there. Raises `ValueError`"
+    key = f'{x.task}.{x.metric}'
+    y = b.get(key, x.protocol) or b.get(key)
+    if y is None:
+        return None
+    turned = differing(x, y)
+    if turned and not across_protocols:
+        said = ', '.join(f'{k} ({p} and {q})' for k, (p, q) in turned.items())
+        raise ValueError(
+            f'{key}: the two scores differ in {said}; evaluate both under one protocol, '
+            f'or compare them all the same (across_protocols=True, --across-protocols)'
+        )
+    return y
+
+
 def compare(
     a: Results,
     b: Results,  # of another model, on the same tasks and protocols
     seed: int = 0,
+    across_protocols: bool = False,  # compare what differs in a switch, too
 ) -> Differences:
-    "Paired differences. Raises `ValueError` if nothing was scored for both, or not on the same examples"
+    """Differences, from the same examples in pairs.
+
+    Raises `ValueError` if nothing was scored for both, not on the same examples, or under protocols that
+    differ in a switch; with `across_protocols` such scores are compared, too
+    """
     out = Differences()
+    both = {(r.task, r.metric, r.protocol) for r in a} & {(r.task, r.metric, r.protocol) for r in b}
     for x in a:
-        if not (y := b.get(f'{x.task}.{x.metric}', x.protocol)):
+        in_both = (x.task, x.metric, x.protocol) in both
+        if not in_both and any((x.task, x.metric) == key[:2] for key in both):
+            continue  # under another protocol it is compared
+        if not (y := _counterpart(x, b, across_protocols)):
             continue
+        same_items = x.data == y.data and len(x.rows) == len(y.rows)
+        difference = unpaired if differing(x, y) and not same_items else paired
         try:
-            diff, lo, hi = paired(x.metric_of, x.rows, y.rows, seed=seed)
+            diff, lo, hi = difference(x.metric_of, x.rows, y.rows, seed=seed)
         except ValueError as e:
             raise ValueError(f'{x.task}, {x.protocol}: {e}') from None
+        protocol = x.protocol if x.protocol == y.protocol else f'{x.protocol}, {y.protocol}'
         sure = math.isfinite(lo) and lo * hi > 0
         better = 'B' if (diff > 0) == x.higher_is_better else 'A'
         if not sure:
             better = 'neither'
-        out.append(Difference(x.task, x.metric, x.protocol, x.value, y.value, diff, lo, hi, better))
+        out.append(Difference(x.task, x.metric, protocol, x.value, y.value, diff, lo, hi, better))
     if not out:
         raise ValueError(
             'the two models have no score in common: evaluate both on the same tasks under the same protocol'

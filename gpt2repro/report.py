@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 from .checkpoint import best_checkpoint, checkpoints
 from .plots import RunFiles, incidents, palette, spikes, summary, verdict
-from .utils import as_text, write_atomic
+from .utils import as_text, read_json, write_atomic
 
 # %% ../nbs/28_report.ipynb #28a00008
 def thinned(
@@ -309,6 +309,58 @@ def _yardsticks_html(done):  # {name: RunFiles} of runs with scores
     )
 
 
+_evaluation_shape = {
+    'results': [
+        {'task': str, 'metric': str, 'protocol': str, 'value': (float, None), 'items': int, 'data': str}
+    ],
+    'contamination?': {'scores': [{'task': str, 'metric': str, 'protocol': str, 'contaminated': int}]},
+}
+
+
+def _range(low, high):
+    return f'{low:.4g} – {high:.4g}' if isinstance(low, float) and isinstance(high, float) else '–'
+
+
+def _evaluation_rows(d):
+    "A row for each score of an evaluation, with and without contaminated items"
+    found = d.get('contamination', {}).get('scores', [])
+    of = {(c['task'], c['metric'], c['protocol']): c for c in found}
+    for r in d['results']:
+        c = of.get((r['task'], r['metric'], r['protocol']), {})
+        clean = [_or_dash(c.get('clean')), _range(c.get('clean_low'), c.get('clean_high'))]
+        few = f'{c["contaminated"]:,} of {r["items"]:,}' if c else '–'
+        score = [f'{r["task"]}.{r["metric"]}', r['protocol'], _or_dash(r['value'])]
+        yield [*score, _range(r.get('low'), r.get('high')), *clean, few, r['data']]
+
+
+def _or_dash(v):
+    return float(v) if isinstance(v, (int, float)) else '–'
+
+
+def _evaluation_html(name, r, page):
+    "The scores of `gpt2repro evaluate` in a run's folder, if it was called"
+    folder = r.folder / 'evaluation'
+    f = folder / 'results.json'
+    if not f.is_file():
+        return ''
+    d = read_json(f, 'delete it, or evaluate again', _evaluation_shape)
+    head = ['score', 'protocol', 'all items', '95 % interval', 'without contaminated', '95 % interval']
+    table = _table_html(_evaluation_rows(d), [*head, 'contaminated', 'data'])
+    what = (
+        'An item is contaminated if it shares much of its runs of eight words with the training text.'
+        if 'contamination' in d
+        else 'Nobody looked whether items stand in the training text: '
+        '`gpt2repro evaluate --contamination` does.'
+    )
+    links = (
+        (folder / file, text) for file, text in (('figure.html', 'figure'), ('explain.html', 'explained'))
+    )
+    ways = [(relative_link(p, page), text) for p, text in links if p.is_file()]
+    more = ', '.join(f'<a href="{html.escape(to)}">{text}</a>' for to, text in ways if to)
+    note = f'<p class="sub">{what} {more}</p>'
+    return f'<h2>{html.escape(name)}: evaluation</h2>{table}{note}'
+
+
 def _incidents_html(r, most=100):
     "A table of what happened during a run"
     found = incidents(r.log)
@@ -457,6 +509,7 @@ def _write(rs, out, refresh=0.0):
         else '',
         _peak_note(runs),
         _yardsticks_html(done) if done else '',
+        *(_evaluation_html(name, r, page) for name, r in runs.items()),
         *(_run_html(i, n, r, page) for i, (n, r) in enumerate(runs.items())),
     ]
     html_page = _page(' · '.join(runs), ''.join(body), data)
@@ -490,7 +543,15 @@ def _stamps(folders):
     "What changes when there is something new to report"
     out = []
     for folder in map(Path, folders):
-        for name in ('config.json', 'log.jsonl', 'scores.json', 'samples.txt', 'checkpoints'):
+        files = (
+            'config.json',
+            'log.jsonl',
+            'scores.json',
+            'samples.txt',
+            'checkpoints',
+            'evaluation/results.json',
+        )
+        for name in files:
             try:
                 s = (folder / name).stat()
             except FileNotFoundError:

@@ -3,8 +3,15 @@
 import json
 import os
 import random
+import re
+import shutil
+import string
+import sys
+from collections import Counter
+from types import SimpleNamespace
 
 os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false')
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
@@ -14,7 +21,7 @@ from gpt2repro.config import GPT2Config
 from gpt2repro.evaluate import answers, evaluate, prepared, tasks
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
-from gpt2repro.tasks.core import LogLik, Rolling
+from gpt2repro.tasks.core import LogLik, Rolling, Written
 from gpt2repro.tasks.perplexity import wikitext_pages
 from gpt2repro.utils import reference_data
 from gpt2repro.tokenizer import GPT2BPE
@@ -56,7 +63,15 @@ def model(folder):
 
 @pytest.fixture(scope='module')
 def theirs(folder, tmp_path_factory):
-    "Function (lm-eval's configuration, rows of the data set) -> its results and logged samples"
+    return runner(folder, tmp_path_factory)
+
+
+def runner(folder, tmp_path_factory):
+    """Function (lm-eval's configuration, rows of the data set) -> its results and logged samples.
+
+    Its data sets come from the hub, which a test has not: its own yaml is included, and `data_files` names
+    rows written here in the form of the data set
+    """
     import yaml
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -76,6 +91,7 @@ def theirs(folder, tmp_path_factory):
                     dataset_name=None,
                     training_split=None,
                     validation_split=None,
+                    fewshot_split=None,
                     test_split='test',
                     dataset_kwargs=dict(
                         data_files=dict(test=str(d / 'rows.jsonl')), cache_dir=str(d / 'cache')
@@ -216,3 +232,155 @@ def test_winograd(theirs, model, tok, tmp_path):
     assert same_items(got, [tasks['winograd'].requests(x, 'modern') for x in ex], model, tok) == 10
     res = evaluate(model, tok, 'winograd', 'modern', tmp_path, subset=True)
     assert res['winograd.acc'].value == pytest.approx(100 * score(got, 'acc'), abs=1e-6)
+
+
+def test_lambada_as_released(theirs, model, tok, tmp_path):
+    "lm-eval's `lambada_standard` is the file of the task's authors: here real passages in its form"
+    t = tasks['lambada']
+    released = replace(t.protocols['modern'], text='released')
+    passages = [
+        re.sub(r'([.,!?;])', r' \1', ' '.join(x.lower().split())).replace('"', "''")
+        for x in t.examples(data)[:40]
+        if x.split(' ')[-1].isalpha()
+    ]
+    (tmp_path / 'lambada_test_plain_text.txt').write_text('\n'.join(passages) + '\n')
+    ex = t.examples(tmp_path, True, released)
+    got = theirs('lambada/lambada_standard.yaml', [dict(text=x) for x in passages])
+    assert same_items(got, [t.requests(x, released) for x in ex], model, tok) == len(passages) > 20
+    res = evaluate(model, tok, 'lambada', released, tmp_path, subset=True, truncate=True)
+    assert res['lambada.ppl'].value == pytest.approx(score(got, 'perplexity'), rel=1e-4)
+
+
+@pytest.fixture(scope='module')
+def long_folder(folder, tmp_path_factory):
+    "The same kind of model with a context that has room for a story and 256 tokens"
+    from gpt2repro.weights import from_pretrained
+
+    net = from_pretrained(folder)
+    torch.manual_seed(1)
+    wide = GPT2(net.cfg.replace(n_ctx=1024))
+    weights = net.state_dict()
+    wpe = wide.state_dict()['wpe.weight'].clone()
+    wpe[: len(weights['wpe.weight'])] = weights['wpe.weight']
+    wide.load_state_dict(weights | {'wpe.weight': wpe})
+    tok = GPT2BPE.from_files(data / 'tokenizer/encoder.json', data / 'tokenizer/vocab.bpe')
+    return save_pretrained(wide.eval(), tmp_path_factory.mktemp('model') / 'long', tok)
+
+
+@pytest.fixture(scope='module')
+def long_model(long_folder):
+    from gpt2repro.weights import from_pretrained
+
+    return from_pretrained(long_folder)
+
+
+@pytest.fixture(scope='module')
+def writes(long_folder, tmp_path_factory):
+    return runner(long_folder, tmp_path_factory)
+
+
+def same_texts(got, requests, model, tok):
+    "Each prompt is the same, and what is written after it"
+    samples = sorted(got['samples']['local'], key=lambda s: s['doc_id'])
+    flat = [r for rs in requests for r in rs]
+    ours = answers(model, tok, flat, prepared(flat, tok, model.cfg.n_ctx))
+    assert len(samples) == len(flat)
+    for s, r, mine in zip(samples, flat, ours):
+        (arguments,) = s['arguments']
+        assert arguments[0] == r.prompt + r.tail
+        [[theirs]] = s['resps']
+        assert mine.text == theirs, (r.prompt[-60:], mine.text[:80], theirs[:80])
+    return len(flat)
+
+
+@pytest.fixture
+def squad_metrics(monkeypatch):
+    "SQuAD's measures as in its script: lm-eval takes them from transformers, whose version 5 has none"
+
+    def normalized(s):
+        s = ''.join(c for c in s.lower() if c not in string.punctuation)
+        return re.sub(r'\b(a|an|the)\b', ' ', s).split()
+
+    def f1(gold, answer):
+        gold, answer = normalized(gold), normalized(answer)
+        same = sum((Counter(gold) & Counter(answer)).values())
+        if not gold or not answer:
+            return float(gold == answer)
+        if not same:
+            return 0.0
+        precision, recall = same / len(answer), same / len(gold)
+        return 2 * precision * recall / (precision + recall)
+
+    def exact(gold, answer):
+        return int(normalized(gold) == normalized(answer))
+
+    name = 'transformers.data.metrics'
+    measures = SimpleNamespace(compute_f1=f1, compute_exact=exact)
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(squad_metrics=measures))
+    monkeypatch.setitem(sys.modules, f'{name}.squad_metrics', measures)
+    monkeypatch.setattr('transformers.data.metrics', sys.modules[name], raising=False)
+
+
+def test_coqa(writes, long_model, tok, tmp_path, squad_metrics):
+    t = tasks['coqa']
+    shutil.copy(data / 'coqa/coqa-dev-v1.0.first1.json', tmp_path / 'coqa-dev-v1.0.json')
+    [x] = t.examples(tmp_path, subset=True)
+    columns = lambda texts: dict(input_text=texts)
+    few = [x | {k: x[k][:n] for k in ('questions', 'answers')} for n in (1, 2)]
+    few = [f | dict(more=[m[: len(f['questions'])] for m in x['more']]) for f in few]
+    rows = [
+        dict(
+            story=f['story'],
+            questions=columns(f['questions']),
+            answers=columns(f['answers']),
+            additional_answers={str(i): columns(m) for i, m in enumerate(f['more'])},
+        )
+        for f in few
+    ]
+    got = writes('coqa/default.yaml', rows)
+    requests = [t.requests(f, 'modern') for f in few]
+    assert same_texts(got, requests, long_model, tok) == 2
+    rows = t.rows(few, [answers(long_model, tok, rs) for rs in requests], 'modern')
+    for k in 'f1', 'em':
+        assert t.metrics[k].of(rows[k].sum(0)) == pytest.approx(100 * score(got, k), abs=1e-6)
+
+
+def test_nq_open(writes, long_model, tok):
+    t = tasks['nq']
+    rows = [
+        dict(question=f'who wrote the play of king {n}', answer=['The King', n]) for n in ('Lear', 'John')
+    ]
+    ex = t.from_rows(rows)
+    got = writes('nq_open/nq_open.yaml', rows)
+    requests = [t.requests(x, 'modern') for x in ex]
+    samples = got['samples']['local']
+    assert same_texts(got, requests, long_model, tok) == 2
+    assert [s['arguments'][0][0] for s in samples] == [r.prompt for [r] in requests]
+    counts = t.rows(ex, [answers(long_model, tok, rs) for rs in requests], 'modern')
+    assert t.metrics['em'].of(counts['em'].sum(0)) == pytest.approx(100 * score(got, 'exact_match'), abs=1e-6)
+
+
+@pytest.mark.parametrize('name,a,b', [('wmt14-fr-en', 'fr', 'en'), ('wmt14-en-fr', 'en', 'fr')])
+def test_wmt14(name, a, b, writes, long_model, tok):
+    t = tasks[name]
+    ex = t.examples(data)[:3]
+    got = writes(f'translation/wmt14_{a}-{b}.yaml', [dict(translation={a: x, b: y}) for x, y in ex])
+    requests = [t.requests(x, 'modern') for x in ex]
+    assert same_texts(got, requests, long_model, tok) == 3
+    # What this model writes has no word of the gold: the arithmetic is compared on texts that have some.
+    theirs = lm_eval.api.metrics.bleu([(' ' + y, y.replace('the', 'a').replace('les', 'des')) for _, y in ex])
+    near = [[Written(y.replace('the', 'a').replace('les', 'des'), np.zeros(0))] for _, y in ex]
+    counts = t.rows(ex, near, 'modern')['bleu']
+    assert t.metrics['bleu'].of(counts.sum(0)) == pytest.approx(theirs, abs=1e-6) and theirs < 99
+
+
+def test_cnn_dailymail(writes, long_model, tok):
+    t = tasks['cnn-dm']
+    ex = [dict(x, article=x['article'][:600]) for x in t.examples(data, subset=True)[:2]]
+    rows = [dict(article=x['article'], highlights='\n'.join(x['highlights'])) for x in ex]
+    got = writes('cnn_dailymail/cnn_dailymail.yaml', rows)
+    requests = [t.requests(x, 'modern') for x in ex]
+    assert same_texts(got, requests, long_model, tok) == 2
+    counts = t.rows(ex, [answers(long_model, tok, rs) for rs in requests], 'modern')
+    for k in 'rouge1', 'rouge2', 'rougeL':
+        assert t.metrics[k].of(counts[k].sum(0)) == pytest.approx(100 * score(got, k), abs=1e-6)

@@ -24,6 +24,8 @@ heard_in = {
     'export.py': {'export', 'push'},
     'checkpoint.py': {v for v in verbs if '--tokenizer' in has[v]},
     'evaluate.py': {'evaluate'},
+    'paper_table.py': {'evaluate'},
+    'scores/manifest.py': {'evaluate'},
     'tasks/core.py': {'evaluate'},
     'train.py': {'train', 'evaluate'},
     'reproduce.py': {'train'},

@@ -6,11 +6,12 @@ Docs: https://gpt2repro.github.io/gpt2repro/tasks/core.html.md"""
 
 # %% auto #0
 __all__ = ['accuracy', 'average', 'perplexity', 'bits', 'parquet', 'Rolling', 'LogLik', 'Continue', 'Scored', 'Written', 'Metric',
-           'ratio', 'bootstrap', 'paired', 'find_file', 'read_text', 'read_jsonl', 'Hub', 'Task']
+           'ratio', 'bootstrap', 'paired', 'unpaired', 'find_file', 'read_text', 'read_jsonl', 'Hub', 'switch',
+           'Switches', 'per_length', 'Task']
 
 # %% ../../nbs/tasks/00_core.ipynb #65f74490
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ class Rolling:
     text: str
     # tokens that the window moves each time; none: a whole context, so that windows do not overlap
     stride: int | None = None
+    context: int | None = None  # tokens of a window at most; none: as many as the model can see
+    begin: bool = True  # `<|endoftext|>` stands before the text, so that its first token is scored
+    end: bool = False  # `<|endoftext|>` after the text is scored too
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class LogLik:
     context: str
     target: str
     without: tuple = ()  # words that do not count when the best token is looked for
+    begin: bool = False  # `<|endoftext|>` stands before the context
+    end: bool = False  # `<|endoftext|>` after the target is scored too
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,23 @@ def paired(
     resampled = _resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed)
     return difference, *_middle(resampled, level)
 
+
+def unpaired(
+    metric: Metric,
+    a: np.ndarray,  # (N,k) counts of each example
+    b: np.ndarray,  # (M,k) of other examples, or of others' parts
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float, float]:  # difference b - a, lower and upper end
+    "Difference of two scores whose examples are not the same: each is resampled by itself"
+    with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
+        difference = float(metric.of(b.sum(0)) - metric.of(a.sum(0)))
+    if min(len(a), len(b)) < 2:
+        return difference, float('nan'), float('nan')
+    resampled = _resampled(metric, b, draws, seed) - _resampled(metric, a, draws, seed + 1)
+    return difference, *_middle(resampled, level)
+
 # %% ../../nbs/tasks/00_core.ipynb #46ec9c46
 def find_file(
     folder,  # where the data are
@@ -214,6 +237,61 @@ class Hub:
                 f'check the network, or give a folder with the files as released (--data FOLDER)'
             ) from None
 
+# %% ../../nbs/tasks/00_core.ipynb #explain0001
+def switch(
+    about: str,  # what is chosen, in words
+    *choices,  # the values that it may have; the first is the default
+    whole: bool = False,  # a whole number above 0 is allowed too
+):  # a field of a frozen dataclass
+    "A choice that two protocols may make in different ways"
+    return field(default=choices[0], metadata=dict(about=about, choices=choices, whole=whole))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    "All choices of a protocol; each task has its own"
+
+    begin: bool = switch('`<|endoftext|>` stands before the text', False, True)
+    end: bool = switch('`<|endoftext|>` after the text is scored too', False, True)
+
+    def __post_init__(self):
+        "Raises `ValueError` for a value that a switch does not have"
+        for f in fields(self):
+            value = getattr(self, f.name)
+            choices = f.metadata['choices']
+            counts = f.metadata['whole'] and type(value) is int and value > 0
+            if counts or any(type(value) is type(c) and value == c for c in choices):
+                continue
+            more = ' or a whole number above 0' if f.metadata['whole'] else ''
+            raise ValueError(f'{f.name}={value!r}: choose {" or ".join(map(str, choices))}{more}')
+
+    @classmethod
+    def named(cls, name: str):  # its field
+        "The switch of that name. Raises `ValueError` with the nearest names"
+        known = {f.name: f for f in fields(cls)}
+        if name not in known:
+            raise ValueError(f'unknown switch {name!r}: {nearest(name, known)}')
+        return known[name]
+
+    def turned(self, other) -> list[str]:
+        "The switches in which another protocol differs, in their order"
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+    def to_dict(self) -> dict:  # ready for JSON
+        return asdict(self)
+
+
+def per_length(
+    answers: list,  # `Scored` of each candidate
+    targets: list[str],
+    per: str,  # `sum`, `by token` or `by character`
+) -> np.ndarray:  # (candidates,)
+    "What candidates are compared by: their log-probability, or that divided by their length"
+    sums = np.array([a.sum for a in answers])
+    if per == 'by token':
+        return sums / [len(a.logprobs) for a in answers]
+    return sums / [len(t) for t in targets] if per == 'by character' else sums
+
 # %% ../../nbs/tasks/00_core.ipynb #702dd615
 class Task:
     "Base of the tasks; a subclass fills in what is below"
@@ -227,6 +305,30 @@ class Task:
     metrics = {}  # name -> `Metric`; the first is the one that the paper's table shows
     counted = 'examples'  # what `count` counts
     extra = ''  # a package that scoring needs
+    protocols = {}  # name -> `Switches`
+    explained = ()  # the scores that are explained switch by switch; the first one if not given
+    of_the_whole = ()  # scores for which an example's counts depend on the other examples
+
+    def switches(
+        self,
+        protocol,  # its name, or the switches
+    ) -> Switches:
+        "All choices of a protocol. Raises `ValueError` for another task's"
+        if isinstance(protocol, str):
+            return self.protocols.get(protocol, Switches())
+        own = type(self.protocols.get('modern', Switches()))
+        if not isinstance(protocol, own):
+            raise ValueError(f'{type(protocol).__name__} for {self.name}: give {own.__name__}')
+        return protocol
+
+    def protocol_name(self, protocol) -> str:
+        "`paper`, `modern`, or what differs from the nearer one"
+        if isinstance(protocol, str):
+            return protocol
+        name = min(self.protocols, key=lambda p: len(self.protocols[p].turned(protocol)))
+        turned = self.protocols[name].turned(protocol)
+        more = ', '.join(f'{k}={getattr(protocol, k)}' for k in turned)
+        return f'{name} with {more}' if turned else name
 
     def read(self, path) -> list:
         "Examples of a file"
@@ -260,6 +362,10 @@ class Task:
         "The file in a folder. Raises `FileNotFoundError`"
         return find_file(folder, self.file, self.name, self.source)
 
+    def files(self, folder, protocol) -> list[Path]:
+        "All files that are read. Raises `FileNotFoundError`"
+        return [self.locate(folder, protocol)]
+
     def rows(
         self,
         examples: list,
@@ -272,6 +378,15 @@ class Task:
             for k, v in self.score(x, a, protocol).items():
                 out.setdefault(k, []).append(np.atleast_2d(np.asarray(v, dtype=np.float64)))
         return {k: np.concatenate(v) for k, v in out.items()}
+
+    def paired_rows(
+        self,
+        examples: list,
+        answers: list,  # those of each example
+        protocol,
+    ) -> dict[str, np.ndarray]:  # metric -> (N,k)
+        "Counts with a row for the same part of the data under any switches"
+        return self.rows(examples, answers, protocol)
 
     def examples(
         self,
