@@ -13,6 +13,7 @@ from .utils import nearest
 
 # All settings can be imported from here.
 from .settings import Config, DataConfig, GPT2Config, OptimConfig, RunConfig  # noqa: F401
+from .settings import ModelConfig, VariantConfig  # noqa: F401
 from .settings import from_dict, override, read_settings, size, sizes, to_dict, write_settings  # noqa: F401
 
 # %% ../nbs/02_config.ipynb #02c10002
