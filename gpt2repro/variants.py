@@ -121,13 +121,16 @@ class VariantAttention(nn.Module):
         self.c_proj = nn.Linear(cfg.n_head * D, C, bias=cfg.bias)
         self.drop = nn.Dropout(cfg.resid_pdrop)
 
+    def projected(self, x):  # (B,T,C) -> (B,T,H,D), (B,T,K,D), (B,T,K,D)
+        return [c(x).unflatten(-1, (-1, self.head_size)) for c in (self.c_q, self.c_k, self.c_v)]
+
     def heads(
         self,
         x: Tensor,  # (B,T,C)
         rotary: Tensor = None,  # (2,…,T,1,D/2); None: positions are elsewhere
     ) -> tuple[Tensor, Tensor, Tensor]:  # (B,T,H,D), (B,T,K,D), (B,T,K,D)
         "Queries, keys and values, normed and turned"
-        q, k, v = (c(x).unflatten(-1, (-1, self.head_size)) for c in (self.c_q, self.c_k, self.c_v))
+        q, k, v = self.projected(x)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
