@@ -6,10 +6,10 @@ Docs: https://gpt2repro.github.io/gpt2repro/weights.html.md"""
 
 # %% auto #0
 __all__ = ['transposed', 'weight_suffixes', 'gpt2_vocabulary', 'is_padding', 'hf_config', 'from_hf_config', 'unlike_qwen3',
-           'only_here', 'variant_hf_config', 'from_qwen3_config', 'from_own_config', 'hf_layout', 'to_hf', 'qwen3_name',
-           'from_qwen3_name', 'bare_names', 'from_hf', 'check_tensors', 'read_tensors', 'read_pickle', 'state_dict_in',
-           'weight_file', 'model_tensors', 'write_tensors', 'fetch', 'save_pretrained', 'from_tf_name', 'from_tf',
-           'from_tensorflow', 'from_nanogpt', 'from_pretrained']
+           'only_here', 'family', 'variant_hf_config', 'from_qwen3_config', 'from_own_config', 'hf_layout', 'to_hf',
+           'qwen3_name', 'from_qwen3_name', 'bare_names', 'from_hf', 'check_tensors', 'read_tensors', 'read_pickle',
+           'state_dict_in', 'weight_file', 'model_tensors', 'write_tensors', 'fetch', 'save_pretrained', 'from_tf_name',
+           'from_tf', 'from_tensorflow', 'from_nanogpt', 'from_pretrained']
 
 # %% ../nbs/16_weights.ipynb #26afd7cd
 import errno
@@ -211,6 +211,13 @@ def only_here(cfg: ModelConfig) -> str:  # '' where transformers has the class
         f'no class of transformers has a model with {", ".join(parts)}: gpt2repro opens it, and neither '
         f'transformers nor llama.cpp nor vLLM does'
     )
+
+
+def family(cfg: ModelConfig) -> str:
+    "What kind of model it is, in a word"
+    if not isinstance(cfg, VariantConfig):
+        return 'GPT-2'
+    return 'transformer' if unlike_qwen3(cfg) else 'Qwen3'
 
 
 def variant_hf_config(
