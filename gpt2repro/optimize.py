@@ -252,6 +252,7 @@ class WideVariantAttention(LeanVariantAttention):
     "Attention whose softmax is in float32 for bfloat16 too, see `WideAttention`"
 
     def attend(self, q, k, v, attn_mask=None):
+        q, k = q.to(v.dtype), k.to(v.dtype)  # the norm's float32 weights have made them float32
         with autocast(q.device, 'bfloat16' if q.dtype == torch.bfloat16 else 'float32'):
             return super().attend(q, k, v, attn_mask)
 
