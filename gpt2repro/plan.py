@@ -305,13 +305,15 @@ def memory(
     tokens = rows * (T or cfg.n_ctx)
     state = state_bytes(cfg, optimizer, w, momentum)
     stays = dict(weights=w * N / devices, optimizer=state / devices)
+    stacks = 4 * cfg.n_layer * block_weights(cfg) if optimizer == 'muon' else 0  # two in bfloat16
     if chip.kind == 'tpu':
-        return stays | program_bytes(cfg, tokens, precision, remat, devices)
+        parts = program_bytes(cfg, tokens, precision, remat, devices)
+        return stays | parts | dict(transient=parts['transient'] + stacks)
     parts = stays | dict(
         gradients=w * N / devices,
         kept=saved_bytes(cfg, tokens, precision, remat, chip.kind)
         + (2 * N if precision == 'mixed' and chip.kind == 'gpu' else 0),  # autocast's copies of the weights
-        transient=peak_bytes(cfg, tokens, precision, chip.kind),
+        transient=max(peak_bytes(cfg, tokens, precision, chip.kind), stacks),
     )
     if chip.kind == 'cpu' and remat == 'block':
         parts['gaps'] = _gaps[precision] * block_bytes(cfg, tokens, precision)

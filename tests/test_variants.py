@@ -126,7 +126,7 @@ def test_fine_tuning_takes_the_parts_with_it(whole, data, tmp_path):
 
     cfg = fine_tuning_config(recipe('finetune'), str(whole), str(data))
     assert cfg.model == read_run(whole).model
-    cfg = cfg.replace(max_steps=2, batch_tokens=256, data=cfg.data.replace(source=str(data)))
+    cfg = cfg.replace(max_steps=25, batch_tokens=256, data=cfg.data.replace(source=str(data)))
     run = train(cfg, tmp_path / 'tuned', 'cpu', [])
     assert (run / 'checkpoints').is_dir()
 
