@@ -25,7 +25,7 @@ from .backend import sync, to_device, virtual_devices, placeholder_parameters
 from .config import OptimConfig, RunConfig, size as named_size
 from .decode import Decoder, weight_modules
 from .generation import RowBatch, generation_step
-from .model import GPT2
+from .variants import build_model
 from .optimize import optimize_model
 from .plan import chip_devices, chips, plan
 from .rules import Sampling
@@ -42,11 +42,11 @@ def step_config(
     """The settings of the step that is compiled: each optimizer with the schedule that it was published
     with, no dropout, no accumulation"""
     cfg = named_size(size).no_dropout()
-    o = (
-        OptimConfig(schedule='paper')
-        if optimizer == 'adafactor'
-        else OptimConfig(name='adamw', lr=2.5e-4, warmup_steps=100)
-    )
+    o = dict(
+        adafactor=OptimConfig(schedule='paper'),
+        adamw=OptimConfig(name='adamw', lr=2.5e-4, warmup_steps=100),
+        muon=OptimConfig(name='muon', lr=2e-3, warmup_steps=100),
+    )[optimizer]
     return RunConfig(
         model=cfg,
         optim=o,
@@ -62,7 +62,7 @@ def _model(cfg, precision, remat, device, devices=1):
     For many devices it is moved, and not made there, so that they get their shares at once
     """
     with torch.device('meta'):
-        model = GPT2(cfg, remat=remat).to(torch.bfloat16 if precision == 'bfloat16' else torch.float32)
+        model = build_model(cfg, remat).to(torch.bfloat16 if precision == 'bfloat16' else torch.float32)
     model = placeholder_parameters(model) if devices == 1 else model.to_empty(device='cpu').to(device)
     return optimize_model(model, device)
 
@@ -114,7 +114,7 @@ def record_decoding(
     dev = virtual_devices(1)
     cfg = named_size(size).no_dropout()
     with torch.device('meta'):
-        model = GPT2(cfg).eval()
+        model = build_model(cfg).eval()
     for module in weight_modules(model):
         module.weight.data = module.weight.data.to(getattr(torch, precision))
     dec = Decoder(placeholder_parameters(model), precision)

@@ -31,7 +31,7 @@ from .parallel import copy_whole, full_tensor, rank_and_world_size, reshard
 from .tokenizer import GPT2BPE, load_tokenizer, save_hf
 from .utils import misfit, read_json, scratch_folder
 from .weights import fetch, gpt2_vocabulary, is_padding, weight_file, weight_suffixes
-from .weights import model_tensors, read_tensors, transposed, check_tensors, from_hf, hf_config
+from .weights import model_tensors, read_tensors, check_tensors, from_hf, hf_config, hf_layout
 from .weights import write_tensors
 from .weights import from_pretrained, save_pretrained  # noqa: F401  one door for weights and runs
 
@@ -182,7 +182,7 @@ def snapshot(
     reshard(model)
     ours = {n: copy(n, t) for n, t in model.state_dict().items()}
     rest = {}
-    hf = {f'transformer.{n}': t.T if n.endswith(transposed) else t for n, t in ours.items()}
+    hf = hf_layout(ours, model.cfg)
     return dict(
         model=hf,
         rest=rest,
@@ -474,7 +474,7 @@ def load_checkpoint(
     "Put a run's state back. Raises `ValueError` naming the file or the tensor that does not fit"
     path = Path(path)
     d = _read_state(path) if verified else verify_checkpoint(path)
-    sd = from_hf(model_tensors(path))
+    sd = from_hf(model_tensors(path), cfg=model.cfg)
     reshard(model)
     check_tensors(sd, model, path)
     for n, w in model.state_dict().items():

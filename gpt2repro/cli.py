@@ -27,7 +27,7 @@ from typing import Annotated
 from fastcore.script import anno_parser, call_parse
 from .utils import as_text, finite, nearest, read_lines, scratch_folder, warn
 from .settings import as_source, size as named_size
-from .config import override, recipe as named_recipe
+from .config import override, recipe as named_recipe, sizes
 from .backend import available, describe, fast_dtype, get_device, on_colab, problems
 from .backend import product_dtypes
 from .corpus import hub_datasets, policies
@@ -94,7 +94,9 @@ def _is_setting(word):
 @call_parse
 def reproduce(
     minutes: float = 10.0,  # time for everything
-    out: str = 'runs/tiny',  # the run's folder; a second call goes on where the first stopped
+    # the run's folder, runs/RECIPE if not given; a second call goes on where the first stopped
+    out: str = '',
+    recipe: str = 'tiny',  # tiny, GPT-2's way; or modern, today's
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
     workers: int = 2,  # processes that tokenize
     json: bool = False,  # print one JSON object
@@ -102,7 +104,11 @@ def reproduce(
     "The main job: embedded corpus, tokenizer, shards, training, samples, scores and report"
     if not minutes > 0:
         raise ValueError(f'--minutes {minutes:g}: give a number above 0')
-    scores = reproduce_run(named_recipe('tiny'), out, minutes, device, workers)
+    out = out or f'runs/{recipe}'
+    cfg = named_recipe(recipe)
+    if (Path(out) / 'config.json').is_file():
+        _check_begun(out, read_run(out), recipe, '', [])
+    scores = reproduce_run(cfg, out, minutes, device, workers)
     if scores['bpb'] is None:
         if json:
             print(dumps(dict(run=out, **scores)))
@@ -920,27 +926,35 @@ def webtext(
     _show(dict(out=out, **got), json, '\n'.join(lines))
 
 # %% ../nbs/38_cli.ipynb #10cf33ec
+def _size_of(model):
+    "The first name of a model of these settings, dropout aside; '' if it has none"
+    return next((name for name, c in sizes.items() if c.no_dropout() == model.no_dropout()), '')
+
+
 @call_parse
 def plan(
-    size: str = '1.5B',  # of the model
+    size: str = '',  # of the model; 1.5B, or that of the recipe, if not given
     # v2, v3, v4, v5e, v5p, v6e, tpu7x, T4, L4, A100, A100-80GB, H100, H200 or CPU; or a slice such as
     # v2-8
     chip: str = 'v5e',
     batch: int = 8,  # sequences that go through the model at once, over all devices
     precision: str = 'mixed',  # float32, mixed (float32 weights, bfloat16 products) or bfloat16
-    optimizer: str = 'adafactor',  # or adamw
+    optimizer: str = '',  # adafactor, adamw or muon; the recipe's, or adafactor, if not given
     remat: str = 'block',  # none, or block: keep only each block's input for the backward pass
     devices: int = 0,  # how many; 0: what the chip's name says
-    recipe: str = '',  # how long would these settings take: tiny or 124M
+    recipe: str = '',  # how long would these settings take: tiny, 124M or modern-124M
     tokens: float = 0.0,  # how long would so many tokens take, such as 1e9
     compile: bool = False,  # ask the TPU's compiler too: takes minutes, needs no TPU
     json: bool = False,  # print one JSON object
 ):
     "Does a training step fit a chip? Memory by part, speed, hours, the largest batch"
-    p = plan_step(size, chip, batch, precision, optimizer, remat, devices)
-    if recipe:
-        cfg = named_recipe(recipe)
+    cfg = named_recipe(recipe) if recipe else None
+    if cfg:
         tokens = float(cfg.max_steps * cfg.batch_tokens)
+        optimizer = optimizer or cfg.optim.name
+    size = size or (_size_of(cfg.model) if cfg else '') or '1.5B'
+    optimizer = optimizer or 'adafactor'
+    p = plan_step(size, chip, batch, precision, optimizer, remat, devices)
     d = dict(p.to_dict())
     lines = [str(p)]
     if tokens:

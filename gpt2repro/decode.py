@@ -6,11 +6,14 @@ Docs: https://gpt2repro.github.io/gpt2repro/decode.html.md"""
 
 # %% auto #0
 __all__ = ['weight_kinds', 'Matrix', 'quantize', 'dequantize', 'weight_modules', 'fake_quantize', 'Norm', 'Layer', 'Weights',
-           'decoder_weights', 'KVCache', 'linear', 'embed', 'layer_norm', 'mlp', 'attend_cache', 'decode_layer',
-           'lm_head', 'decode_step', 'prefill', 'CStep', 'prefill_each', 'quantize_in_c', 'Decoder']
+           'decoder_weights', 'KVCache', 'linear', 'embed', 'layer_norm', 'mlp', 'attend_cache', 'attend_heads',
+           'decode_layer', 'lm_head', 'decode_step', 'prefill', 'RMS', 'VariantLayer', 'VariantWeights',
+           'variant_weights', 'any_norm', 'variant_heads', 'variant_mlp', 'variant_layer', 'variant_head',
+           'variant_prefill', 'CProducts', 'CStep', 'prefill_each', 'quantize_in_c', 'Decoder']
 
 # %% ../nbs/22_decode.ipynb #4bc4ebae
 import ctypes
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from .backend import can_compile, compile_model, is_cpu, needs_static_shapes
 from .utils import nearest
 from .model import GPT2
+from .variants import Variant, build_model, gelu_tanh, relu_squared, rotary_angles, rotate, soft_cap
 from .kernels import call_c, load_library
 
 # %% ../nbs/22_decode.ipynb #de9cd1db
@@ -56,6 +60,8 @@ def dequantize(m: Matrix) -> Tensor:  # (N,K) float32
 # %% ../nbs/22_decode.ipynb #80fcee63
 def weight_modules(model: GPT2) -> list:
     "The modules whose `weight` is read for every token: all linear layers, and the token table"
+    if isinstance(model, Variant):
+        return [m for m in model.modules() if isinstance(m, torch.nn.Linear)] + [model.wte]
     blocks = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in model.h]
     return [*(module for block in blocks for module in block), model.wte]
 
@@ -66,7 +72,7 @@ def fake_quantize(
     kind: str,  # one of `weight_kinds`
 ) -> GPT2:  # a new one, in float32
     "The model that a `Decoder` with such weights computes"
-    new = GPT2(model.cfg).to(model.wte.weight.device)
+    new = build_model(model.cfg).to(model.wte.weight.device)
     new.load_state_dict(model.state_dict())
     for module in weight_modules(new):
         module.weight.copy_(dequantize(quantize(module.weight, kind)))
@@ -139,14 +145,14 @@ class KVCache:
 
     def __init__(
         self,
-        cfg,  # the model's `GPT2Config`
+        cfg,  # the model's settings
         batch: int,  # B
         slots: int,  # S; at most `cfg.n_ctx` are of use
         device=None,
         dtype: torch.dtype = torch.float32,
     ):
         def new():
-            shape = batch, cfg.n_head, slots, cfg.head_size
+            shape = batch, cfg.kv_heads, slots, cfg.head_size
             return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
 
         self.slots = slots
@@ -193,7 +199,7 @@ def embed(w: Weights, ids, pos):  # Weights, (…) token ids, (…) positions ->
     x = w.wte.w[ids].float()
     if w.wte.scale is not None:
         x = x * w.wte.scale[ids][..., None]
-    return x + w.wpe[pos]
+    return x if w.wpe is None else x + w.wpe[pos]
 
 
 def layer_norm(x, ln: Norm):
@@ -207,14 +213,19 @@ def mlp(x, l: Layer, linear=linear):  # (…,C), Layer -> (…,C)
 def attend_cache(qkv, k, v, pos, attn_mask):  # (B,3C), (B,H,S,D) twice, (B,), (B,S) bool -> (B,C)
     "Write the new token's key and value to slot `pos`, and attend from it to all slots in the mask"
     B, H, _, D = k.shape
-    q, k_new, v_new = qkv.view(B, 3, H, D).unbind(1)  # (B,H,D)
-    rows = torch.arange(B, device=k.device)
+    return attend_heads(*qkv.view(B, 3, H, D).unbind(1), k, v, pos, attn_mask)
+
+
+def attend_heads(q, k_new, v_new, k, v, pos, attn_mask):  # (B,H,D), (B,K,D) twice, (B,K,S,D) twice, …
+    "The same, where K heads of keys and values may be fewer than those of queries"
+    rows = torch.arange(len(q), device=k.device)
     k[rows, :, pos] = k_new.to(k.dtype)
     v[rows, :, pos] = v_new.to(v.dtype)
+    grouped = dict(enable_gqa=True) if k.shape[1] < q.shape[1] else {}
     q = q[:, :, None]  # (B,H,1,D)
     mask = attn_mask[:, None, None]  # (B,1,1,S)
-    y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
-    return y.reshape(B, H * D)
+    y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, **grouped)
+    return y.flatten(1)
 
 
 def decode_layer(x, l: Layer, k, v, pos, attn_mask):  # (B,C), … as in `attend_cache` -> (B,C)
@@ -262,6 +273,161 @@ def prefill(
         x = x + mlp(layer_norm(x, l.ln_2), l, linear)
     return x
 
+# %% ../nbs/22_decode.ipynb #24a100002
+class RMS(NamedTuple):
+    "An RMSNorm's parameters"
+
+    gain: Tensor  # (C,)
+    eps: float
+
+
+class VariantLayer(NamedTuple):
+    "One block's weights, and how its parts compute"
+
+    ln_1: Norm | RMS
+    c_q: Matrix  # (H·D,C)
+    c_k: Matrix  # (K·D,C)
+    c_v: Matrix  # (K·D,C)
+    q_norm: Norm | RMS | None
+    k_norm: Norm | RMS | None
+    attn_proj: Matrix  # (C,H·D)
+    ln_2: Norm | RMS
+    c_gate: Matrix | None  # (I,C)
+    c_fc: Matrix  # (I,C)
+    mlp_proj: Matrix  # (C,I)
+    mlp: str  # see `VariantConfig`
+    head_size: int
+    rotary: Tensor | None  # (2,n_ctx,1,D/2), the same for all layers
+
+
+class VariantWeights(NamedTuple):
+    "All weights of a variant as the decoder stores them"
+
+    wte: Matrix  # (V,C), the token table
+    wpe: Tensor | None  # (n_ctx,C)
+    layers: list[VariantLayer]
+    ln_f: Norm | RMS
+    head: Matrix  # (V,C)
+    soft_cap: float
+
+
+def variant_weights(
+    model: Variant,
+    kind: str,  # one of `weight_kinds`
+    quantize=quantize,  # function (w, kind, bias) -> Matrix
+) -> VariantWeights:
+    "The variant's weights, rounded. What needs no rounding is not copied"
+
+    def matrix(module):
+        return quantize(module.weight, kind, None if module.bias is None else module.bias.detach().float())
+
+    def norm(module):
+        if isinstance(module, torch.nn.Identity):
+            return None
+        gain, bias = module.weight.detach().float(), getattr(module, 'bias', None)
+        if isinstance(module, torch.nn.RMSNorm):
+            return RMS(gain, module.eps)
+        return Norm(gain, None if bias is None else bias.detach().float(), module.eps)
+
+    c = model.cfg
+    rotary = wpe = None
+    if c.position == 'rotary':
+        places = torch.arange(c.n_ctx, device=model.wte.weight.device)
+        rotary = rotary_angles(places, c.head_size, c.rope_theta)
+    else:
+        wpe = model.wpe.weight.detach().float()
+    layers = [
+        VariantLayer(
+            norm(b.ln_1),
+            *(matrix(o) for o in (b.attn.c_q, b.attn.c_k, b.attn.c_v)),
+            norm(b.attn.q_norm),
+            norm(b.attn.k_norm),
+            matrix(b.attn.c_proj),
+            norm(b.ln_2),
+            matrix(b.mlp.c_gate) if c.mlp == 'swiglu' else None,
+            matrix(b.mlp.c_fc),
+            matrix(b.mlp.c_proj),
+            c.mlp,
+            c.head_size,
+            rotary,
+        )
+        for b in model.h
+    ]
+    wte = quantize(model.wte.weight, kind)
+    head = wte if c.tied else quantize(model.lm_head.weight, kind)
+    return VariantWeights(wte, wpe, layers, norm(model.ln_f), head, c.soft_cap)
+
+# %% ../nbs/22_decode.ipynb #24a100003
+def any_norm(x, n):  # (…,C), Norm, RMS or None -> (…,C)
+    if n is None:
+        return x
+    return F.rms_norm(x, x.shape[-1:], n.gain, n.eps) if isinstance(n, RMS) else layer_norm(x, n)
+
+
+def variant_heads(x, l: VariantLayer, pos, linear=linear):  # (…,C), …, (…) -> (…,H,D), (…,K,D), (…,K,D)
+    "Queries, keys and values of tokens at positions `pos`"
+    q, k, v = (linear(x, m).unflatten(-1, (-1, l.head_size)) for m in (l.c_q, l.c_k, l.c_v))
+    q, k = any_norm(q, l.q_norm), any_norm(k, l.k_norm)
+    if l.rotary is None:
+        return q, k, v
+    turn = l.rotary[:, pos]
+    return rotate(q, turn), rotate(k, turn), v
+
+
+def variant_mlp(x, l: VariantLayer, linear=linear):  # (…,C), VariantLayer -> (…,C)
+    h = linear(x, l.c_fc)
+    if l.mlp == 'swiglu':
+        return linear(F.silu(linear(x, l.c_gate)) * h, l.mlp_proj)
+    return linear(relu_squared(h) if l.mlp == 'relu2' else gelu_tanh(h), l.mlp_proj)
+
+
+def variant_layer(x, l: VariantLayer, k, v, pos, attn_mask, linear=linear):  # as `decode_layer`
+    q, k_new, v_new = variant_heads(any_norm(x, l.ln_1), l, pos, linear)
+    x = x + linear(attend_heads(q, k_new, v_new, k, v, pos, attn_mask), l.attn_proj)
+    return x + variant_mlp(any_norm(x, l.ln_2), l, linear)
+
+
+def variant_head(x, w: VariantWeights, linear=linear):  # (…,C) -> (…,V)
+    return soft_cap(linear(any_norm(x, w.ln_f), w.head), w.soft_cap)
+
+
+def variant_prefill(
+    w: VariantWeights,
+    ids: Tensor,  # (B,T), padded on the right
+    n: list = None,  # tokens of each row: texts are then read side by side, without their padding
+    kv_cache: KVCache = None,  # slots 0…T-1 are written; with `n`, slots 0…n-1 of each row
+    linear=linear,
+) -> Tensor | list:  # (B,T,C) hidden states after the last layer; with `n`, B tensors (n,C)
+    "Read texts from position 0"
+    if n is None:
+        rows, pos = ids, torch.arange(ids.shape[1], device=ids.device)
+    else:
+        rows = torch.cat([row[:k] for row, k in zip(ids, n)])
+        pos = torch.cat([torch.arange(k, device=ids.device) for k in n])
+    x = embed(w, rows, pos)
+    for i, l in enumerate(w.layers):
+        q, k, v = variant_heads(any_norm(x, l.ln_1), l, pos, linear)
+        if n is None:
+            y = _read(q, k, v, i, slice(None), kv_cache)
+        else:
+            texts = enumerate(zip(*(o.split(n) for o in (q, k, v))))
+            y = torch.cat(
+                [_read(*(o[None] for o in qkv), i, slice(b, b + 1), kv_cache)[0] for b, qkv in texts]
+            )
+        x = x + linear(y, l.attn_proj)
+        x = x + variant_mlp(any_norm(x, l.ln_2), l, linear)
+    return x if n is None else list(x.split(n))
+
+
+def _read(q, k, v, layer, rows, kv_cache):  # (b,T,H,D), (b,T,K,D) twice -> (b,T,H·D)
+    "Causal attention of texts, whose keys and values go into rows of the cache"
+    q, k, v = (o.transpose(1, 2) for o in (q, k, v))
+    if kv_cache is not None:
+        kv_cache.k[layer][rows, :, : k.shape[2]] = k.to(kv_cache.k[layer].dtype)
+        kv_cache.v[layer][rows, :, : v.shape[2]] = v.to(kv_cache.v[layer].dtype)
+    grouped = dict(enable_gqa=True) if k.shape[1] < q.shape[1] else {}
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, **grouped).transpose(1, 2).flatten(2)
+
 # %% ../nbs/22_decode.ipynb #d9a24daa
 _ptr, _int = ctypes.c_void_p, ctypes.c_int64
 
@@ -298,8 +464,32 @@ def _in_c(o):  # Layer, Matrix or Norm -> the structure that C knows it by
     return _CNorm(_address(o.gain), _address(o.bias), o.eps)
 
 
-class CStep:
-    "`decode_step`, `lm_head` and `linear` in C, for the weights of one model, which are read where they lie"
+class CProducts:
+    "`linear` in C, for weights of one kind, which are read where they lie"
+
+    def __init__(
+        self,
+        lib: ctypes.CDLL,  # of `decode.c`
+        kind: str,  # one of `weight_kinds`
+    ):
+        self.lib = lib
+        self.kind = weight_kinds.index(kind)
+
+    def _x_bf16(self, n):  # where activations are rounded to bfloat16
+        return torch.empty(n if self.kind == weight_kinds.index('bfloat16') else 0, dtype=torch.bfloat16)
+
+    def linear(self, x, m: Matrix, then: int = 0) -> Tensor:  # (…,K), a matrix of our kind -> (…,N)
+        "`then`: what happens to the sums, see [epilogue]"
+        x = x.contiguous()
+        y = torch.empty(*x.shape[:-1], m.w.shape[0])
+        rows = x.numel() // x.shape[-1]
+        x_bf16 = self._x_bf16(x.numel())
+        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, x_bf16, rows, self.kind, then)
+        return y
+
+
+class CStep(CProducts):
+    "`decode_step` and `lm_head` in C besides, for the weights of one GPT-2"
 
     def __init__(
         self,
@@ -307,17 +497,13 @@ class CStep:
         w: Weights,  # on a CPU
         kind: str,  # one of `weight_kinds`
     ):
-        self.lib = lib
-        self.kind = weight_kinds.index(kind)
+        super().__init__(lib, kind)
         self.weights = w  # held, since C has addresses alone
         self.layers = (_CLayer * len(w.layers))(*map(_in_c, w.layers))
         self.ln_f = _in_c(w.ln_f)
         self.wte = _in_c(w.wte)
         self.C = w.wpe.shape[1]
         self.widest = max(m.w.shape[0] for m in (w.layers[0].c_attn, w.layers[0].c_fc))
-
-    def _x_bf16(self, n):  # where activations are rounded to bfloat16
-        return torch.empty(n if self.kind == weight_kinds.index('bfloat16') else 0, dtype=torch.bfloat16)
 
     def step(
         self,
@@ -351,15 +537,6 @@ class CStep:
 
     def mlp(self, x, l: Layer) -> Tensor:  # (…,C) -> (…,C)
         return self.linear(self.linear(x, l.c_fc, _gelu if l.gelu == 'tanh' else _exact_gelu), l.mlp_proj)
-
-    def linear(self, x, m: Matrix, then: int = 0) -> Tensor:  # (…,K), a matrix of our kind -> (…,N)
-        "`then`: what happens to the sums, see [epilogue]"
-        x = x.contiguous()
-        y = torch.empty(*x.shape[:-1], m.w.shape[0])
-        rows = x.numel() // x.shape[-1]
-        x_bf16 = self._x_bf16(x.numel())
-        call_c(self.lib.linear, ctypes.byref(_in_c(m)), x, y, x_bf16, rows, self.kind, then)
-        return y
 
 
 def prefill_each(
@@ -408,7 +585,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: GPT2,
+        model: GPT2 | Variant,
         weights: str = None,  # one of `weight_kinds`; the model's own if not given
         # the step in C on a CPU, by `torch.compile` on CUDA? Where it pays for `n_tokens` if not
         # given
@@ -423,18 +600,31 @@ class Decoder:
             raise ValueError(f'weights={self.kind!r}: {nearest(self.kind, weight_kinds)}')
         self.dtype = torch.float32 if self.kind == 'float32' else torch.bfloat16  # of the cache
         lib = load_library('decode') if is_cpu(self.device) and compile is not False else None
-        self.weights = decoder_weights(model, self.kind, quantize_in_c(lib) if lib else quantize)
-        self.c = lib and CStep(lib, self.weights, self.kind)
+        rounded = quantize_in_c(lib) if lib else quantize
+        self.variant = isinstance(model, Variant)
+        if self.variant:
+            self.weights = variant_weights(model, self.kind, rounded)
+            self.c = lib and CProducts(lib, self.kind)
+            self.linear = self.c.linear if lib else linear
+            layer, head = (
+                partial(variant_layer, linear=self.linear),
+                partial(variant_head, linear=self.linear),
+            )
+        else:
+            self.weights = decoder_weights(model, self.kind, rounded)
+            self.c = lib and CStep(lib, self.weights, self.kind)
+            layer, head = decode_layer, lm_head
         if compile is None:
             compile = can_compile(self.device) and self.weight_bytes * n_tokens > 1e11
-        self._layer = compile_model(decode_layer, self.device) if compile else decode_layer
-        self._head = compile_model(lm_head, self.device) if compile else lm_head
+        self._layer = compile_model(layer, self.device) if compile else layer
+        self._head = compile_model(head, self.device) if compile else head
 
     @property
     def weight_bytes(self) -> int:
         "Bytes of weights that are read for each token"
         matrices = [o for l in self.weights.layers for o in l if isinstance(o, Matrix)]
-        return sum(t.nbytes for m in [self.weights.wte, *matrices] for t in m if t is not None)
+        head = self.weights.head if self.variant else self.weights.wte
+        return sum(t.nbytes for m in [head, *matrices] for t in m if t is not None)
 
     def kv_cache(
         self,
@@ -450,6 +640,8 @@ class Decoder:
         kv_cache: KVCache = None,  # slots 0…T-1 are written
     ) -> Tensor:  # (B,T,C)
         "Hidden states of texts, read from position 0"
+        if self.variant:
+            return variant_prefill(self.weights, ids, None, kv_cache, self.linear)
         if self.c:
             n = [ids.shape[1]] * len(ids)
             return torch.stack(prefill_each(self.weights, ids, n, kv_cache, self.c))
@@ -463,7 +655,10 @@ class Decoder:
     ) -> Tensor:  # (B,C) hidden state of each row's last token
         "Read prompts from position 0"
         if self.c:
-            texts = prefill_each(self.weights, ids, n.tolist(), kv_cache, self.c)
+            if self.variant:
+                texts = variant_prefill(self.weights, ids, n.tolist(), kv_cache, self.linear)
+            else:
+                texts = prefill_each(self.weights, ids, n.tolist(), kv_cache, self.c)
             return torch.stack([x[-1] for x in texts])
         return self.hidden(ids, kv_cache)[torch.arange(len(ids), device=self.device), n - 1]
 
@@ -475,7 +670,7 @@ class Decoder:
         used: int = None,  # slots that may hold something; all if not given
     ) -> Tensor:  # (B,C)
         "Read one more token in each row"
-        if self.c:
+        if self.c and not self.variant:
             return self.c.step(embed(self.weights, tok, pos), pos, kv_cache)
         if used is None or needs_static_shapes(self.device) or used >= kv_cache.slots:
             used = None
@@ -483,6 +678,8 @@ class Decoder:
 
     def logits(self, x: Tensor) -> Tensor:  # (…,C) -> (…,V)
         "Scores of the next token"
+        if self.variant:
+            return self._head(x, self.weights)
         if self.c and x.ndim == 2:
             return self.c.head(x.contiguous())
         return self._head(x, self.weights.ln_f, self.weights.wte)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from .utils import misfit, naming, nearest, parse_json, progress
 from .backend import autocast, has_package, retain_heap, is_cpu, to_device
 from .batches import document_spans
-from .loss import bits_per_byte
+from .loss import bits_per_byte, cap_logits, logit_cap
 from .loss import spans
 from .optimize import optimize_model
 from .plots import is_torn
@@ -135,7 +135,7 @@ def _round_up(n, device):
     return n if device.type == 'cpu' else -(-n // 64) * 64  # few shapes where each costs a compilation
 
 
-def _score_targets(h, wte, y, without, cols):
+def _score_targets(h, wte, y, without, cols, cap=0.0):
     """Log-probability of each target; is it the most probable token; is it that among those allowed.
 
     (M,C), (V,C), (M,) -> (3,M). The vocabulary passes in blocks of `cols` that stay in the cache; the sum of
@@ -150,6 +150,7 @@ def _score_targets(h, wte, y, without, cols):
     best_allowed = torch.full_like(y, -1)
     for a, b in spans(len(wte), cols):
         z = F.linear(h, wte[a:b]).float()
+        z = cap_logits(z, cap)[0] if cap else z
         z_y = z.gather(1, (y - a).clamp(0, b - a - 1)[:, None])[:, 0]
         target = torch.where((y >= a) & (y < b), z_y, target)
         m, i = z.max(1)
@@ -192,7 +193,9 @@ def _score_batch(model, rows, without, dtype, chunk=512):
         h, table = model.features(x, packed_mask(part), pos) if packed else model.features(x)
         cols = 4096 if is_cpu(dev) else len(table)
         pieces = zip(h[row, col].split(chunk), y.split(chunk))
-        out = torch.cat([_score_targets(hc, table, yc, without, cols) for hc, yc in pieces], 1)
+        out = torch.cat(
+            [_score_targets(hc, table, yc, without, cols, logit_cap(model)) for hc, yc in pieces], 1
+        )
     each = np.split(out.cpu().numpy()[:, :M], np.cumsum([len(cols) for _, cols in at])[:-1], axis=1)
     return [Scored(logprobs, best > 0, allowed > 0) for logprobs, best, allowed in each]
 

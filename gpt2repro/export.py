@@ -21,7 +21,8 @@ from .backend import has_package
 from .utils import nearest, read_json, scratch_folder
 from .tokenizer import SentencePiece, Tokenizer
 from .model import GPT2
-from .weights import save_pretrained
+from .variants import Variant
+from .weights import only_here, save_pretrained
 
 # %% ../nbs/35_export.ipynb #12604956
 dtypes = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16)
@@ -57,6 +58,9 @@ def _is_unigram(tok):
 
 def gguf_problem(model: GPT2, tok: Tokenizer) -> str:  # empty: none
     "Why llama.cpp cannot run this model with this tokenizer"
+    if isinstance(model, Variant):
+        why = only_here(model.cfg) or 'its converter (convert_hf_to_gguf.py) reads the exported folder'
+        return f'--gguf writes GPT-2 alone, and llama.cpp needs another way for this model: {why}'
     if _is_unigram(tok):
         return (
             'llama.cpp has no unigram tokenizer with bytes: make it with `gpt2repro prepare --tokenizer bpe`'

@@ -20,7 +20,7 @@ from .config import RunConfig, from_dict, read_settings, to_dict
 from .plots import read_scores
 from .shards import load_manifest
 from .utils import scratch_folder
-from .weights import from_pretrained, save_pretrained
+from .weights import family, from_pretrained, only_here, save_pretrained
 
 # %% ../nbs/33_hub.ipynb #91fb1180
 def model_card(
@@ -37,9 +37,9 @@ def model_card(
     head = ModelCardData(
         language=language,
         license=license,
-        library_name='transformers',
+        library_name='gpt2repro' if only_here(model.cfg) else 'transformers',
         pipeline_tag='text-generation',
-        tags=['gpt2', 'gpt2repro'],
+        tags=[family(model.cfg).replace('-', '').lower(), 'gpt2repro'],
         model_name=short_name,
         eval_results=[_eval_result(*score) for score in scores] or None,
     )
@@ -47,7 +47,7 @@ def model_card(
     table = '\n'.join(['| data | score | value |', '|---|---|---|', *rows]) if rows else 'Not scored.'
     c = model.cfg
     about = (
-        f'A GPT-2 of {c.n_params:,} parameters ({c.n_layer} layers of {c.n_embd} channels, '
+        f'A {family(c)} of {c.n_params:,} parameters ({c.n_layer} layers of {c.n_embd} channels, '
         f'{c.n_head} heads, {c.n_ctx} tokens of context, {c.vocab_size:,} tokens of vocabulary), '
         f'trained with [gpt2repro](https://github.com/gpt2repro/gpt2repro).'
     )
@@ -58,10 +58,7 @@ def model_card(
 
 {about}
 
-```python
-from transformers import pipeline
-pipeline('text-generation', '{name}')('Once upon a time')
-```
+{_how_to_open(c, name)}
 
 ## Training data
 {data}
@@ -74,6 +71,20 @@ pipeline('text-generation', '{name}')('Once upon a time')
 
 It repeats what its training text says, right or wrong, and was not taught to decline anything.
 """
+
+
+def _how_to_open(cfg, name):
+    "A first line of code, and whose it is"
+    if said := only_here(cfg):
+        return f"""{said[0].upper()}{said[1:]}.
+
+```sh
+gpt2repro sample {name} 'Once upon a time'
+```"""
+    return f"""```python
+from transformers import pipeline
+pipeline('text-generation', '{name}')('Once upon a time')
+```"""
 
 
 def _eval_result(data_set, metric, value):

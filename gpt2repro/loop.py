@@ -20,8 +20,10 @@ from .config import OptimConfig, RunConfig
 from .loss import lm_loss
 from .model import GPT2, add_table_dropout, init_connor_july, init_connor_june
 from .parallel import full_tensor, mean_over_processes, replicate, shard_state
+from .presets import MuonAdamW
 from .schedule import by_tokens, constant, extend, inverse_sqrt, paper_relative, retime
 from .schedule import trapezoid, warmup_cosine
+from .variants import build_model, init_zero
 from .weights import from_pretrained
 
 # %% ../nbs/19_loop.ipynb #b78b7e74
@@ -34,15 +36,17 @@ def make_model(
 
     Raises `ValueError` if the weights have another size than the settings
     """
-    model = GPT2(cfg.model, remat=cfg.remat)
+    model = build_model(cfg.model, cfg.remat)
     if cfg.start_from and pretrained:
         src = from_pretrained(cfg.start_from)
-        if src.cfg.n_params != cfg.model.n_params:
+        if type(src) is not type(model) or src.cfg.n_params != cfg.model.n_params:
             raise ValueError(
                 f'start_from={cfg.start_from} has {src.cfg.n_params:,} parameters, the settings describe '
                 f'{cfg.model.n_params:,}: use its own size'
             )
         model.load_state_dict(src.state_dict())
+    elif cfg.init == 'zero':
+        init_zero(model)
     elif cfg.init == 'connor_june':
         init_connor_june(model, cfg.init_scale or None)
     elif cfg.init == 'connor_july':
@@ -89,22 +93,31 @@ def make_optimizer(
     max_steps: int,  # length of the run, for its schedule
     batch_tokens: int = 1,  # tokens in a step, for a warm-up in tokens
 ) -> torch.optim.Optimizer:
-    """Adafactor with a relative learning rate, or torch's AdamW with an absolute one; both with named
-    parameter groups"""
+    """Adafactor with a relative learning rate, torch's AdamW with an absolute one, or Muon with AdamW; all
+    with named parameter groups"""
     groups = param_groups(model, o.weight_decay)
     if o.decay == 'all':
         groups = [g | dict(weight_decay=o.weight_decay) for g in groups]
+    if o.name == 'muon':
+        opt = MuonAdamW(groups, o.lr, o.adamw_lr, o.beta1 or 0.95, betas=(0.9, o.beta2), eps=o.eps)
+        _begin_adamw(opt.adamw)
+        return opt
     if o.name == 'adafactor':
         return Adafactor.preset(
             o.preset, groups, lr=lr_schedule(o, max_steps, batch_tokens), beta1=o.beta1 or None
         )
     dev = groups[0]['params'][0].device
     opt = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1 or 0.9, o.beta2), eps=o.eps, **adamw_options(dev))
+    _begin_adamw(opt)
+    return opt
+
+
+def _begin_adamw(opt):
+    "The rate on the device, and the state before the first step"
     for g in opt.param_groups:
-        g['lr'] = torch.tensor(o.lr).to(dev)
+        g['lr'] = torch.tensor(float(g['lr'])).to(g['params'][0].device)
         for p in g['params']:
             opt.state[p] = _adamw_state(p, g['capturable'])
-    return opt
 
 
 def _adamw_state(p, capturable):
@@ -224,12 +237,16 @@ def gate_step(
     ok: torch.Tensor,  # bool
     rate: torch.Tensor,  # learning rate of the coming step
 ):
-    """Make AdamW's coming step one that leaves everything as it is unless `ok`, and set its learning rate.
+    """Make the coming step of AdamW or Muon one that leaves everything as it is unless `ok`, and set its
+    learning rate.
 
     Adafactor checks its gradients itself and has its own schedule
     """
     if isinstance(opt, Adafactor):
         return
+    if isinstance(opt, MuonAdamW):
+        gate_step(opt.muon, ok, rate)
+        return gate_step(opt.adamw, ok, rate * opt.adamw_share)
     if opt.defaults.get('fused'):
         opt.found_inf = (~ok).float()
     else:  # no kernel that can be told: nothing is added, only the averages shrink once
@@ -342,7 +359,10 @@ def update_stats(
 ) -> dict:  # group -> name -> number
     """RMS of each group's parameters, gradient and update in the last step, brought to the host in one
     transfer"""
-    stats = adamw_stats(opt) if isinstance(opt, torch.optim.AdamW) else opt.stats()
+    if isinstance(opt, MuonAdamW):
+        stats = opt.muon.stats() | adamw_stats(opt.adamw)
+    else:
+        stats = adamw_stats(opt) if isinstance(opt, torch.optim.AdamW) else opt.stats()
     stats = {g: {**stats.get(g, {}), 'grad_rms': v} for g, v in monitor.grad_rms().items()}
     flat = [(g, k, v) for g, s in stats.items() for k, v in s.items()]
     out = {}

@@ -142,6 +142,9 @@ def shard_state(
                 torch_xla._XLAC._xla_mark_sharding(v, torch_xla._XLAC._get_xla_op_sharding(p))
             else:
                 _annotate_whole(v)
+    for g in optimizer.param_groups:
+        if isinstance(g['lr'], Tensor):  # otherwise the second step would be another program
+            _annotate_whole(g['lr'])
 
 # %% ../nbs/09_parallel.ipynb #c7137897
 class Alone:

@@ -6,13 +6,16 @@ Docs: https://gpt2repro.github.io/gpt2repro/presets.html.md"""
 
 # %% auto #0
 __all__ = ['like_tensor2tensor', 'weight_decay_first', 'like_connor2019', 'weight_decay_by', 'like_torch',
-           'weight_decay_by_alpha', 'like_transformers']
+           'weight_decay_by_alpha', 'like_transformers', 'orthogonalize', 'as_divided', 'own_part', 'Muon', 'placed',
+           'step_scale', 'MuonAdamW']
 
 # %% ../nbs/15_presets.ipynb #93ded240
 from collections.abc import Callable
 
 import torch
-from .adafactor import absolute, as_schedule, relative
+from torch import Tensor
+from .adafactor import absolute, as_schedule, gathered, relative
+from .backend import adamw_options
 from .schedule import paper_relative, warmup_cosine
 
 # %% ../nbs/15_presets.ipynb #ff1d0329
@@ -138,3 +141,156 @@ def like_transformers(
         scale_parameter=scale_parameter,
         step_size=weight_decay_by_alpha(relative if scale_parameter else absolute),
     )
+
+# %% ../nbs/15_presets.ipynb #24f00002
+def orthogonalize(
+    x: Tensor,  # (B,r,c), r <= c
+    coefficients: tuple,  # of x, x³ and x⁵
+    steps: int,
+    eps: float,  # the smallest norm to divide by
+) -> Tensor:  # (B,r,c) bfloat16
+    "Newton–Schulz: the nearest matrices whose rows are orthonormal, roughly, each on its own"
+    a, b, c = coefficients
+    x = x.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def as_divided(
+    x: Tensor,  # whole
+    like: Tensor,  # perhaps divided among processes
+) -> Tensor:  # the part of this process
+    "What of `x` belongs to this process"
+    if not hasattr(like, 'placements'):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def own_part(x: Tensor) -> Tensor:
+    "The numbers of a tensor that are in this process"
+    return x.to_local() if hasattr(x, 'to_local') else x
+
+
+class Muon(torch.optim.Muon):
+    "`torch.optim.Muon` with all matrices of one shape updated at once, and the learning rate on the device"
+
+    def __init__(
+        self,
+        params,  # matrices, or groups of them with names
+        **settings,  # those of `torch.optim.Muon`
+    ):
+        super().__init__(params, **settings)
+        self.squares = {}  # name of a group -> sum of the squares of its last update, for a rate of 1
+        for g in self.param_groups:
+            for p in g['params']:
+                g['lr'] = torch.as_tensor(g['lr'], dtype=torch.float32).to(p.device)
+                zeros = torch.zeros(p.shape, dtype=p.dtype)
+                plain = not hasattr(p, 'placements')
+                self.state[p] = dict(
+                    momentum_buffer=zeros.to(p.device) if plain else torch.zeros_like(p.detach())
+                )
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for g in self.param_groups:
+            shapes = {}
+            for p in g['params']:
+                if p.grad is not None:
+                    shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
+            self.squares[g.get('name', '')] = sum(self.update(ps, g) for ps in shapes.values())
+        return loss
+
+    def update(
+        self,
+        params: list[Tensor],  # matrices of one shape, some of them lying
+        group: dict,  # its settings
+    ) -> Tensor:  # sum of the squares of the update, for a rate of 1
+        "One step of them"
+        averages = [own_part(self.state[p]['momentum_buffer']) for p in params]
+        grads = [own_part(p.grad) for p in params]
+        torch._foreach_lerp_(averages, grads, 1 - group['momentum'])
+        if group['nesterov']:
+            ahead = torch._foreach_lerp(grads, averages, group['momentum'])
+        else:
+            ahead = averages
+        whole = [gathered(placed(u, p)) for u, p in zip(ahead, params)]
+        lying = [u.T if u.shape[0] > u.shape[1] else u for u in whole]
+        x = orthogonalize(torch.stack(lying), group['ns_coefficients'], group['ns_steps'], group['eps'])
+        lr, squares = group['lr'], 0.0
+        for p, u in zip(params, x):
+            rows, columns = p.shape
+            u = (u.T if rows > columns else u).float() * step_scale(rows, columns, group['adjust_lr_fn'])
+            squares = squares + u.square().sum()
+            part = own_part(p)
+            part.mul_(1 - lr * group['weight_decay']).sub_((as_divided(u, p) * lr).to(part.dtype))
+        return squares
+
+    def stats(self) -> dict:  # group -> `param_rms`, `update_rms`, tensors
+        "RMS of each group's parameters, and of what the last step changed beside weight decay"
+        out = {}
+        for g in self.param_groups:
+            n = sum(p.numel() for p in g['params'])
+            norms = gathered(torch.stack(torch._foreach_norm(g['params'])))
+            rms = norms.square().sum().div(n).sqrt()
+            out[g['name']] = dict(param_rms=rms, update_rms=g['lr'] * (self.squares[g['name']] / n) ** 0.5)
+        return out
+
+
+def placed(part: Tensor, like: Tensor) -> Tensor:
+    "The part of this process as a tensor that is divided as `like` is, if it is divided"
+    if not hasattr(like, 'placements'):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, shape = like.device_mesh, like.shape
+    return DTensor.from_local(part, mesh, like.placements, shape=shape, stride=like.stride(), run_check=False)
+
+
+def step_scale(rows: int, columns: int, rule: str = None) -> float:
+    "What the rate of a matrix is multiplied by, as `torch.optim.Muon` has it"
+    if rule == 'match_rms_adamw':
+        return 0.2 * max(rows, columns) ** 0.5
+    return max(1.0, rows / columns) ** 0.5
+
+# %% ../nbs/15_presets.ipynb #24f00008
+class MuonAdamW(torch.optim.Optimizer):
+    "Muon for the matrices of a model's blocks, AdamW for tables, norms and biases"
+
+    def __init__(
+        self,
+        groups: list[dict],  # from `param_groups`
+        lr: float,  # Muon's peak rate
+        adamw_lr: float = 0.0,  # that of AdamW; 0: `lr`
+        momentum: float = 0.95,  # Muon's
+        betas: tuple = (0.9, 0.95),  # AdamW's
+        eps: float = 1e-8,  # AdamW's
+    ):
+        inner = [g for g in groups if g['name'] in ('attn', 'mlp')]
+        self.muon = Muon(inner, lr=lr, momentum=momentum, adjust_lr_fn='match_rms_adamw')
+        outer = [g for g in groups if g['name'] not in ('attn', 'mlp')]
+        options = adamw_options(outer[0]['params'][0].device)
+        self.adamw = torch.optim.AdamW(outer, lr=adamw_lr or lr, betas=betas, eps=eps, **options)
+        self.adamw_share = (adamw_lr or lr) / lr  # of Muon's rate
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self.state = self.adamw.state
+        self.state.update(self.muon.state)
+        self.muon.state = self.state
+
+    def step(self, closure=None):
+        loss = self.muon.step(closure)
+        self.adamw.step()
+        return loss
+
+    def __repr__(self):
+        g, h = self.muon.param_groups[0], self.adamw.defaults
+        return f'Muon (momentum {g["momentum"]}) with AdamW (betas {h["betas"]}) for tables, norms and biases'

@@ -26,6 +26,7 @@ from .batches import read_documents
 from .model import GPT2
 from .optimize import optimize_model
 from .loss import bits_per_byte, lm_loss
+from .variants import build_model
 from .weights import fetch, from_pretrained
 from .checkpoint import find_model, find_tokenizer, load_model
 from .plots import read_scores
@@ -204,7 +205,7 @@ def step_seconds(
     seconds: float,  # for how long to measure: the first steps of a process are slower
 ) -> float:  # median seconds of one optimizer step
     "How long a training step of `cfg` takes here, on random tokens and a model that is thrown away"
-    model = optimize_model(GPT2(cfg.model).to(device))
+    model = optimize_model(build_model(cfg.model).to(device))
     opt = make_optimizer(model, cfg.optim, cfg.max_steps, cfg.batch_tokens)
     ids = torch.randint(cfg.model.vocab_size, (cfg.batch_size, cfg.model.n_ctx + 1), device=device)
     times = []

@@ -38,7 +38,6 @@ from .loop import GradientMonitor, fit, lr_schedule, make_model, make_optimizer,
 from .loop import valid_loss
 from .loop import accumulate, adamw_stats, clip, gate_step, step_seed  # noqa: F401  also found here
 from .loss import bits_per_byte
-from .model import GPT2
 from .optimize import optimize_model
 from .parallel import Alone, divide
 from .plan import micro_batch_that_fits
@@ -47,6 +46,7 @@ from .settings import extension_ways
 from .shards import check_content, folder_lock, load_manifest
 from .tokenizer import load_tokenizer
 from .utils import finite, nearest, parse_json, progress, read_json, warn, write_atomic
+from .variants import build_model
 from .weights import is_padding
 
 # %% ../nbs/29_train.ipynb #b24e4ed5
@@ -762,7 +762,7 @@ def evaluate(self: Run):
 @patch
 def sample(self: Run):
     "A text from the model as it is, into the log"
-    model = self.split.whole(self.model, lambda: GPT2(self.cfg.model))
+    model = self.split.whole(self.model, lambda: build_model(self.cfg.model))
     if not self.split.writes:
         return
     n = min(100, self.cfg.model.n_ctx // 2)

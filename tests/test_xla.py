@@ -15,11 +15,12 @@ import torch
 from gpt2repro.adafactor import round_stochastic
 from gpt2repro.backend import autocast, device_counts, end_step, get_device, optimization_barrier
 from gpt2repro.backend import recorded_steps, sync, to_device
-from gpt2repro.config import GPT2Config, OptimConfig, RunConfig
+from gpt2repro.config import GPT2Config, OptimConfig, RunConfig, VariantConfig
 from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
 from gpt2repro.optimize import optimize_model
 from gpt2repro.train import fit, make_optimizer, valid_loss
+from gpt2repro.variants import build_model
 
 small = GPT2Config(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3).no_dropout()
 cpu = torch.device('cpu')
@@ -54,7 +55,7 @@ def run_config(**kw):
 def twins(cfg, dev):
     "The same fresh model on the CPU and on `dev`"
     torch.manual_seed(0)
-    a = GPT2(cfg.model)
+    a = build_model(cfg.model)
     b = optimize_model(copy.deepcopy(a).to(dev))
     return a, b
 
@@ -95,6 +96,39 @@ def test_one_compilation_and_eager_losses(dev, name):
     for i, (x, y) in enumerate(zip(want, losses)):
         assert abs(x - float(y)) < 1e-5, (i, x, float(y))
     assert abs(float(v) - float(valid_loss(a, counting, 3, cpu))) < 1e-5
+
+
+modern = VariantConfig(vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=6, n_kv_head=2, tied=False)
+odd_one = VariantConfig(
+    vocab_size=97, n_ctx=16, n_embd=24, n_layer=2, n_head=3, mlp='relu2', norm='layer', soft_cap=5.0
+)
+
+
+@pytest.mark.parametrize(
+    'model, optim, remat, near',
+    [
+        (modern, OptimConfig(name='adamw', lr=1e-3, warmup_steps=10), 'none', 1e-5),
+        (odd_one, OptimConfig(lr=3e-2, warmup_steps=10), 'none', 1e-5),
+        # Newton-Schulz is in bfloat16, whose sums differ in the third digit
+        (modern, OptimConfig(name='muon', lr=1e-3, adamw_lr=1e-3, warmup_steps=10), 'block', 3e-3),
+    ],
+    ids=['adamw', 'adafactor', 'muon, remat'],
+)
+def test_a_variant_is_one_program_with_eager_losses(dev, model, optim, remat, near):
+    cfg = run_config(optim=optim, model=model)
+    torch.manual_seed(0)
+    a = build_model(model, remat)
+    b = optimize_model(copy.deepcopy(a).to(dev))
+    want = [float(l) for _, l, _ in islice(fit(a, make_optimizer(a, optim, 40), counting, cfg, cpu), 12)]
+    opt = make_optimizer(b, optim, 40)
+    sync(dev)
+    start = device_counts(dev)
+    losses = [l for _, l, _ in islice(fit(b, opt, counting, cfg, dev), 12)]
+    sync(dev)
+    end = device_counts(dev)
+    assert end['compilations'] - start['compilations'] == 1, (start, end)
+    assert end['reads'] == start['reads'] and end['fallbacks'] == start['fallbacks'], (start, end)
+    assert [float(l) for l in losses] == pytest.approx(want, abs=near)
 
 
 @pytest.mark.parametrize('shape', [(), (7,), (300, 500), (3, 4, 5)])
