@@ -11,6 +11,7 @@ __all__ = ['weight_kinds', 'Matrix', 'quantize', 'dequantize', 'weight_modules',
 
 # %% ../nbs/22_decode.ipynb #4bc4ebae
 import ctypes
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -163,6 +164,13 @@ class KVCache:
         ):  # no views, even of everything: XLA would keep what was before beside what is written
             return zip(self.k, self.v)
         return ((k[:, :, :used], v[:, :, :used]) for k, v in zip(self.k, self.v))
+
+    def rows(self, which):  # a slice
+        "A cache of these rows alone, in the same memory"
+        part = copy(self)
+        part.k = [k[which] for k in self.k]
+        part.v = [v[which] for v in self.v]
+        return part
 
     def fill(self, layer, k, v):  # (B,H,T,D) twice
         "Write the keys and values of a text's first T tokens"
