@@ -53,7 +53,7 @@ class Job:
     stop: tuple = ()  # strings that end the text
     min_tokens: int = 0  # no `<|endoftext|>` before
     best: int = 0  # how many of the likeliest tokens to name
-    echo: bool = False  # score the prompt's tokens too
+    echo: bool = False  # score the prompt too
     cancelled: bool = False  # nobody wants it any more
 
 # %% ../../nbs/serve/00_batcher.ipynb #94fdcd39
@@ -330,7 +330,7 @@ class Batcher:
             self._tell_prompt(job, found[text], told)
 
     def _tell_prompt(self, job, hidden, told):
-        if job.echo:
+        if job.echo or not job.max_tokens:
             piece = scored_prompt(self.dec, self.tok, job.ids, hidden, job.best)
             told.append((job, piece if job.max_tokens else piece._replace(ended='length')))
 
