@@ -253,6 +253,16 @@ class Batcher:
         self._read()
         return told
 
+    def drop_waiting(self, why: str) -> list:  # pairs (Job, Piece)
+        "Empty the queue; each text in it ends with an error"
+        gone, self.waiting = self.waiting, deque()
+        return [(job, Piece(ended='error', error=why)) for job in gone if not job.cancelled]
+
+    def drop_rows(self, why: str) -> list:  # pairs (Job, Piece)
+        "Give up all texts that are being written; each ends with an error"
+        gone, self.rows = self.rows, []
+        return [(row.job, Piece(ended='error', error=why)) for row in gone if not row.ended]
+
     def _leave(self):
         "Rows that have ended are free; the last ones move into their places"
         for i in reversed(range(len(self.rows))):
