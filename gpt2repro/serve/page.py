@@ -7,13 +7,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/serve/page.html.md"""
 # %% auto #0
 __all__ = ['policy', 'page_files']
 
-# %% ../../nbs/serve/03_page.ipynb #2637fc1a
+# %% ../../nbs/serve/03_page.ipynb #144d420b
 from importlib.resources import files
 
-# %% ../../nbs/serve/03_page.ipynb #0cb13906
-# A browser loads and asks nothing but this server
+# %% ../../nbs/serve/03_page.ipynb #c6d4394e
+# Loads and requests go to the server that the page came from, and nowhere else
 policy = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _files = {
