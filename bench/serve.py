@@ -22,7 +22,7 @@ from gpt2repro.serve.server import listening
 from gpt2repro.tokenizer import GPT2BPE
 from gpt2repro.weights import save_pretrained
 
-n_new = 64
+n_new = 32
 words = 'the of and a to in he was that it his her with as had for she not at but be on they have him'.split()
 hf = [sys.executable, '-c', 'from transformers.cli.transformers import main; main()', 'serve']
 servers = {
@@ -133,11 +133,11 @@ def peers(names, requests=16, clients=16):
         for name in names:
             with running(name, folder) as (port, model):
                 texts = [prompt(i) for i in range(requests)]
-                one = asyncio.run(crowd(port, model, texts[: requests // 2], 1))
-                rows.append(row(name, 'one after the other', *one, n_new * len(one[0])))
-                for _ in range(2):  # the first time is a rehearsal
-                    many = asyncio.run(crowd(port, model, texts, clients))
-                rows.append(row(name, f'{clients} at once', *many, n_new * len(many[0])))
+                asyncio.run(crowd(port, model, texts, clients, tokens=2))  # a rehearsal
+                for how, some, n in (('one after the other', texts[:8], 1), ('at once', texts, clients)):
+                    got, seconds = asyncio.run(crowd(port, model, some, n))
+                    rows.append(row(name, how, got, seconds, n_new * len(got)))
+                    print(rows[-1], file=sys.stderr, flush=True)
     ours = next(r['tokens/s'] for r in rows if r['clients'] != 'one after the other')
     for r in rows:
         peer = r['server'] != 'ours'

@@ -160,7 +160,7 @@ async def read_body(
     if length > most or len(data) > most:
         del data
         if 'expect' not in request.headers:
-            await _throw_away(request, 5.0)
+            await _throw_away(request, 2.0)
         raise Refused(f'the body is too long: {most:,} bytes are the most', 413, code='too_large')
     return bytes(data)
 
