@@ -20,7 +20,7 @@ from ..utils import nearest, warn
 from ..checkpoint import checkpoints, latest_checkpoint, load_model
 from ..decode import Decoder
 from ..plots import RunFiles
-from .batcher import Batcher, Job
+from .batcher import Batcher
 from .api import Refused, shutting_down
 
 # %% ../../nbs/serve/02_models.ipynb #282e5842
@@ -136,7 +136,9 @@ def short_name(
     path = path.resolve()
     if path.name.startswith('step-') and path.parent.name == 'checkpoints':
         return f'{path.parents[1].name}/{path.name}'
-    return path.parent.name if path.name == 'ckpt.pt' else path.stem if path.is_file() else path.name
+    if path.name == 'ckpt.pt':
+        return path.parent.name
+    return path.stem if path.is_file() else path.name
 
 
 class Served:

@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/serve/server.html.md"""
 
 # %% auto #0
 __all__ = ['check_packages', 'host_name', 'is_trusted', 'trespass', 'Guard', 'refusal', 'read_body', 'while_there', 'Service',
-           'Completion', 'make_app', 'Server', 'listening', 'url_of', 'background', 'serve']
+           'Completion', 'make_app', 'Server', 'listening', 'is_local', 'url_of', 'background', 'serve']
 
 # %% ../../nbs/serve/04_server.ipynb #75ff4555
 import asyncio
@@ -419,6 +419,11 @@ def listening(
         ) from None
 
 
+def is_local(host: str) -> bool:
+    "Does this address let in programs of this machine only?"
+    return host in ('localhost', '::1') or host.startswith('127.')
+
+
 def url_of(sock: socket.socket) -> str:
     "The address that a browser understands"
     host, port = sock.getsockname()[:2]
@@ -461,6 +466,8 @@ def serve(
     models.follow()
     service = Service(models, most_waiting)
     said(f'{url_of(sock)}: a page to write with, and /v1/completions. Models: {", ".join(models.served)}')
+    if not is_local(host):
+        said('Other machines can reach it. Nobody is asked for a password.')
     said('Ctrl-C stops.')
     Server(service, names).run(sockets=[sock])
     service.engine.join(5)
