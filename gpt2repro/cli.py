@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/cli.html.md"""
 
 # %% auto #0
 __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'reproduce', 'prepare', 'train', 'sample', 'evaluate', 'report', 'export',
-           'push', 'webtext', 'plan', 'doctor', 'error_line', 'main']
+           'push', 'serve', 'webtext', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/38_cli.ipynb #5d5f6d87
 import os
@@ -877,6 +877,38 @@ def push(
         url = upload(folder, name, private)
     _show(dict(name=name, url=url, files=files), json, f'{_file_list(files)}\n{url}')
 
+# %% ../nbs/38_cli.ipynb #38c10024
+@call_parse
+def serve(
+    # runs, models' folders, nanoGPT's ckpt.pt, or names on the hub; of a run, its newest checkpoint
+    model: Some,
+    port: int = 8000,  # where to listen; 0: any that is free
+    host: str = '127.0.0.1',  # 0.0.0.0 lets other machines in, and nobody is asked for a password
+    # host names, with commas between, under which the server may be asked beside localhost and addresses
+    allow_host: str = '',
+    rows: int = 16,  # texts of a model that are written at once
+    queue: int = 256,  # texts that may wait; who comes later is told to try again
+    weights: str = '',  # float32, bfloat16 or int8: fewer bits are faster; the model's own if not given
+    # folder with the tokenizer's files, if they are not beside the model; or gpt2
+    tokenizer: str = '',
+    device: str = 'auto',  # auto, cpu, cuda or mps
+):
+    "A page to write with, and OpenAI's /v1/completions for other programs"
+    from .serve.server import serve as serve_models
+
+    serve_models(
+        model,
+        host,
+        port,
+        tuple(n for n in allow_host.split(',') if n),
+        rows,
+        queue,
+        said=lambda text: print(text, flush=True),
+        device=device,
+        tokenizer=tokenizer,
+        weights=weights,
+    )
+
 # %% ../nbs/38_cli.ipynb #7c1d5b2e
 @call_parse
 def webtext(
@@ -1102,6 +1134,7 @@ _elsewhere = dict(
 _less_memory = dict(
     train='set a smaller micro_batch',
     sample='ask for fewer prompts at once, or a smaller --n',
+    serve='ask for fewer --rows, or --weights int8',
     evaluate='close other programs, or take a smaller model',
 )
 _not_writable = (EACCES, EPERM, EROFS, EEXIST, ENOTDIR)
@@ -1148,6 +1181,7 @@ verbs = dict(
     train=train,
     sample=sample,
     evaluate=evaluate,
+    serve=serve,
     webtext=webtext,
     report=report,
     export=export,
@@ -1184,6 +1218,9 @@ _bounds = dict(
     n=(1, 1e6),
     max_new_tokens=(1, 1e7),
     beams=(0, 1024),
+    port=(0, 65535),
+    rows=(1, 1024),
+    queue=(1, 1e6),
     temperature=(0, 1e6),
     top_p=(1e-9, 1),
     min_p=(0, 1),

@@ -6,16 +6,19 @@ Docs: https://gpt2repro.github.io/gpt2repro/decode.html.md"""
 
 # %% auto #0
 __all__ = ['weight_kinds', 'Matrix', 'quantize', 'dequantize', 'weight_modules', 'fake_quantize', 'Norm', 'Layer', 'Weights',
-           'decoder_weights', 'KVCache', 'linear', 'embed', 'layer_norm', 'mlp', 'attend_cache', 'attend_heads',
-           'decode_layer', 'lm_head', 'decode_step', 'prefill', 'RMS', 'VariantLayer', 'VariantWeights',
+           'decoder_weights', 'lazy_zeros', 'KVCache', 'linear', 'embed', 'layer_norm', 'mlp', 'attend_cache',
+           'attend_heads', 'decode_layer', 'lm_head', 'decode_step', 'prefill', 'RMS', 'VariantLayer', 'VariantWeights',
            'variant_weights', 'any_norm', 'variant_heads', 'variant_mlp', 'variant_layer', 'variant_head',
            'variant_prefill', 'CProducts', 'CStep', 'prefill_each', 'quantize_in_c', 'Decoder']
 
 # %% ../nbs/22_decode.ipynb #4bc4ebae
 import ctypes
+from copy import copy
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -140,6 +143,17 @@ def decoder_weights(
     return Weights(wte, wpe, layers, norm(model.ln_f), model.cfg.n_head)
 
 # %% ../nbs/22_decode.ipynb #6077b0e6
+def lazy_zeros(
+    shape: tuple,
+    dtype: torch.dtype,
+) -> Tensor:  # on the CPU
+    "Zeros that take memory where something is written: the system gives each page when it is touched"
+    n = prod(shape) * dtype.itemsize
+    raw = np.zeros(n + 64, np.uint8)
+    start = -raw.ctypes.data % 64  # vectors are 64 bytes
+    return torch.from_numpy(raw[start : start + n]).view(dtype).view(shape)
+
+
 class KVCache:
     "Keys and values of every layer, in tensors whose shapes never change"
 
@@ -153,6 +167,8 @@ class KVCache:
     ):
         def new():
             shape = batch, cfg.kv_heads, slots, cfg.head_size
+            if is_cpu(torch.device(device or 'cpu')):
+                return [lazy_zeros(shape, dtype) for _ in range(cfg.n_layer)]
             return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(cfg.n_layer)]
 
         self.slots = slots
@@ -169,6 +185,13 @@ class KVCache:
         ):  # no views, even of everything: XLA would keep what was before beside what is written
             return zip(self.k, self.v)
         return ((k[:, :, :used], v[:, :, :used]) for k, v in zip(self.k, self.v))
+
+    def rows(self, which):  # a slice
+        "A cache of these rows alone, in the same memory"
+        part = copy(self)
+        part.k = [k[which] for k in self.k]
+        part.v = [v[which] for v in self.v]
+        return part
 
     def fill(self, layer, k, v):  # (B,H,T,D) twice
         "Write the keys and values of a text's first T tokens"
