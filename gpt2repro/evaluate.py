@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/evaluate.html.md"""
 __all__ = ['tasks', 'Window', 'windows', 'prefix_groups', 'packed_mask', 'score_windows', 'check_tokenizer', 'documents_loss',
            'smoothed', 'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb', 'yardsticks', 'prepared', 'answers', 'Result',
            'finite_or_none', 'Table', 'Results', 'task', 'Job', 'jobs', 'available_tasks', 'example_texts',
-           'make_result', 'evaluate', 'run_jobs', 'heldout', 'Evaluation']
+           'make_result', 'evaluate', 'run_jobs', 'answers_file', 'heldout', 'Evaluation']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -1050,6 +1050,17 @@ def _fingerprint(model):
         some = p.detach().float().flatten()[:: max(1, p.numel() // 4096)].cpu().numpy()
         h.update(name.encode() + np.ascontiguousarray(some).tobytes())
     return h.hexdigest()
+
+# %% ../nbs/30_evaluate.ipynb #7a0fb469
+def answers_file(
+    folder,  # for answers; none: they are not kept
+    task: str,
+    protocol: str,
+    model,
+    dtype: str = 'float32',  # of the matrix products
+) -> Path | None:
+    "The file for `score_windows` to keep its answers in: of one task, protocol, model and precision"
+    return _answer_path(folder, task, protocol, model, dtype)
 
 # %% ../nbs/30_evaluate.ipynb #907c6169
 def heldout(
