@@ -61,7 +61,7 @@ def lost_words(
     if n['cut']:
         out.append(
             f'{of.format(n["cut"])} are longer than the context of {n_ctx:,} tokens, '
-            f'by up to {n["tokens"]:,}: the beginning is cut off, <|endoftext|> and the first examples'
+            f'by up to {n["tokens"]:,}: the beginning is cut off, <|endoftext|> first'
         )
     if n['lost']:
         out.append(
@@ -182,8 +182,8 @@ class CoreScores(Table):
 
     @property
     def complete(self) -> bool:
-        "Are the tasks all those of the bundle?"
-        return len(self.of(self.ways[0])) == self.n_tasks
+        "Are the tasks all those of the bundle, and as many as CORE has?"
+        return len(self.of(self.ways[0])) == self.n_tasks == n_published
 
     def mean(self, way: str) -> tuple[float, float, float]:  # value, ends of its 95 % interval
         "The mean of the centred scores; the interval resamples the items of each task"
@@ -203,10 +203,10 @@ class CoreScores(Table):
         way = self.ways[0]
         value, low, high = self.mean(way)
         n = len(self.of(way))
-        if not self.complete or n != n_published:
-            what = f'{n} of {self.n_tasks}' if not self.complete else f'a bundle of {n}'
+        if not self.complete:
+            of = f' of the {self.n_tasks}' if n < self.n_tasks else ''
             return (
-                f'This is no CORE: it is the mean of {what} tasks, {value:.4f} '
+                f'This is no CORE: it is the mean of {n}{of} tasks, {value:.4f} '
                 f'({low:.4f} to {high:.4f}), and the published figures are means of {n_published}.'
             )
         text = core_sentence(value, low, high)
@@ -297,7 +297,7 @@ class CoreScores(Table):
         return finite(
             dict(
                 core=means,
-                complete=self.complete and len(tasks) == n_published,
+                complete=self.complete,
                 missing=self.missing,
                 limit=self.limit,
                 published=published_core,

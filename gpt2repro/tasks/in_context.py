@@ -1,4 +1,4 @@
-"""Examples in the prompt, which tokens are scored, and which choice is picked: nanochat's way and an exact one
+"""Examples in the prompt, which tokens are scored, which choice is picked: nanochat's way and an exact one
 
 Docs: https://gpt2repro.github.io/gpt2repro/tasks/in_context.html.md"""
 
