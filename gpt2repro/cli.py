@@ -46,11 +46,14 @@ from .generation import generate, samples, stream as stream_text
 from .beams import beam_search
 from .plan import plan as plan_step
 from .parallel import divide
-from .report import report as write_report, watch as watch_runs
+from .report import read_core, report as write_report, watch as watch_runs
 from .train import check_schedule, data_folder, is_prepared, longer, read_run
 from .train import train as train_run
+from .tasks.bundle import bundle_url, fetch_bundle as download_bundle
 from .evaluate import Evaluation, available_tasks, task
 from .contamination import clean_scores, shard_grams, task_overlaps
+from .core_score import CoreEvaluation, CoreTable
+from .tasks.in_context import prefix_ways
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
 from .scores.explain import explain as explain_score, explained_text, write_explained
@@ -548,6 +551,57 @@ def sample(
         else:
             _print_samples(samples(net, tok, batch, n=n, **draw, **rules), json, jsonl)
 
+# %% ../nbs/38_cli.ipynb #5705c38f
+def _core_bundle(data, fetch_bundle):
+    "The folder of an eval bundle. Raises `ValueError` where none is named, before work starts"
+    if not data:
+        raise ValueError(
+            '--suite core needs an eval bundle: name its folder with --data, or a new folder with '
+            f'--fetch-bundle to download {bundle_url} into it'
+        )
+    if not fetch_bundle and not Path(data).is_dir():
+        raise FileNotFoundError(
+            f'--data {data} is no folder: name that of an eval bundle, '
+            f'or add --fetch-bundle to download it there'
+        )
+    if fetch_bundle and Path(data).exists():
+        raise ValueError(f'--data {data} is there already: leave --fetch-bundle out, or name a new folder')
+    return data
+
+
+def _evaluate_core(models, data, fetch_bundle, out, device, tokenizer, keywords, seed, dtype, json):
+    "CORE of one model or two, printed and written"
+    folder = _core_bundle(data, fetch_bundle)
+    loaded = [load_model(m, device, tokenizer) for m in models]
+    if fetch_bundle:
+        warn(f'{folder}: downloaded, sha256 {download_bundle(folder)}')
+    ready = [CoreEvaluation(net, tok, folder, **keywords) for net, tok in loaded]
+    names = [as_text(Path(m).resolve().name if Path(m).exists() else m) for m in models]
+    two = len(models) == 2
+    all_scores = []
+    all_results = []
+    lines = []
+    for m, label, evaluation, (net, tok), letter in zip(models, names, ready, loaded, 'AB'):
+        to = _results_folder(m, out, f'{letter}-{Path(m).name}' if two else '')
+        scores = evaluation.run(to / 'answers' if to else None, seed, dtype)
+        results = scores.results(tok, net.cfg.n_ctx)
+        lines += [f'{letter}: {m}'] * two + [str(scores), '', scores.sentence]
+        if to:
+            [file] = write_table(to, results, net.cfg.n_params, label, scores)
+            lines.append(f'Written: {file}')
+        lines.append('')
+        all_scores.append(scores.to_dict())
+        all_results.append(results)
+    if two:
+        names = [f'{letter}: {name}' for letter, name in zip('AB', names)]
+    lines += [str(CoreTable(dict(zip(names, all_scores))))]
+    d = dict(model=names[0], **all_results[0].to_dict(), **all_scores[0])
+    if two:
+        diff = compare(*all_results, seed)
+        lines += ['', str(diff)]
+        d = dict(a=models[0], b=models[1], core=[s['core'] for s in all_scores], **diff.to_dict())
+    _show(d, json, '\n'.join(lines))
+
 # %% ../nbs/38_cli.ipynb #5e4756f5
 def _has_shards(path):
     if str(path).endswith('.bin'):
@@ -609,6 +663,9 @@ def _print_scores(model, cfg, results, suite, sheet, size, folder, json, clean, 
         more = dict(contamination=clean.to_dict())
         d |= more
         text += ['', 'Contamination by the training text:', str(clean)]
+        if folder and (core := read_core(folder)):
+            d['core'] = core
+            text += ['', str(CoreTable({label: core})), '', core['sentence']]
     if folder and results:
         files = write_table(folder, results, cfg.n_params, label, **more)
         files += write_manifest(files[0], manifest, results)
@@ -676,8 +733,13 @@ def evaluate(
     # example
     model: Maybe,
     tasks: str = '',  # names, with commas between: heldout, lambada, wikitext2, …; heldout if not given
-    suite: str = '',  # paper: all tasks of the paper, its four sizes beside; table3: those of its table
+    # paper: all tasks of the paper, its four sizes beside; table3: those of its table; core: the tasks of an
+    # eval bundle, DCLM's 22, beside GPT-2's four sizes
+    suite: str = '',
     protocol: str = '',  # paper, modern or both; both for a suite, else paper
+    # of --suite core, how the answer's tokens are found: nanochat (if not given), exact or both
+    prefixes: str = '',
+    fetch_bundle: bool = False,  # of --suite core, download the eval bundle into --data, a new folder
     # folder with the tasks' files as released; for heldout, shards, a run or a prepared folder. Without
     # it, data sets are fetched by name
     data: str = '',
@@ -720,6 +782,20 @@ def evaluate(
             return _compare_files(*model, seed, across_protocols, json)
         if any(are_results):
             raise ValueError('a results.json is compared with another one: name two, or models alone')
+    if suite == 'core':
+        refused = dict(
+            protocol=protocol, subset=subset, truncate=truncate, sheet=sheet, size=size, overlap=overlap
+        )
+        if given := [name for name, value in refused.items() if value]:
+            raise ValueError(f'--{given[0]} does nothing for --suite core: leave it out')
+        labels = [t for t in tasks.split(',') if t]
+        keywords = dict(
+            prefixes=prefixes or 'nanochat', labels=labels, available=available, limit=limit or None
+        )
+        return _evaluate_core(model, data, fetch_bundle, out, device, tokenizer, keywords, seed, dtype, json)
+    if prefixes or fetch_bundle:
+        option = '--prefixes' if prefixes else '--fetch-bundle'
+        raise ValueError(f'{option} belongs to --suite core: add that, or leave it out')
     names = list(task_suite(suite)) if suite else []
     if tasks.strip(','):
         names = [t for t in tasks.split(',') if t]
@@ -1234,6 +1310,7 @@ _bounds = dict(
 )
 _choices = dict(
     evaluate_dtype=product_dtypes,
+    prefixes=('', *prefix_ways, 'both'),
     weights=('', *weight_kinds),
     protocol=('', 'paper', 'modern', 'both'),
     errors=policies,

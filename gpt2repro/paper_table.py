@@ -20,6 +20,7 @@ from plotly.subplots import make_subplots
 from .config import GPT2Config, sizes
 from .utils import nearest, write_atomic
 from .evaluate import Result, Results, Table, finite_or_none
+from .core_score import CoreScores
 from .plots import RunFiles, palette
 from .shards import load_manifest
 from .tasks.core import paired, unpaired
@@ -64,7 +65,7 @@ suites = dict(
 def suite(name: str) -> tuple[str, ...]:  # names of tasks
     "The tasks of a suite. Raises `ValueError` with the nearest names"
     if name not in suites:
-        raise ValueError(f'unknown suite {name!r}: {nearest(name, suites)}')
+        raise ValueError(f'unknown suite {name!r}: {nearest(name, (*suites, "core"))}')
     return suites[name]
 
 # %% ../nbs/32_paper_table.ipynb #d12d6408
@@ -213,13 +214,17 @@ def write_table(
     results: Results,
     n_params: int,  # of the model
     name: str = 'model',
+    core: CoreScores = None,  # what `results` are of, if they are CORE's: the file is core.json then
     **more,  # objects that stand beside the scores, such as `contamination`
 ) -> list[Path]:  # results.json, figure.html
     "The table with all that belongs to it as JSON, and the figure as a page that opens offline"
     table = PaperTable(results, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    out = [write_atomic(folder / 'results.json', json.dumps(table.to_dict() | more, indent=1) + '\n')]
+    file, d = 'results.json', table.to_dict()
+    if core is not None:
+        file, d = 'core.json', dict(model=name, **results.to_dict(), **core.to_dict())
+    out = [write_atomic(folder / file, json.dumps(d | more, indent=1) + '\n')]
     if any(results.get(k, 'paper') for k in figures):
         page = paper_figure(results, n_params, name).to_html(include_plotlyjs=True)
         out.append(write_atomic(folder / 'figure.html', page))
