@@ -784,7 +784,15 @@ def evaluate(
             raise ValueError('a results.json is compared with another one: name two, or models alone')
     if suite == 'core':
         refused = dict(
-            protocol=protocol, subset=subset, truncate=truncate, sheet=sheet, size=size, overlap=overlap
+            protocol=protocol,
+            subset=subset,
+            truncate=truncate,
+            sheet=sheet,
+            size=size,
+            overlap=overlap,
+            explain=explain,
+            contamination=contamination,
+            across_protocols=across_protocols,
         )
         if given := [name for name, value in refused.items() if value]:
             raise ValueError(f'--{given[0]} does nothing for --suite core: leave it out')
