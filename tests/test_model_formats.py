@@ -15,8 +15,9 @@ released = r"""
 import json, os, sys
 from pathlib import Path
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-import numpy as np, tensorflow as tf, torch
+import numpy as np, torch
 from transformers import GPT2Config as HFConfig, GPT2LMHeadModel
+import tensorflow as tf                                  # before transformers it crashes under Python 3.13
 from gpt2repro.weights import from_pretrained, from_tensorflow, save_pretrained
 
 folder = Path(sys.argv[1])
