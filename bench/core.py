@@ -2,7 +2,7 @@
 
 Both score the same items of an eval bundle with the same random weights, in turns, and must pick the same.
 The peer's way is nanochat's, on this project's plain model: the choices of an item as a padded batch, logits
-and loss at every position. Needs the folder that GPT2REPRO_TEST_DATA names, with `core` and `tokenizer` in it.
+and loss at every position. Needs the folder that GPT2REPRO_TEST_DATA names, with `core` and `tokenizer`.
 About three minutes on two cores."""
 
 import os
