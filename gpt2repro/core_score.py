@@ -113,21 +113,23 @@ def score_task(
     task: InContextTask,
     items: list[dict],  # in the order of `shuffled`
     ways: tuple = ('nanochat',),  # of finding the answer's tokens
+    numbers=None,  # of the items that are asked; all if not given. The others may be shown as examples
     **kw,  # more for `score_windows`
 ) -> list[TaskScore]:  # one for each way
     "A model's picks and whether they are right"
     T = model.cfg.n_ctx
     asked = []  # of each item and way
-    for i in range(len(items)):
+    numbers = range(len(items)) if numbers is None else numbers
+    for i in numbers:
         pairs = prompts(task, items, i)
         asked.append([tokenized(tok, task.kind, pairs, T, way) for way in ways])
     made = [_windows(of_ways) for of_ways in asked]
     got = iter(score_windows(model, [w for ws, _ in made for w in ws], **kw))
     outcomes = []
-    for item, (ws, places) in zip(items, made):
+    for i, (ws, places) in zip(numbers, made):
         scored = [next(got) for _ in ws]
         of_choices = [[_last(scored[p[0]], p[1]) if p else None for p in of_way] for of_way in places]
-        outcomes.append([outcome(task, item, o) for o in of_choices])
+        outcomes.append([outcome(task, items[i], o) for o in of_choices])
     out = []
     for k, way in enumerate(ways):
         picks, correct = zip(*(o[k] for o in outcomes))
