@@ -214,6 +214,7 @@ def test_words(verb, no_work):
         ('plan', '--remat', 'all'),
         ('plan', '--recipe', 'tinny'),
         ('plan', '--batch', '0'),
+        ('reproduce', '--recipe', 'tinny'),
         ('webtext', '--stage', 'crawl'),
         ('webtext', '--executor', 'dask'),
         ('report', '--out', 'an empty folder'),

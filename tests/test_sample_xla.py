@@ -11,8 +11,9 @@ if os.environ.setdefault('PJRT_DEVICE', 'CPU') != 'CPU':
     pytest.skip('these tests want PJRT_DEVICE=CPU', allow_module_level=True)
 import torch
 from gpt2repro.backend import device_counts, get_device
-from gpt2repro.config import GPT2Config
+from gpt2repro.config import GPT2Config, VariantConfig
 from gpt2repro.model import GPT2
+from gpt2repro.variants import Variant
 from gpt2repro.generation import samples
 
 
@@ -63,6 +64,25 @@ def test_two_compilations_and_the_same_texts():
         s.ids
         for s in samples(model, tok, ['the cat sat on the mat', 'a'], 70, **{**kw, 'min_new_tokens': 70})
     ] == past  # sliding past the context
+
+
+def test_a_variant_writes_what_it_writes_on_the_cpu():
+    "Grouped heads, norms of queries and keys, rotation: two programs as for GPT-2"
+    tok = Bytes()
+    torch.manual_seed(0)
+    model = Variant(
+        VariantConfig(vocab_size=257, n_ctx=64, n_embd=32, n_layer=2, n_head=4, n_kv_head=2)
+    ).eval()
+    kw = dict(seed=1, min_new_tokens=20, top_k=20)
+    batches = [['the cat', 'a'], ['the dog sat', 'on the mat']]
+    want = [[s.ids for s in samples(model, tok, p, 20, **kw)] for p in batches]
+    dev = get_device('xla')
+    model.to(dev)
+    before = device_counts(dev)
+    assert [[s.ids for s in samples(model, tok, p, 20, **kw)] for p in batches] == want
+    after = device_counts(dev)
+    assert after['compilations'] - before['compilations'] == 2
+    assert after['fallbacks'] == before['fallbacks']
 
 
 def test_surplus_rows_and_tiny_temperatures():
