@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ..utils import nearest, warn
+from ..utils import finite, nearest, warn
 from ..checkpoint import checkpoints, latest_checkpoint, load_model
 from ..decode import Decoder
 from ..plots import RunFiles
@@ -158,7 +158,8 @@ class Served:
         self.folder = Path(source) if _has_begun(Path(source)) else None  # of a run
         self.now = None
         self._failed = None
-        self._log = ()  # when it was read, and what it says
+        self._progress = None
+        self._read_again = 0.0  # when
         if not self.folder:
             self._load(self.source)
         elif path := latest_checkpoint(self.folder / 'checkpoints'):
@@ -184,7 +185,7 @@ class Served:
             return False
         try:
             self._load(kept[-1])
-        except (OSError, ValueError, RuntimeError, MemoryError) as e:
+        except Exception as e:  # the thread that follows goes on
             self._failed = kept[-1].name
             warn(f'{self.name}: {kept[-1].name} cannot be loaded: {e}')
             return False
@@ -207,14 +208,16 @@ class Served:
         "How far a run is: step and steps, bits per byte of held-out text, the seconds that are left"
         if not self.folder:
             return None
-        log = self.folder / 'log.jsonl'
-        stamp = (log.stat().st_mtime_ns, log.stat().st_size) if log.exists() else None
-        if not self._log or self._log[0] != stamp:
-            try:
-                self._log = stamp, _progress(RunFiles(self.folder))
-            except (OSError, ValueError) as e:
-                self._log = stamp, dict(problem=str(e))
-        return self._log[1]
+        start = time.monotonic()
+        if start < self._read_again:
+            return self._progress
+        try:
+            self._progress = finite(_progress(RunFiles(self.folder)))
+        except (OSError, ValueError) as e:
+            self._progress = dict(problem=str(e))
+        end = time.monotonic()
+        self._read_again = end + 20 * (end - start)  # a long log is not read all the time
+        return self._progress
 
 
 def _progress(run, most=100):

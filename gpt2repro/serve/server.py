@@ -464,7 +464,7 @@ def serve(
     sock = listening(host, port)
     models = Models([Served(s, rows=rows, **load) for s in sources])
     models.follow()
-    service = Service(models, most_waiting)
+    service = Service(models, most_waiting, Limits(texts=min(Limits.texts, most_waiting)))
     said(f'{url_of(sock)}: a page to write with, and /v1/completions. Models: {", ".join(models.served)}')
     if not is_local(host):
         said('Other machines can reach it. Nobody is asked for a password.')
