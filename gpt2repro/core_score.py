@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from .utils import file_sha256, finite, nearest, warn
-from .evaluate import Result, Results, Table, Window, answers_file, check_tokenizer, score_windows
+from .evaluate import Result, Results, Table, Window, answer_path, check_tokenizer, score_windows
 from .tasks.core import Scored, accuracy
 from .tasks.bundle import InContextTask, available_of, check_shots, read_bundle, read_items, shuffled
 from .tasks.in_context import centered, outcome, prefix_ways, prompts, tokenized
@@ -378,7 +378,7 @@ class CoreEvaluation:
                 task,
                 items,
                 self.ways,
-                keep=answers_file(keep, f'core-{task.label}', 'core', self.model, dtype),
+                keep=answer_path(keep, f'core-{task.label}', 'core', self.model, dtype),
                 dtype=dtype,
                 desc=f'{task.label} ({k} of {len(self.items)})',
             )

@@ -9,7 +9,7 @@ __all__ = ['tasks', 'heldout_metrics', 'heldout_switches', 'Window', 'windows', 
            'check_tokenizer', 'documents_loss', 'smoothed', 'Bigram', 'xz_bpb', 'unigram_bpb', 'bigram_bpb',
            'yardsticks', 'prepared', 'answers', 'Result', 'finite_or_none', 'Table', 'Results', 'task', 'Job',
            'request_text', 'jobs', 'available_tasks', 'example_texts', 'make_result', 'evaluate', 'run_jobs',
-           'answer_path', 'answers_file', 'heldout_parts', 'heldout_rows', 'heldout', 'Evaluation']
+           'answer_path', 'heldout_parts', 'heldout_rows', 'heldout', 'Evaluation']
 
 # %% ../nbs/30_evaluate.ipynb #e4536762
 import hashlib
@@ -1077,17 +1077,6 @@ def _fingerprint(model):
         some = p.detach().float().flatten()[:: max(1, p.numel() // 4096)].cpu().numpy()
         h.update(name.encode() + np.ascontiguousarray(some).tobytes())
     return h.hexdigest()
-
-# %% ../nbs/30_evaluate.ipynb #7a0fb469
-def answers_file(
-    folder,  # for answers; none: they are not kept
-    task: str,
-    protocol: str,
-    model,
-    dtype: str = 'float32',  # of the matrix products
-) -> Path | None:
-    "The file for `score_windows` to keep its answers in: of one task, protocol, model and precision"
-    return _answer_path(folder, task, protocol, model, dtype)
 
 # %% ../nbs/30_evaluate.ipynb #907c6169
 heldout_metrics = dict(loss=Metric(average.of, False, 'nats'), ppl=perplexity, bpb=bits)

@@ -23,6 +23,7 @@ heard_in = {
     'aot.py': {'plan'},
     'export.py': {'export', 'push'},
     'checkpoint.py': {v for v in verbs if '--tokenizer' in has[v]},
+    'core_score.py': {'evaluate'},
     'evaluate.py': {'evaluate'},
     'paper_table.py': {'evaluate'},
     'scores/manifest.py': {'evaluate'},
@@ -36,6 +37,7 @@ heard_only = {
     ('train.py', '--schedule'): {'train'},
     ('train.py', '--max-steps'): {'train'},
     ('export.py', '--out'): {'export'},
+    ('cli.py', '--from'): {'train'},
 }
 option = re.compile(r'(?<![\w-])--[a-z][a-z-]*[a-z]')
 command_line = re.compile(r'(?:gpt2repro |\b(?=plan --))(\w+)([^`]*)')
