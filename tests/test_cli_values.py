@@ -58,6 +58,7 @@ base = dict(
     report='run --out new.html'.split(),
     export='run --out new'.split(),
     push='run me/small --dry-run'.split(),
+    serve='run --device cpu --port 0'.split(),
     webtext='text.txt --out new --stage links --workers 1'.split(),
     plan=[],
     doctor=[],
@@ -151,6 +152,7 @@ def no_work(monkeypatch, here):
     for f in ('train_run', 'reproduce_run', 'write_report', 'ask_compiler'):
         monkeypatch.setattr(f'gpt2repro.cli.{f}', reached)
     monkeypatch.setattr('gpt2repro.webtext.run.webtext', reached)
+    monkeypatch.setattr('gpt2repro.serve.server.Server.run', reached)
 
 
 @pytest.fixture
