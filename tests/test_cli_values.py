@@ -58,8 +58,8 @@ base = dict(
     report='run --out new.html'.split(),
     export='run --out new'.split(),
     push='run me/small --dry-run'.split(),
-    webtext='text.txt --out new --stage links --workers 1'.split(),
     serve='run --device cpu --port 0'.split(),
+    webtext='text.txt --out new --stage links --workers 1'.split(),
     plan=[],
     doctor=[],
     reproduce=[],
@@ -152,7 +152,7 @@ def no_work(monkeypatch, here):
     for f in ('train_run', 'reproduce_run', 'write_report', 'ask_compiler'):
         monkeypatch.setattr(f'gpt2repro.cli.{f}', reached)
     monkeypatch.setattr('gpt2repro.webtext.run.webtext', reached)
-    monkeypatch.setattr('gpt2repro.serve.server.Server', reached)
+    monkeypatch.setattr('gpt2repro.serve.server.Server.run', reached)
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ heard_in = {
     'train.py': {'train', 'evaluate'},
     'reproduce.py': {'train'},
     'webtext/run.py': {'webtext'},
+    'serve/batcher.py': {'serve'},
+    'serve/server.py': {'serve'},
 }
 # Of those verbs the one that prints a message with this option
 heard_only = {

@@ -225,7 +225,6 @@ def theirs(trained, tmp_path_factory):
                 base_url=f'{url}/v1/completions',
                 model='trained',
                 tokenizer=str(folder),
-                tokenizer_backend='huggingface',
                 max_length=256,
                 **how,
             )
@@ -257,7 +256,9 @@ def test_lm_eval_on_lambada(theirs, trained):
     folder, tok = trained
     model, t = from_pretrained(folder), tasks['lambada']
     ex = t.examples(data)[:40]
-    got = theirs('lambada/lambada_openai.yaml', [dict(text=x) for x in ex], batch_size=8)
+    got = theirs(
+        'lambada/lambada_openai.yaml', [dict(text=x) for x in ex], batch_size=8
+    )  # it finds out which tokenizer to use
     requests = [r for x in ex for r in t.requests(x, 'modern')]
     for (context, target, logprob, best), r, mine in zip(
         logliks(got), requests, answers(model, tok, requests), strict=True
@@ -284,7 +285,7 @@ def test_lm_eval_on_arc_easy(theirs, trained):
         )
         for o in items
     ]
-    got = theirs('arc/arc_easy.yaml', rows, num_concurrent=8)
+    got = theirs('arc/arc_easy.yaml', rows, num_concurrent=8, tokenizer_backend='huggingface')
     requests = [LogLik(f'{o["query"]}\nAnswer:', f' {c}') for o in items for c in o['choices']]
     mine = answers(from_pretrained(folder), tok, requests)
     for (context, target, logprob, best), r, m in zip(logliks(got), requests, mine, strict=True):

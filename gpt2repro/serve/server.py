@@ -410,13 +410,14 @@ def listening(
     port: int,  # 0: any that is free
 ) -> socket.socket:
     "A socket that listens. Raises `ValueError` where it cannot"
+    if not host:
+        raise ValueError('--host is empty: name an address, such as 127.0.0.1')
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except OSError as e:
-        raise ValueError(
-            f'cannot listen at {host}:{port} ({e.strerror or e}): give another --port or --host'
-        ) from None
+    except (OSError, UnicodeError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise ValueError(f'cannot listen at {host}:{port} ({why}): give another --port or --host') from None
 
 
 def is_local(host: str) -> bool:
@@ -461,15 +462,17 @@ def serve(
     **load,  # device, tokenizer and weights of `Served`
 ):
     "Serve models until a signal comes. Raises `ValueError` for an address that cannot be used"
-    sock = listening(host, port)
-    models = Models([Served(s, rows=rows, **load) for s in sources])
-    models.follow()
-    service = Service(models, most_waiting, Limits(texts=min(Limits.texts, most_waiting)))
-    said(f'{url_of(sock)}: a page to write with, and /v1/completions. Models: {", ".join(models.served)}')
-    if not is_local(host):
-        said('Other machines can reach it. Nobody is asked for a password.')
-    said('Ctrl-C stops.')
-    Server(service, names).run(sockets=[sock])
-    service.engine.join(5)
-    models.stop()
+    with listening(host, port) as sock:
+        models = Models([Served(s, rows=rows, **load) for s in sources])
+        service = Service(models, most_waiting, Limits(texts=min(Limits.texts, most_waiting)))
+        models.follow()
+        said(f'{url_of(sock)}: a page to write with, and /v1/completions. Models: {", ".join(models.served)}')
+        if not is_local(host):
+            said('Other machines can reach it. Nobody is asked for a password.')
+        said('Ctrl-C stops.')
+        try:
+            Server(service, names).run(sockets=[sock])
+        finally:
+            models.stop()
+            service.engine.close()
     said('Stopped. What was being written is finished.')
