@@ -277,7 +277,7 @@ class VariantConfig(ModelConfig):
         return 6 * (self.n_params - looked_up) + 12 * attention
 
 
-sizes['modern'] = VariantConfig(vocab_size=4096, n_ctx=256, n_embd=192, n_layer=4, n_head=6)
+sizes['modern'] = VariantConfig(vocab_size=4096, n_ctx=256, n_embd=192, n_layer=4, n_head=6, tied=False)
 # Heads of 128 numbers fill a TPU's matrix unit
 sizes['modern-124M'] = VariantConfig(n_head=6)
 
