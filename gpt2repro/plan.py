@@ -317,11 +317,14 @@ def memory(
     if chip.kind == 'tpu':
         parts = program_bytes(cfg, tokens, precision, remat, devices)
         return stays | parts | dict(transient=parts['transient'] + stacks)
+    kept = saved_bytes(cfg, tokens, precision, remat, chip.kind)
+    if chip.kind == 'cpu':
+        kept += w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1)
+    if precision == 'mixed' and chip.kind == 'gpu':
+        kept += 2 * N  # autocast's copies of the weights
     parts = stays | dict(
         gradients=w * N / devices,
-        kept=saved_bytes(cfg, tokens, precision, remat, chip.kind)
-        + (w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1) if chip.kind == 'cpu' else 0)
-        + (2 * N if precision == 'mixed' and chip.kind == 'gpu' else 0),  # autocast's copies of the weights
+        kept=kept,
         transient=max(peak_bytes(cfg, tokens, precision, chip.kind), stacks),
     )
     if chip.kind == 'cpu' and remat == 'block':

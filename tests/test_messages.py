@@ -24,6 +24,8 @@ heard_in = {
     'export.py': {'export', 'push'},
     'checkpoint.py': {v for v in verbs if '--tokenizer' in has[v]},
     'core_score.py': {'evaluate'},
+    'tasks/bundle.py': {'evaluate'},
+    'tasks/in_context.py': {'evaluate'},
     'evaluate.py': {'evaluate'},
     'paper_table.py': {'evaluate'},
     'scores/manifest.py': {'evaluate'},
