@@ -5,6 +5,7 @@ texts, alternatives, rules, two models, a run that grows; and no request leaves 
 
 import json
 import shutil
+import time
 import pytest
 import torch
 from gpt2repro.checkpoint import save_checkpoint
@@ -16,6 +17,7 @@ from gpt2repro.tokenizer import SentencePiece
 from gpt2repro.weights import save_pretrained
 
 pytest.importorskip('starlette')
+from gpt2repro.serve.batcher import Batcher
 from gpt2repro.serve.models import Models, Served
 from gpt2repro.serve.server import Service, background
 
@@ -221,7 +223,7 @@ def test_every_rule_reaches_the_server(page, made):
     assert 'is no bias' in page.locator('.status').inner_text()
 
 
-def test_look_edit_and_stop(page, made):
+def test_look_edit_and_stop(page, made, service, monkeypatch):
     _, tok, _ = made
     write(page, 'the cat sat', button='Only look')
     assert page.locator('.token').count() == len(tok.encode('the cat sat')) and text_of(page) == 'the cat sat'
@@ -230,11 +232,17 @@ def test_look_edit_and_stop(page, made):
     assert page.locator('#prompt').input_value() == 'the cat'
     slide(page, 'max_tokens', 500)
     slide(page, 'min_tokens', 500)
+    turn = Batcher.turn
+    monkeypatch.setattr(Batcher, 'turn', lambda self: (time.sleep(0.02), turn(self))[1])  # a slow model
     page.keyboard.press('Control+Enter')
     page.locator('.token').nth(20).wait_for(state='attached')
     page.keyboard.press('Escape')
     finished(page)
     assert 'stopped' in page.locator('.status').inner_text() and page.locator('.token').count() < 500
+    end = time.monotonic() + 5
+    while service.engine.rows:  # the server knows that nobody reads on
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_two_models_side_by_side(page, made):
