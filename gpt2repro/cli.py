@@ -57,7 +57,8 @@ from .tasks.in_context import prefix_ways
 from .paper_table import PaperTable, compare, run_facts, sheet as size_sheet, suite as task_suite
 from .paper_table import verdict as verdict_of, write_table
 from .scores.explain import explain as explain_score, explained_text, write_explained
-from .scores.manifest import manifest_of, read_manifest, read_results, verify as verify_results
+from .scores.manifest import core_manifest, manifest_of, read_manifest, read_results
+from .scores.manifest import verify as verify_results
 from .scores.manifest import same_data, weights_sha256, write_manifest
 from .hub import card_of, check_hub_name, check_login, upload
 from .export import check_dtype, check_export_folder, export_model, run_steps
@@ -587,8 +588,12 @@ def _evaluate_core(models, data, fetch_bundle, out, device, tokenizer, keywords,
         results = scores.results(tok, net.cfg.n_ctx)
         lines += [f'{letter}: {m}'] * two + [str(scores), '', scores.sentence]
         if to:
-            [file] = write_table(to, results, net.cfg.n_params, label, scores)
-            lines.append(f'Written: {file}')
+            files = write_table(to, results, net.cfg.n_params, label, scores)
+            if not two:
+                how = dict(seed=seed, dtype=dtype, prefixes=keywords['prefixes'])
+                facts = core_manifest(evaluation, results, folder, m, weights_sha256(net), **how)
+                files += write_manifest(files[0], facts, results)
+            lines.append(f'Written: {", ".join(map(str, files))}')
         lines.append('')
         all_scores.append(scores.to_dict())
         all_results.append(results)

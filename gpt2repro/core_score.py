@@ -274,6 +274,13 @@ class CoreScores(Table):
                     data=s.task.path.name,
                     rows=np.stack([s.correct, np.ones(n)], 1).astype(float),
                     metric_of=accuracy,
+                    switches=dict(
+                        kind=s.task.kind,
+                        shots=s.task.n_shots,
+                        delimiter=s.task.delimiter,
+                        prefixes=s.prefixes,
+                        limit=self.limit,
+                    ),
                 )
             )
         return out

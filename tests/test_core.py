@@ -122,6 +122,29 @@ def test_two_models_in_pairs(models, bundle, tmp_path):
     assert (out / 'A-a/core.json').is_file() and (out / 'B-b/core.json').is_file()
 
 
+def test_a_core_can_be_trusted(models, bundle, tmp_path):
+    "Its manifest says what it depends on, and a drawn sample is scored again"
+    for m in models:
+        argv = ['evaluate', m, '--suite', 'core', '--data', bundle, '--prefixes', 'both', '--limit', 6, *cpu]
+        s, _, err = command(*argv, '--out', tmp_path / m.name)
+        assert s == 0, err
+    a, b = tmp_path / 'a/core.json', tmp_path / 'b/core.json'
+    manifest = json.loads(a.with_name('core.manifest.json').read_text())
+    assert {d['task'] for d in manifest['data']} == {f'core/{name}' for name in items}
+    assert manifest['settings'] == dict(seed=0, dtype='float32', prefixes='both', limit=6, labels=list(items))
+    s, text, err = command('evaluate', '--verify', a, '--draw', 4, *cpu)
+    assert s == 0 and 'verified' in text and '4 of 4 drawn rows the same, of 6' in text, (text, err)
+    s, text, err = command('evaluate', a, b)
+    assert s == 0 and 'core/capitals' in text, err
+    s, text, _ = command('evaluate', models[1], '--verify', a, *cpu)
+    assert s == 1 and 'its weights are others' in text
+    write_items(bundle, 'endings', items['endings'][::-1])
+    s, text, _ = command('evaluate', '--verify', a, *cpu)
+    assert s == 1 and 'not those of the evaluation' in text and 'NOT verified' in text
+    bundle.rename(tmp_path / 'moved')
+    fails('name its place with --data', 'evaluate', '--verify', a, *cpu)
+
+
 def test_an_interrupted_evaluation_goes_on(models, bundle, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     argv = ['evaluate', models[0], '--suite', 'core', '--data', bundle, '--out', out, *cpu]
