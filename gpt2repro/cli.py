@@ -732,7 +732,9 @@ def inspect(
     found = look_inside(net, tok, text)
     f = found.save(out)
     bits = found.bits.mean().item()
-    _show(dict(page=str(f), bits_per_token=bits), json, f'{f}: {len(found.bits)} tokens, {bits:.3f} bits each')
+    _show(
+        dict(page=str(f), bits_per_token=bits), json, f'{f}: {len(found.bits)} tokens, {bits:.3f} bits each'
+    )
 
 # %% ../nbs/38_cli.ipynb #0ab49582
 def _file_list(files):
