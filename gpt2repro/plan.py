@@ -320,10 +320,11 @@ def memory(
     parts = stays | dict(
         gradients=w * N / devices,
         kept=saved_bytes(cfg, tokens, precision, remat, chip.kind)
-        + (w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1) if chip.kind == 'cpu' else 0)
         + (2 * N if precision == 'mixed' and chip.kind == 'gpu' else 0),  # autocast's copies of the weights
         transient=max(peak_bytes(cfg, tokens, precision, chip.kind), stacks),
     )
+    if chip.kind == 'cpu':
+        parts['kept'] += w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1)
     if chip.kind == 'cpu' and remat == 'block':
         parts['gaps'] = _gaps[precision] * block_bytes(cfg, tokens, precision)
     if devices > 1:
