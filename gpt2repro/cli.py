@@ -101,7 +101,7 @@ def reproduce(
     minutes: float = 10.0,  # time for everything
     # the run's folder, runs/RECIPE if not given; a second call goes on where the first stopped
     out: str = '',
-    recipe: str = 'tiny',  # tiny, GPT-2's way; or modern, today's
+    recipe: str = '',  # tiny, GPT-2's way, if not given; or modern, today's
     device: str = 'auto',  # auto, cpu, cuda, xla, tpu or mps
     workers: int = 2,  # processes that tokenize
     json: bool = False,  # print one JSON object
@@ -109,10 +109,10 @@ def reproduce(
     "The main job: embedded corpus, tokenizer, shards, training, samples, scores and report"
     if not minutes > 0:
         raise ValueError(f'--minutes {minutes:g}: give a number above 0')
-    out = out or f'runs/{recipe}'
-    cfg = named_recipe(recipe)
+    cfg = named_recipe(recipe or 'tiny')
+    out = out or f'runs/{cfg.name}'
     if (Path(out) / 'config.json').is_file():
-        _check_begun(out, read_run(out), recipe, '', [])
+        _check_recipe(out, read_run(out), recipe)
     scores = reproduce_run(cfg, out, minutes, device, workers)
     if scores['bpb'] is None:
         if json:
@@ -179,8 +179,8 @@ def prepare(
     _show(d, json, '\n'.join(lines))
 
 # %% ../nbs/38_cli.ipynb #ceb2a324
-def _check_begun(run, begun, recipe, from_model, settings):
-    "Raises `ValueError` where the words do not fit the run that is there"
+def _check_recipe(run, begun, recipe, settings=()):
+    "Raises `ValueError` where the run that is there was begun with another recipe"
     was = begun.model
     # Vocabulary and context may have been adapted to the text.
     adapted = dict(vocab_size=was.vocab_size, n_ctx=was.n_ctx)
@@ -189,6 +189,11 @@ def _check_begun(run, begun, recipe, from_model, settings):
             f'{run} was begun with another recipe than {recipe}: '
             f'leave --recipe out to go on, or take another folder'
         )
+
+
+def _check_begun(run, begun, recipe, from_model, settings):
+    "Raises `ValueError` where the words do not fit the run that is there"
+    _check_recipe(run, begun, recipe, settings)
     if from_model and not begun.start_from:
         raise ValueError(f'{run} was begun without --from: leave it out to go on, or take another folder')
 

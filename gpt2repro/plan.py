@@ -318,8 +318,6 @@ def memory(
         parts = program_bytes(cfg, tokens, precision, remat, devices)
         return stays | parts | dict(transient=parts['transient'] + stacks)
     kept = saved_bytes(cfg, tokens, precision, remat, chip.kind)
-    if chip.kind == 'cpu':
-        kept += w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1)
     if precision == 'mixed' and chip.kind == 'gpu':
         kept += 2 * N  # autocast's copies of the weights
     parts = stays | dict(
@@ -327,6 +325,8 @@ def memory(
         kept=kept,
         transient=max(peak_bytes(cfg, tokens, precision, chip.kind), stacks),
     )
+    if chip.kind == 'cpu':
+        parts['kept'] += w * joined_weights(cfg) * (cfg.n_layer if remat == 'none' else 1)
     if chip.kind == 'cpu' and remat == 'block':
         parts['gaps'] = _gaps[precision] * block_bytes(cfg, tokens, precision)
     if devices > 1:
