@@ -59,6 +59,7 @@ base = dict(
     export='run --out new'.split(),
     push='run me/small --dry-run'.split(),
     serve='run --device cpu --port 0'.split(),
+    inspect='run a --out new.html --device cpu'.split(),
     webtext='text.txt --out new --stage links --workers 1'.split(),
     plan=[],
     doctor=[],
