@@ -2,7 +2,7 @@
 PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS    ?=
 PIP     := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := settings.ini pyproject.toml setup.py constraints.txt
