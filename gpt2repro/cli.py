@@ -1386,7 +1386,7 @@ def _check_values(verb, parser, kw):
                 raise _Usage(f'{name} is empty: name one')
 
 
-_texts = {'prompt', 'text', 'ban', 'bias', 'stop', 'separator', 'field'}  # what is text, and no name of a file
+_texts = {'prompt', 'text', 'ban', 'bias', 'stop', 'separator', 'field'}  # text, no names of files
 
 
 def _utf8(s):
