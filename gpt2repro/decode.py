@@ -670,6 +670,22 @@ class Decoder:
             return torch.stack(prefill_each(self.weights, ids, n, kv_cache, self.c))
         return prefill(self.weights, ids, kv_cache)
 
+    def each(
+        self,
+        ids: Tensor,  # (B,T), padded on the right
+        n: list,  # B numbers: tokens of each row
+        kv_cache: KVCache = None,  # slots 0…n-1 of each row are written
+    ) -> list:  # B tensors (n,C)
+        """Hidden states of texts, read from position 0, without their padding.
+
+        With products in C no number of one text depends on the others
+        """
+        if self.c and self.variant:
+            return variant_prefill(self.weights, ids, n, kv_cache, self.linear)
+        if self.c:
+            return prefill_each(self.weights, ids, n, kv_cache, self.c)
+        return [h[:k] for h, k in zip(self.hidden(ids, kv_cache), n)]
+
     def prefill(
         self,
         ids: Tensor,  # (B,T), padded on the right
@@ -678,11 +694,7 @@ class Decoder:
     ) -> Tensor:  # (B,C) hidden state of each row's last token
         "Read prompts from position 0"
         if self.c:
-            if self.variant:
-                texts = variant_prefill(self.weights, ids, n.tolist(), kv_cache, self.linear)
-            else:
-                texts = prefill_each(self.weights, ids, n.tolist(), kv_cache, self.c)
-            return torch.stack([x[-1] for x in texts])
+            return torch.stack([x[-1] for x in self.each(ids, n.tolist(), kv_cache)])
         return self.hidden(ids, kv_cache)[torch.arange(len(ids), device=self.device), n - 1]
 
     def step(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .utils import write_atomic
+from .model import GPT2
 
 # %% ../nbs/12_look.ipynb #d7cbe335
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def _hooked(handles):
 
 
 def _checked(model, ids):  # -> (1,T) on the model's device
+    if not isinstance(model, GPT2):
+        raise ValueError(f'the model is a {type(model).__name__}: only a GPT-2 can be looked into, give one')
     n = model.cfg.n_ctx
     if not 2 <= len(ids) <= n:
         raise ValueError(f'{len(ids)} tokens to look at: give 2 to n_ctx={n}')

@@ -5,11 +5,15 @@ import pytest
 import torch
 from gpt2repro.checkpoint import load_model
 from gpt2repro.config import DataConfig, OptimConfig, RunConfig, VariantConfig, to_dict
+from gpt2repro.decode import Decoder
 from gpt2repro.evaluate import documents_loss
-from gpt2repro.generation import generate
+from gpt2repro.generation import generate, samples
+from gpt2repro.look import inspect
+from gpt2repro.serve.batcher import Batcher, Job
 from gpt2repro.shards import write_shards
-from gpt2repro.tokenizer import SentencePiece
+from gpt2repro.tokenizer import SentencePiece, load_tokenizer
 from gpt2repro.train import read_run, train
+from gpt2repro.variants import build_model
 
 parts = dict(
     modern=dict(n_kv_head=2),
@@ -135,3 +139,25 @@ def test_2019_is_refused(data):
     for kw in dict(init='connor_june'), dict(table_pdrop=0.1):
         with pytest.raises(ValueError, match='is of GPT-2 as it was in 2019'):
             settings(data, 'modern').replace(**kw)
+
+
+@pytest.mark.parametrize('name', parts)
+def test_a_variant_is_served_and_says_what_it_cannot(data, name):
+    "Texts that come together are those of `samples`; the inspector reads GPT-2 only"
+    tok = load_tokenizer(data / 'tokenizer')
+    torch.manual_seed(0)
+    model = build_model(settings(data, name).model).eval()
+    jobs = [
+        Job(ids=tok.encode(text), max_tokens=6, seed=i) for i, text in enumerate(['the cat', 'a dog ran'])
+    ]
+    batcher = Batcher(Decoder(model), tok, rows=2)
+    for job in jobs:
+        batcher.add(job)
+    written = dict.fromkeys(jobs, '')
+    while batcher.busy:
+        for job, piece in batcher.turn():
+            written[job] += piece.text
+    for i, text in enumerate(['the cat', 'a dog ran']):
+        assert written[jobs[i]] == samples(model, tok, text, 6, seed=i)[0].text
+    with pytest.raises(ValueError, match='only a GPT-2 can be looked into'):
+        inspect(model, tok, 'the cat')

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from ..backend import needs_static_shapes, to_device
-from ..decode import Decoder, KVCache, prefill_each
+from ..decode import Decoder, KVCache
 from ..tokenizer import StreamDecoder
 from ..rules import Sampling, row_uniforms
 from ..generation import TextRow, choose, check_vocabulary
@@ -104,10 +104,7 @@ def read(
     "Read texts from position 0. Hidden states of all their tokens"
     n = [len(t) for t in texts]
     ids = pad_sequence([torch.tensor(t) for t in texts], batch_first=True)
-    if dec.c:
-        return prefill_each(dec.weights, ids, n, kv_cache, dec.c)
-    hidden = dec.hidden(to_device(ids, dec.device), kv_cache)
-    return [h[:k] for h, k in zip(hidden, n)]
+    return dec.each(to_device(ids, dec.device), n, kv_cache)
 
 
 def likeliest(
