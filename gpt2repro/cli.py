@@ -559,6 +559,11 @@ def sample(
             _print_samples(samples(net, tok, batch, n=n, **draw, **rules), json, jsonl)
 
 # %% ../nbs/38_cli.ipynb #5705c38f
+def _label(model):
+    "What a model is called in tables"
+    return as_text(Path(model).resolve().name if Path(model).exists() else model)
+
+
 def _core_bundle(data, fetch_bundle):
     "The folder of an eval bundle. Raises `ValueError` where none is named, before work starts"
     if not data:
@@ -583,7 +588,7 @@ def _evaluate_core(models, data, fetch_bundle, out, device, tokenizer, keywords,
     if fetch_bundle:
         warn(f'{folder}: downloaded, sha256 {download_bundle(folder)}')
     ready = [CoreEvaluation(net, tok, folder, **keywords) for net, tok in loaded]
-    names = [as_text(Path(m).resolve().name if Path(m).exists() else m) for m in models]
+    names = list(map(_label, models))
     two = len(models) == 2
     all_scores = []
     all_results = []
@@ -654,7 +659,7 @@ def _results_folder(model, out, name=''):
 
 def _print_scores(model, cfg, results, suite, sheet, size, folder, json, clean, manifest):
     "One model's scores with what was asked for beside them; files into the folder, if there is one"
-    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
+    label = _label(model)
     d = results.to_dict()
     text = [str(results)] if results else []
     if bpb := results.get('heldout.bpb'):
@@ -731,7 +736,7 @@ def _print_explained(net, tok, names, model, folder, json, kw):
         of_task = explain_score(net, tok, name, keep=keep, **kw)
         falls += of_task
         text.append(explained_text(of_task))
-    label = as_text(Path(model).resolve().name if Path(model).exists() else model)
+    label = _label(model)
     if folder:
         files = write_explained(folder, falls, label)
         text.append(f'Written: {", ".join(map(str, files))}')

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from .batches import document_spans
-from .utils import progress
+from .utils import finite, progress
 from .corpus import Bloom, doc_grams
 from .shards import open_tokens
 from .tasks.core import bootstrap
-from .evaluate import Job, Results, Table, example_texts, finite_or_none, request_text
+from .evaluate import Job, Results, Table, example_texts, request_text
 
 # %% ../nbs/31_contamination.ipynb #9bf36ac7
 def words(
@@ -163,7 +163,7 @@ class CleanScores(Table):
         return [c.task, c.metric, c.protocol, *numbers, f'{c.contaminated:,} of {c.items:,}']
 
     def to_dict(self):
-        return dict(scores=[{k: finite_or_none(v) for k, v in asdict(c).items()} for c in self])
+        return dict(scores=finite([asdict(c) for c in self]))
 
 
 def _interval(low, high):

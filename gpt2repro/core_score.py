@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from .utils import file_sha256, finite, nearest, warn
+from .report import core_rows
 from .evaluate import Result, Results, Table, Window, answer_path, check_tokenizer, score_windows
 from .tasks.core import Scored, accuracy
 from .tasks.bundle import InContextTask, available_of, check_shots, read_bundle, read_items, shuffled
@@ -411,14 +412,7 @@ class CoreTable(Table):
         self,
         found: dict[str, dict],  # name of a model -> `CoreScores.to_dict()`
     ):
-        rows = [(f'GPT-2 {s}', v, '') for s, v in published_core.items()]
-        for name, d in found.items():
-            for way, m in d['core'].items() if d['complete'] else ():
-                what = '' if way == 'nanochat' else f', {way} prefixes'
-                if d['limit']:
-                    what += f', {d["limit"]} items a task'
-                rows.append((f'{name}{what}', m['value'], f'{m["low"]:.4f} – {m["high"]:.4f}'))
-        super().__init__(sorted(rows, key=lambda r: r[1]))
+        super().__init__(core_rows(found, published_core))
 
     def _cells(self):
         return [

@@ -30,7 +30,8 @@ from .loss import bits_per_byte, cap_logits, logit_cap
 from .loss import spans
 from .optimize import optimize_model
 from .plots import is_torn
-from .generation import check_vocabulary, evaluating, samples
+from .generation import check_vocabulary, samples
+from .model import evaluating
 from .shards import load_manifest, open_tokens
 from .tokenizer import load_tokenizer
 from .tasks.core import Continue, LogLik, Metric, Rolling, Scored, Task, Written, average, bits

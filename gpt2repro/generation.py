@@ -7,13 +7,12 @@ Docs: https://gpt2repro.github.io/gpt2repro/generation.html.md"""
 # %% auto #0
 __all__ = ['not_finite', 'all_forbidden', 'RowBatch', 'choose', 'generation_step', 'grow', 'Sample', 'require', 'cut_at_stop',
            'TextRow', 'write_rows', 'check_vocabulary', 'check_request', 'as_sampling', 'as_decoder', 'as_list',
-           'prompt_ids', 'samples', 'generate', 'stream', 'evaluating']
+           'prompt_ids', 'samples', 'generate', 'stream']
 
 # %% ../nbs/24_generation.ipynb #5bcc4ba8
 import math
 import secrets
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -474,14 +473,3 @@ def stream(
     uniforms = row_uniforms(seed, ids, 0, max_new_tokens)[None]
     turns = write_rows(dec, tok, [ids], uniforms, rules, stop, min_new_tokens)
     return _pieces((text for [text] in turns), hold=max((len(s) for s in stop), default=1) - 1)
-
-# %% ../nbs/24_generation.ipynb #a51cbc8a
-@contextmanager
-def evaluating(model):
-    "No dropout while inside"
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

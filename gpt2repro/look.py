@@ -9,21 +9,18 @@ __all__ = ['most_tokens', 'Trace', 'attention_weights', 'trace', 'surprise', 'lo
            'head_scores', 'ablations', 'Inspection', 'inspect']
 
 # %% ../nbs/12_look.ipynb #39dfc289
-import hashlib
 import html
-import json
 import math
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from .utils import write_atomic
-from .model import GPT2
+from .utils import asset, offline_page, write_atomic
+from .model import GPT2, evaluating
 
 # %% ../nbs/12_look.ipynb #d7cbe335
 @dataclass(frozen=True)
@@ -35,18 +32,6 @@ class Trace:
     parts: Tensor
     attention: Tensor  # (L,H,T,T): the weight that a query (row) gives to a key (column)
     logits: Tensor  # (T,V)
-
-
-@contextmanager
-def _evaluating(model):
-    "No dropout and no gradient, and the mode as it was afterwards"
-    was = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was)
 
 
 @contextmanager
@@ -95,7 +80,7 @@ def trace(
     for l, block in enumerate(model.h):
         pairs = ((block.attn, 'attn'), (block.mlp, 'mlp'), (block, 'out'), (block.attn.c_attn, 'qkv'))
         handles += [m.register_forward_hook(keep((name, l))) for m, name in pairs]
-    with _evaluating(model), _hooked(handles):
+    with torch.no_grad(), evaluating(model), _hooked(handles):
         logits = model(x)[0].float().cpu()
         token = model.wte(x)[0].float().cpu()
         position = model.wpe.weight.detach()[: x.shape[1]].float().cpu()
@@ -123,7 +108,7 @@ def logit_lens(
     states: Tensor,  # (…,C) of the residual stream
 ) -> Tensor:  # (…,V)
     "What the model would say if its last block had given these states (nostalgebraist 2020)"
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         w = model.wte.weight
         return model.head(model.ln_f(states.to(w))).float().cpu()
 
@@ -198,7 +183,7 @@ def ablations(
         return (y.flatten(-2),)
 
     out = []
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         pos = torch.arange(ids.shape[1], device=ids.device)
         x = model.wte(ids) + model.wpe(pos)
         whole = _rest(model, x, 0, ids)
@@ -234,10 +219,6 @@ def _packed(attention):  # (L,H,T,T) -> base64 of its triangles, a byte a weight
     T = attention.shape[-1]
     row, column = torch.tril_indices(T, T)
     return b64encode((attention[..., row, column] * 255).round().to(torch.uint8).numpy().tobytes()).decode()
-
-
-def _asset(name):
-    return (files('gpt2repro') / 'assets' / name).read_text(encoding='utf-8')
 
 
 class Inspection:
@@ -282,18 +263,7 @@ class Inspection:
 
     def page(self) -> str:
         "The whole HTML page"
-        script = _asset('look.js')
-        digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        text = json.dumps(self.data(), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>Inside the model</title><style>{_asset("look.css")}</style></head>'
-            f'<body>{_asset("look.html")}<script type="application/json" id="data">{text}</script>'
-            f'<script>{script}</script></body></html>'
-        )
+        return offline_page('Inside the model', asset('look.html'), self.data(), ['look.css'], ['look.js'])
 
     def save(self, out) -> Path:  # where it is
         "Write the page to a file"

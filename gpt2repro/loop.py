@@ -18,7 +18,7 @@ from .backend import rank_and_world_size, seed_all
 from .batches import key
 from .config import OptimConfig, RunConfig
 from .loss import lm_loss
-from .model import GPT2, add_table_dropout, init_connor_july, init_connor_june
+from .model import GPT2, add_table_dropout, evaluating, init_connor_july, init_connor_june
 from .parallel import full_tensor, mean_over_processes, replicate, shard_state
 from .presets import MuonAdamW
 from .schedule import by_tokens, constant, extend, inverse_sqrt, paper_relative, retime
@@ -316,15 +316,13 @@ def valid_loss(
     dtype: str = 'float32',  # of the matrix products
 ) -> torch.Tensor:  # (1,) nats per token, on the device
     "Mean loss over the first `n` batches, without dropout"
-    was = model.training
-    model.eval()
     total = replicate(torch.zeros(1), device)  # not a scalar: XLA makes a constant of the number 0
-    for i in range(n):
-        x, y = (replicate(o, device) for o in batches(i))
-        with autocast(device, dtype):
-            total = total + lm_loss(model, x, y) / n  # the same program each time
-        end_step(device)
-    model.train(was)
+    with evaluating(model):
+        for i in range(n):
+            x, y = (replicate(o, device) for o in batches(i))
+            with autocast(device, dtype):
+                total = total + lm_loss(model, x, y) / n  # the same program each time
+            end_step(device)
     return mean_over_processes(total)
 
 # %% ../nbs/19_loop.ipynb #24cfa1b9

@@ -7,12 +7,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/utils.html.md"""
 # %% auto #0
 __all__ = ['nearest', 'progress', 'warn', 'tidy', 'write_atomic', 'scratch_folder', 'file_sha256', 'as_text', 'read_lines',
            'naming', 'finite', 'misfit', 'parse_json', 'read_json', 'checksum', 'sealed', 'unsealed',
-           'exit_with_parent', 'reference_data']
+           'exit_with_parent', 'reference_data', 'asset', 'offline_page']
 
 # %% ../nbs/00_utils.ipynb #a6bb34ed
 import ctypes
 import difflib
 import hashlib
+import html
 import json
 import multiprocessing
 import math
@@ -23,7 +24,9 @@ import sys
 import tempfile
 import threading
 import time
+from base64 import b64encode
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -413,3 +416,33 @@ def reference_data(
     if not f.exists():
         print(f'skipped: {name or "reference data"} not found, GPT2REPRO_TEST_DATA names no folder with it')
     return f
+
+# %% ../nbs/00_utils.ipynb #e5cc0202
+def asset(
+    name: str,  # a file in the package's folder `assets`
+) -> str:
+    "What the file holds"
+    return (files('gpt2repro') / 'assets' / name).read_text(encoding='utf-8')
+
+
+def offline_page(
+    title: str,
+    body: str,  # HTML
+    data,  # JSON values, in the element `data`
+    styles: list[str],  # names of assets
+    scripts: list[str],  # names of assets, run in this order
+) -> str:  # HTML
+    "A whole page: style sheets and scripts within, nothing from elsewhere"
+    code = [asset(s) for s in scripts]
+    digests = ' '.join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in code)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {digests}"
+    text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{html.escape(title)}</title>'
+        f'<style>{"".join(map(asset, styles))}</style></head><body>{body}'
+        f'<script type="application/json" id="data">{text}</script>'
+        f'{"".join(f"<script>{s}</script>" for s in code)}</body></html>'
+    )

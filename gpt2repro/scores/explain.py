@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from ..utils import warn, write_atomic
+from ..utils import finite, warn, write_atomic
 from ..plots import palette
 from ..tasks.core import LogLik, Metric, Switches, bootstrap, paired, unpaired
-from ..evaluate import Job, Table, answer_path, answers, finite_or_none, jobs, task
+from ..evaluate import Job, Table, answer_path, answers, jobs, task
 from ..paper_table import paper_sizes
 from .published import published
 
@@ -129,20 +129,13 @@ class Waterfall(Table):
             items=self.items,
             modern=_as_dict(self.modern),
             paper=_as_dict(self.paper),
-            steps=[_finite(asdict(s)) for s in self],
-            others=[_finite(asdict(o)) for o in self.others],
+            steps=finite([asdict(s) for s in self]),
+            others=finite([asdict(o) for o in self.others]),
         )
 
 
 def _as_dict(value):
-    return _finite(dict(zip(('value', 'low', 'high'), value)))
-
-
-def _finite(o):
-    "Numbers that JSON cannot hold become null, at any depth"
-    if isinstance(o, dict):
-        return {k: _finite(v) for k, v in o.items()}
-    return finite_or_none(o)
+    return finite(dict(zip(('value', 'low', 'high'), value)))
 
 
 def _said(v):

@@ -60,7 +60,7 @@ published = (
         'acc',
         dict(zip(paper_sizes, (32.3, 42.6, 48.8, 52.3))),
         'DCLM',
-        replace(_lambada['modern']),
+        _lambada['modern'],
         'rounded',
     ),
     Published(
