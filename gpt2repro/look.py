@@ -263,7 +263,9 @@ class Inspection:
 
     def page(self) -> str:
         "The whole HTML page"
-        return offline_page('Inside the model', asset('look.html'), self.data(), ['look.css'], ['look.js'])
+        return offline_page(
+            'Inside the model', asset('look.html'), self.data(), asset('look.css'), [asset('look.js')]
+        )
 
     def save(self, out) -> Path:  # where it is
         "Write the page to a file"

@@ -515,10 +515,6 @@ def _core_html(found):  # {name: from `read_core`}
     )
 
 # %% ../nbs/28_report.ipynb #28a00024
-_styles = ['uPlot.min.css', 'report.css']
-_scripts = ['uPlot.iife.min.js', 'report.js']
-
-
 def _unique(folders):
     "The folders without repetitions"
     return list({Path(f).resolve(): f for f in folders}.values())
@@ -567,7 +563,9 @@ def _write(rs, out, refresh=0.0):
         _core_html(cores),
         *(_run_html(i, n, r, page) for i, (n, r) in enumerate(runs.items())),
     ]
-    html_page = offline_page(' · '.join(runs), ''.join(body), data, _styles, _scripts)
+    style = asset('uPlot.min.css') + asset('report.css')
+    scripts = [asset('uPlot.iife.min.js'), asset('page.js') + asset('report.js')]
+    html_page = offline_page(' · '.join(runs), ''.join(body), data, style, scripts)
     return write_atomic(page, html_page.encode('utf-8', 'replace'))  # a name may be no text
 
 

@@ -429,12 +429,11 @@ def offline_page(
     title: str,
     body: str,  # HTML
     data,  # JSON values, in the element `data`
-    styles: list[str],  # names of assets
-    scripts: list[str],  # names of assets, run in this order
+    style: str,  # CSS
+    scripts: list[str],  # JavaScript, run in this order
 ) -> str:  # HTML
     "A whole page: style sheets and scripts within, nothing from elsewhere"
-    code = [asset(s) for s in scripts]
-    digests = ' '.join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in code)
+    digests = ' '.join(f"'sha256-{b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src {digests}"
     text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
     return (
@@ -442,7 +441,7 @@ def offline_page(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{html.escape(title)}</title>'
-        f'<style>{"".join(map(asset, styles))}</style></head><body>{body}'
+        f'<style>{style}</style></head><body>{body}'
         f'<script type="application/json" id="data">{text}</script>'
-        f'{"".join(f"<script>{s}</script>" for s in code)}</body></html>'
+        f'{"".join(f"<script>{s}</script>" for s in scripts)}</body></html>'
     )

@@ -39,19 +39,28 @@ def tok():
     return GPT2BPE.from_files(data / 'tokenizer/encoder.json', data / 'tokenizer/vocab.bpe')
 
 
-@pytest.fixture(scope='module')
-def folder(tok, tmp_path_factory):
+def trained_a_little(
+    tok,
+    out,  # folder to write
+    n_ctx,  # tokens
+    steps,
+):  # folder
     "A small GPT-2 with the real tokenizer, trained a little so that its scores differ from token to token"
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(n_ctx=128, n_embd=16, n_layer=2, n_head=2).no_dropout())
+    model = GPT2(GPT2Config(n_ctx=n_ctx, n_embd=16, n_layer=2, n_head=2).no_dropout())
     ids = torch.tensor(tok.encode((data / 'tinyshakespeare/input.txt').read_text()[:60_000]))
     opt = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for i in range(10):
+    for _ in range(steps):
         x = torch.stack([ids[j : j + 65] for j in torch.randint(len(ids) - 65, (6,)).tolist()])
         lm_loss(model, x[:, :-1], x[:, 1:]).backward()
         opt.step()
         opt.zero_grad()
-    return save_pretrained(model.eval(), tmp_path_factory.mktemp('model') / 'small', tok)
+    return save_pretrained(model.eval(), out, tok)
+
+
+@pytest.fixture(scope='module')
+def folder(tok, tmp_path_factory):
+    return trained_a_little(tok, tmp_path_factory.mktemp('model') / 'small', n_ctx=128, steps=10)
 
 
 @pytest.fixture(scope='module')

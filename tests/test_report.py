@@ -6,48 +6,18 @@ and the live page keeps what was chosen
 
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 import pytest
 from gpt2repro.report import report, watch
 
-chromium = shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = pytest.mark.xdist_group('report')
 evil = '<img src=x onerror=alert(1)>'
 
 
-@pytest.fixture(scope='module')
-def browser():
-    if not chromium:
-        pytest.skip('no chromium here: apt-get install chromium')
-    from playwright.sync_api import sync_playwright
-
-    quiet = [
-        '--no-first-run',
-        '--disable-background-networking',
-        '--disable-component-update',
-        '--disable-sync',
-    ]
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-gpu', *quiet])
-        yield b
-        b.close()
-
-
 @pytest.fixture
-def page(browser):
-    "A page that records what goes wrong and what is asked for besides its file"
-    p = browser.new_page(viewport=dict(width=1300, height=900))
-    p.wrong = []
-    p.on('console', lambda m: p.wrong.append(m.text) if m.type in ('error', 'warning') else None)
-    p.on('pageerror', lambda e: p.wrong.append(str(e)))
-    p.on('request', lambda r: None if r.url.startswith('file:') else p.wrong.append(r.url))
-    p.on('dialog', lambda d: (p.wrong.append(d.message), d.dismiss()))
-    p.set_default_timeout(15_000)
-    yield p
-    p.close()
-    assert not p.wrong, p.wrong
+def page(recorded):
+    return recorded('file:')
 
 
 def records(n=40, rate=30, bad=(), end=True, batch_tokens=8192):

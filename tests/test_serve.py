@@ -5,6 +5,7 @@ What one module promises is tested in its notebook. Here are clients that others
 
 import asyncio
 import json
+import logging
 import os
 import random
 import signal
@@ -20,7 +21,6 @@ import torch
 from gpt2repro.decode import Decoder
 from gpt2repro.evaluate import answers, evaluate, tasks
 from gpt2repro.generation import samples
-from gpt2repro.loss import lm_loss
 from gpt2repro.model import GPT2
 from gpt2repro.rules import word_ids
 from gpt2repro.settings import GPT2Config
@@ -33,11 +33,27 @@ pytest.importorskip('starlette')
 openai = pytest.importorskip('openai')
 from gpt2repro.cli import main
 from gpt2repro.serve.models import Models, Served
-from gpt2repro.serve.server import Service, background
+from gpt2repro.serve.server import Server, Service, background
 
 pytestmark = pytest.mark.xdist_group('serve')
 root = Path(__file__).parent.parent
 lines = ['the cat sat on the mat and the dog sat on the log', 'a naïve café in São Paulo, 東京 🙂'] * 30
+
+
+def test_logging_is_not_the_servers(service):
+    "Whoever starts a server in his program keeps the handlers of his logs"
+    closed = []
+
+    class Kept(logging.Handler):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    logging.getLogger('test').addHandler(kept := Kept())
+    level = logging.getLogger().level
+    Server(service)
+    logging.getLogger('test').removeHandler(kept)
+    assert not closed and logging.getLogger().level == level
 
 
 @pytest.fixture(scope='module')
@@ -188,18 +204,11 @@ needs_data = pytest.mark.skipif(not data.exists(), reason='the data are not here
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "A small GPT-2 with the real tokenizer, trained a little so that its scores differ from token to token"
+    pytest.importorskip('lm_eval')
+    from test_evaluate_lm_eval import trained_a_little
+
     tok = GPT2BPE.from_files(data / 'tokenizer/encoder.json', data / 'tokenizer/vocab.bpe')
-    torch.manual_seed(0)
-    model = GPT2(GPT2Config(n_ctx=256, n_embd=16, n_layer=2, n_head=2).no_dropout())
-    ids = torch.tensor(tok.encode((data / 'tinyshakespeare/input.txt').read_text()[:60_000]))
-    opt = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    for _ in range(8):
-        x = torch.stack([ids[j : j + 65] for j in torch.randint(len(ids) - 65, (6,)).tolist()])
-        lm_loss(model, x[:, :-1], x[:, 1:]).backward()
-        opt.step()
-        opt.zero_grad()
-    return save_pretrained(model.eval(), tmp_path_factory.mktemp('model') / 'trained', tok), tok
+    return trained_a_little(tok, tmp_path_factory.mktemp('model') / 'trained', n_ctx=256, steps=8), tok
 
 
 @pytest.fixture(scope='module')

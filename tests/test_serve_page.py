@@ -4,7 +4,6 @@ texts, alternatives, rules, two models, a run that grows; and no request leaves 
 """
 
 import json
-import shutil
 import time
 import pytest
 import torch
@@ -21,7 +20,6 @@ from gpt2repro.serve.batcher import Batcher
 from gpt2repro.serve.models import Models, Served
 from gpt2repro.serve.server import Service, background
 
-chromium = shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = pytest.mark.xdist_group('serve')
 lines = ['the cat sat on the mat and the dog sat on the log', 'a naïve café in São Paulo, 東京 🙂'] * 30
 evil = '</b><img src=x onerror=alert(1)>'
@@ -74,40 +72,15 @@ def url(service):
         yield url
 
 
-@pytest.fixture(scope='module')
-def browser():
-    if not chromium:
-        pytest.skip('no chromium here: apt-get install chromium')
-    from playwright.sync_api import sync_playwright
-
-    quiet = [
-        '--no-first-run',
-        '--disable-background-networking',
-        '--disable-component-update',
-        '--disable-sync',
-    ]
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox', '--disable-gpu', *quiet])
-        yield b
-        b.close()
-
-
 @pytest.fixture
-def page(browser, url):
-    "The page, opened, which records what goes wrong and what is asked for elsewhere"
-    p = browser.new_page(viewport=dict(width=1300, height=900))
-    p.wrong, p.sent = [], []
-    p.on('console', lambda m: p.wrong.append(m.text) if m.type in ('error', 'warning') else None)
-    p.on('pageerror', lambda e: p.wrong.append(str(e)))
-    p.on('request', lambda r: None if r.url.startswith((url, 'data:')) else p.wrong.append(r.url))
+def page(recorded, url):
+    "The page, opened, and in `sent` what it sends"
+    p = recorded(url, 'data:')
+    p.sent = []
     p.on('request', lambda r: p.sent.append(r.post_data_json) if r.method == 'POST' else None)
-    p.on('dialog', lambda d: (p.wrong.append(d.message), d.dismiss()))
-    p.set_default_timeout(15_000)
     p.goto(url)
     p.locator('.pane option').first.wait_for(state='attached')
-    yield p
-    p.close()
-    assert not p.wrong, p.wrong
+    return p
 
 
 def slide(page, name, value):

@@ -2,8 +2,8 @@
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
-const root = document.documentElement;
-const $ = id => document.getElementById(id);
+const {$, element, root, theming} = page;
+const applyTheme = theming(() => { for (const p of panels) p.plot?.redraw(); });
 
 // What the reader chose lasts over a reload, where the browser allows it.
 const key = "gpt2repro " + location.pathname;
@@ -12,25 +12,6 @@ const state = {x: "tokens", smooth: 0, logx: false, logy: false, unit: "bpb", hi
 try { Object.assign(state, JSON.parse(sessionStorage.getItem(key) || "{}")); } catch {}
 const save = () => { try { sessionStorage.setItem(key, JSON.stringify(state)); } catch {} };
 
-function element(tag, attributes = {}, ...children) {
-  const e = document.createElement(tag);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  e.append(...children);
-  return e;
-}
-
-// Light and dark
-
-const themes = ["auto", "light", "dark"];
-let theme = "auto";
-try { theme = localStorage.getItem("gpt2repro theme") || "auto"; } catch {}
-function setTheme(t) {
-  theme = themes.includes(t) ? t : "auto";
-  if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
-  $("theme").textContent = {auto: "◐ auto", light: "☀ light", dark: "☾ dark"}[theme];
-  try { localStorage.setItem("gpt2repro theme", theme); } catch {}
-  for (const p of panels) p.plot?.redraw();
-}
 const css = name => getComputedStyle(root).getPropertyValue(name).trim();
 
 // Numbers as people write them
@@ -366,8 +347,7 @@ choice("logx", "logx", e => e.checked);
 choice("logy", "logy", e => e.checked);
 $("smooth-value").value = state.smooth ? state.smooth.toFixed(2) : "none";
 $("all").addEventListener("click", () => zoom(null));
-$("theme").addEventListener("click", () => setTheme(themes[(themes.indexOf(theme) + 1) % 3]));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(theme));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", applyTheme);
 
 function showRuns() {
   for (const chip of $("chips").children) {
@@ -461,7 +441,7 @@ if (data.refresh) {
   setTimeout(again, 1000 * data.refresh);
 }
 
-setTheme(theme);
+applyTheme();
 redraw();
 showRuns();
 if (state.scroll) { scrollTo(0, state.scroll); state.scroll = 0; save(); }

@@ -1,29 +1,8 @@
 // The page to write with. It asks the server that it came from, and nobody else.
 "use strict";
 (() => {
-const root = document.documentElement;
-const $ = id => document.getElementById(id);
-
-function element(tag, attributes = {}, ...children) {
-  const e = document.createElement(tag);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  e.append(...children);
-  return e;
-}
-
-// Light and dark
-
-const themes = ["auto", "light", "dark"];
-let theme = "auto";
-try { theme = localStorage.getItem("gpt2repro theme") || "auto"; } catch {}
-function setTheme(t) {
-  theme = themes.includes(t) ? t : "auto";
-  if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
-  $("theme").textContent = {auto: "◐ auto", light: "☀ light", dark: "☾ dark"}[theme];
-  try { localStorage.setItem("gpt2repro theme", theme); } catch {}
-}
-$("theme").onclick = () => setTheme(themes[(themes.indexOf(theme) + 1) % themes.length]);
-setTheme(theme);
+const {$, element, theming} = page;
+theming()();
 
 // The rules: name in the API, words, from, to, step, at first, what it does
 

@@ -8,7 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/serve/page.html.md"""
 __all__ = ['policy', 'page_files']
 
 # %% ../../nbs/serve/03_page.ipynb #144d420b
-from importlib.resources import files
+from ..utils import asset
 
 # %% ../../nbs/serve/03_page.ipynb #c6d4394e
 # Loads and requests go to the server that the page came from, and nowhere else
@@ -16,14 +16,13 @@ policy = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_files = {
-    '/': ('serve.html', 'text/html; charset=utf-8'),
-    '/serve.css': ('serve.css', 'text/css; charset=utf-8'),
-    '/serve.js': ('serve.js', 'text/javascript; charset=utf-8'),
+_files = {  # path -> (assets, one after the other, media type)
+    '/': (['serve.html'], 'text/html; charset=utf-8'),
+    '/serve.css': (['serve.css'], 'text/css; charset=utf-8'),
+    '/serve.js': (['page.js', 'serve.js'], 'text/javascript; charset=utf-8'),
 }
 
 
 def page_files() -> dict:  # path -> (media type, bytes)
     "What the page is made of"
-    folder = files('gpt2repro') / 'assets'
-    return {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in _files.items()}
+    return {path: (kind, ''.join(map(asset, names)).encode()) for path, (names, kind) in _files.items()}

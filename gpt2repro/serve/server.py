@@ -383,6 +383,7 @@ class Server(uvicorn.Server):
             http='h11',
             ws='none',
             lifespan='off',
+            log_config=None,  # the process's logging is not the server's to set up
             log_level='error',
             access_log=False,
             server_header=False,
