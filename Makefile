@@ -64,10 +64,10 @@ docs: $(VENV)/dev node_modules ## the documentation site, into _docs/, and READM
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/docs.py --readme
 
 why2019: $(VENV)/dev ## the experiments on why the reproduction of 2019 fell short, those that are not in bench/why2019 yet: hours (ARGS='--minutes 60' for some)
-	$(BIN)/python -m bench.why2019 --workers $(WORKERS) $(ARGS)
+	$(BIN)/gpt2repro experiment bench/why2019.py --out bench/why2019 --data runs/why2019 --workers $(WORKERS) $(ARGS)
 
-why2019-quick: $(VENV)/dev ## its strongest switches at the smallest size, anew, into runs/why2019-quick: under 15 minutes on two cores
-	$(BIN)/python -m bench.why2019 --quick --workers $(WORKERS) --out runs/why2019-quick $(ARGS)
+why2019-quick: $(VENV)/dev ## its strongest switches at the smallest size, anew, into runs/why2019-quick: 15 minutes on two cores
+	$(BIN)/gpt2repro experiment bench/why2019.py --out runs/why2019-quick --minutes 15 --workers $(WORKERS) $(ARGS)
 
 export: $(VENV)/dev ## the package from the notebooks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-export

@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/cli.html.md"""
 
 # %% auto #0
 __all__ = ['Some', 'Maybe', 'One', 'Files', 'verbs', 'reproduce', 'prepare', 'train', 'sample', 'evaluate', 'report', 'inspect',
-           'export', 'push', 'serve', 'webtext', 'plan', 'doctor', 'error_line', 'main']
+           'experiment', 'export', 'push', 'serve', 'webtext', 'plan', 'doctor', 'error_line', 'main']
 
 # %% ../nbs/38_cli.ipynb #5d5f6d87
 import os
@@ -20,7 +20,7 @@ from errno import EACCES, EEXIST, ENOSPC, ENOTDIR, EPERM, EROFS
 from glob import has_magic
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +62,8 @@ from .scores.manifest import core_manifest, manifest_of, read_manifest, read_res
 from .scores.manifest import verify as verify_results
 from .scores.manifest import same_data, weights_sha256, write_manifest
 from .hub import card_of, check_hub_name, check_login, upload
+from .experiments.design import load_design
+from .experiments.runs import Folder, run_experiment, selected
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
 from .reproduce import choose_recipe, fine_tuning_config, fit_context, fit_time
@@ -943,6 +945,30 @@ def inspect(
         dict(page=str(f), bits_per_token=bits), json, f'{f}: {len(found.bits)} tokens, {bits:.3f} bits each'
     )
 
+# %% ../nbs/38_cli.ipynb #d7000022
+@call_parse
+def experiment(
+    design: str,  # a Python file that assigns a `Design` to `design`, or a design of this package: then-now
+    out: str = '',  # folder for records and page; runs/NAME if not given
+    data: str = '',  # folder for tokenizer and shards; OUT/data if not given
+    list: bool = False,  # only say which runs are done and which are not
+    only: str = '',  # no others than the runs with this in their line of --list, such as seed=0
+    minutes: float = 0.0,  # start nothing that would end later; 0: until all is done
+    workers: int = 1,  # processes; several have one thread each
+    json: bool = False,  # print one JSON object
+):
+    "Short runs that answer which changes matter: base, switches, sizes and seeds from a design"
+    out = out or f'runs/{Path(design).stem}'
+    if list:
+        found = load_design(design)
+        done = Folder(out, data, found).done()
+        runs = selected(found, only)
+        lines = [f'{"done" if j in done else "":4} {j}' for j in runs]
+        return _show(dict(runs=[dict(vars(j), done=j in done) for j in runs]), json, '\n'.join(lines))
+    done, n = run_experiment(design, out, data, only, minutes or inf, max(1, workers))
+    left = f', {n - done} are not: the same command goes on' if done < n else ''
+    _show(dict(out=out, done=done, runs=n), json, f'{done} of {n} runs are done{left}')
+
 # %% ../nbs/38_cli.ipynb #0ab49582
 def _file_list(files):
     return '\n'.join(f'  {n:>13,}  {name}' for name, n in files.items())
@@ -1305,6 +1331,7 @@ verbs = dict(
     webtext=webtext,
     report=report,
     inspect=inspect,
+    experiment=experiment,
     export=export,
     push=push,
     plan=plan,

@@ -62,6 +62,7 @@ base = dict(
     inspect='run a --out new.html --device cpu'.split(),
     webtext='text.txt --out new --stage links --workers 1'.split(),
     plan=[],
+    experiment='then-now --list'.split(),
     doctor=[],
     reproduce=[],
 )

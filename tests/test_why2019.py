@@ -1,28 +1,29 @@
-"""The experiment on 2019:
-
-its ends are the recipes, and a design of two switches runs from text to records on a toy model
-"""
+"The experiment on 2019: its ends are the recipes, its records are whole, its mechanism works on a toy model"
 
 import ast
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench import why2019 as w
 from gpt2repro.config import recipe
-from gpt2repro.experiment import read_records, records_text
+from gpt2repro.experiment import read_experiment, read_records, records_text
+from gpt2repro.experiments.design import Job, jobs, load_design
+from gpt2repro.experiments.runs import Folder, make_data, work
+from test_cli_values import command
 
 root = Path(__file__).parent.parent
+kept = root / 'bench/why2019'
+design = load_design(str(root / 'bench/why2019.py'))
+
+
+def config(cell, steps=1000):
+    return design.config(design.placed(Job(cell, steps=steps)))
 
 
 @pytest.mark.parametrize('end,name', [('2019', 'connor2019-1.5B'), ('ours', '1.5B')])
 def test_ends_are_the_recipes(end, name):
-    cfg = w.Job(end, steps=recipe(name).max_steps).config
     r = recipe(name)
+    cfg = config(end, r.max_steps)
     assert cfg.optim == r.optim.replace(
         preset='paper'
     )  # the records were made with the paper's Adafactor at both ends
@@ -35,7 +36,7 @@ def test_ends_are_the_recipes(end, name):
         r.model.resid_pdrop,
     )
     assert r.init_scale in (0, r.model.n_layer**-0.5)  # what `connor_june` does by itself
-    adam = w.Job('2019, optimizer=adamw 2019', steps=500_000).config.optim
+    adam = config('2019, optimizer=adamw 2019', 500_000).optim
     a = recipe('connor2019-117M').optim
     assert {
         k: getattr(adam, k) for k in ('name', 'lr', 'beta1', 'beta2', 'eps', 'weight_decay', 'decay', 'clip')
@@ -43,31 +44,40 @@ def test_ends_are_the_recipes(end, name):
 
 
 def test_design():
-    jobs = w.design()
-    assert len(set(jobs)) == len(jobs) and len({j.slug for j in jobs}) == len(jobs)
-    assert set(w.quick_design()) <= set(jobs)
-    for j in jobs:
-        j.config  # every cell is a run that fits together
-    singles = {
-        s
-        for j in jobs
-        for s in j.cell.split(', ')[1:]
-        if len(j.cell.split(', ')) == 2 and j.cell.startswith('2019')
-    }
-    assert {s.split('=')[0] for s in singles} == set(w.switches)  # each switch is turned by itself
-    with pytest.raises(KeyError):
-        w.Job('2019, lr=mine')
+    assert len((root / 'bench/why2019.py').read_text().splitlines()) <= 100
+    runs = [j for j in design.runs if j.size not in ('30M', '85M')]  # those are for a GPU
+    assert len(runs) == 305 and len({j.slug for j in runs}) == 305
+    singles = {j.cell for j in runs if j.cell.startswith('2019, ') and j.cell.count(', ') == 1}
+    turned = {s.partition(', ')[2].partition('=')[0] for s in singles}
+    assert turned == set(design.switches)  # each switch is turned by itself
+
+
+def test_every_run_is_done_with_these_settings():
+    records = {}
+    for f in read_experiment(kept):
+        for r in f['runs']:
+            job = Job(r['cell'], f['about']['size'], f['about']['corpus'], r['seed'], r['steps'])
+            records[job] = r
+    assert records.keys() == Folder(kept, root, design).done().keys()
+    for j in design.runs:
+        if j.size not in ('30M', '85M'):
+            assert records[j]['levels'] == design.levels(j.cell), j
+            optim = {
+                k: v for k, v in vars(design.config(j).optim).items() if k in records[j]['settings']['optim']
+            }
+            assert records[j]['settings']['optim'] == optim, j
 
 
 def test_list_trains_nothing():
-    argv = [sys.executable, '-m', 'bench.why2019', '--list', '--only', "cell='ours', size='1M'"]
-    said = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
-    jobs = [j for j in w.design() if (j.cell, j.size) == ('ours', '1M')]
-    assert [line[5:] for line in said] == [str(j) for j in jobs]
-    assert all(line.startswith('done') for line in said)  # the records are in the repository
+    status, out, err = command(
+        'experiment', root / 'bench/why2019.py', '--out', kept, '--list', '--only', "cell='ours', size='1M'"
+    )
+    assert (status, err) == (0, [])
+    runs = [j for j in design.runs if (j.cell, j.size) == ('ours', '1M')]
+    assert out.splitlines() == [f'done {j}' for j in runs]  # the records are in the repository
 
 
-@pytest.mark.parametrize('f', sorted(w.kept.glob('*.json')), ids=lambda f: f.stem)
+@pytest.mark.parametrize('f', sorted(kept.glob('*.json')), ids=lambda f: f.stem)
 def test_records_written_again_are_the_same_bytes(f):
     assert records_text(**read_records(f)) == f.read_text(encoding='utf-8')
 
@@ -87,30 +97,26 @@ def test_sentences_that_are_checked_stand_on_the_page():
         assert o.args[0].value in page, f'checked, but not on the page: {o.args[0].value}'
 
 
-def test_two_switches_from_text_to_records(tmp_path, monkeypatch):
+def test_the_mechanism_on_a_toy_model(tmp_path):
     text = [
         f'def f{i}(x):\n    "Return {i} times x, or {i + 1} if x is {i * 7} and the moon is full."\n    '
         f'return {i}*x\n' * 3
         for i in range(400)
     ]
-    monkeypatch.setattr(w, 'vocab', 320)
-    monkeypatch.setattr(w, 'sizes', {'toy': w.sizes['0.1M'].replace(vocab_size=320)})
-    w.make_data(tmp_path / 'data', dict(code=lambda: (text[:360], text[360:]), absent=lambda: None))
-    todo = [
-        w.Job(c, size='toy', corpus='code', steps=32)
-        for c in ('2019', '2019, lr=ours', 'ours, init=july', 'ours, optimizer=adamw 2019')
-    ]
-    w.work(todo[:2] + [replace(todo[0], corpus='absent')], tmp_path / 'data', tmp_path / 'out')
-    f = tmp_path / 'out/toy-code.json'
-    first = f.read_text()
-    w.work(todo[:2], tmp_path / 'data', tmp_path / 'out')
-    assert f.read_text() == first and len(json.loads(first)['runs']) == 2  # what is there is not done again
-    w.work(todo, tmp_path / 'data', tmp_path / 'out', minutes=0)
-    assert f.read_text() == first  # no time, no run
-    w.work(todo, tmp_path / 'data', tmp_path / 'out')
-    d = json.loads(f.read_text())
-    runs = {r['cell']: r for r in d['runs']}
-    assert set(runs) == {j.cell for j in todo} and d['about']['data']['raw/shards/train']['documents'] == 360
+    cells = ['2019', '2019, lr=ours', 'ours, init=july', 'ours, optimizer=adamw 2019']
+    toy = replace(
+        design,
+        sizes={'toy': design.sizes['0.1M'].replace(vocab_size=320)},
+        corpora=dict(code=lambda: (text[:360], text[360:])),
+        vocab_size=320,
+        steps=32,
+        runs=jobs(cells),
+    )
+    make_data(tmp_path / 'data', toy)
+    work(Folder(tmp_path / 'out', tmp_path / 'data', toy), toy.runs)
+    files = read_experiment(tmp_path / 'out')
+    runs = {r['cell']: r for f in files for r in f['runs']}
+    assert set(runs) == set(cells) and files[0]['about']['data']['raw/shards/train']['documents'] == 360
     assert runs['2019, lr=ours']['bpb'] < runs['2019']['bpb'] - 0.1
     for r in runs.values():
         assert (
