@@ -6,8 +6,8 @@ Docs: https://gpt2repro.github.io/gpt2repro/presets.html.md"""
 
 # %% auto #0
 __all__ = ['like_tensor2tensor', 'weight_decay_first', 'like_connor2019', 'weight_decay_by', 'like_torch',
-           'weight_decay_by_alpha', 'like_transformers', 'orthogonalize', 'as_divided', 'own_part', 'Muon', 'placed',
-           'step_scale', 'MuonAdamW']
+           'weight_decay_by_alpha', 'like_transformers', 'orthogonalize', 'stacks', 'as_divided', 'own_part', 'Muon',
+           'placed', 'step_scale', 'MuonAdamW']
 
 # %% ../nbs/15_presets.ipynb #93ded240
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from .adafactor import absolute, as_schedule, gathered, relative
-from .backend import adamw_options
+from .backend import adamw_options, is_cpu
 from .schedule import paper_relative, warmup_cosine
 
 # %% ../nbs/15_presets.ipynb #ff1d0329
@@ -159,6 +159,16 @@ def orthogonalize(
     return x
 
 
+def stacks(
+    params: list[Tensor],  # matrices of one shape
+) -> list[list[Tensor]]:
+    "The matrices that are orthogonalized at once: as many as a processor's caches hold, on other devices all"
+    if not is_cpu(params[0].device):
+        return [params]
+    n = max(1, 2**22 // params[0].numel())
+    return [params[i : i + n] for i in range(0, len(params), n)]
+
+
 def as_divided(
     x: Tensor,  # whole
     like: Tensor,  # perhaps divided among processes
@@ -206,7 +216,9 @@ class Muon(torch.optim.Muon):
             for p in g['params']:
                 if p.grad is not None:
                     shapes.setdefault((min(p.shape), max(p.shape)), []).append(p)
-            self.squares[g.get('name', '')] = sum(self.update(ps, g) for ps in shapes.values())
+            self.squares[g.get('name', '')] = sum(
+                self.update(some, g) for ps in shapes.values() for some in stacks(ps)
+            )
         return loss
 
     def update(
