@@ -681,15 +681,15 @@ def run_totals(
 def file_table(
     files: list[dict],  # as from `read_experiment`
     columns: tuple[str, ...] = ('size', 'corpus', 'n_params'),  # of `about`
-) -> pd.DataFrame:  # a row for each file
+) -> pd.DataFrame:  # a row for all files that say the same
     "What the files say about themselves, with their number of runs and hours of computing"
-    rows = []
+    rows = {}
     for f in files:
-        hours = sum(r['cpu_seconds'] for r in f['runs']) / 3600
-        rows.append(
-            {k: f['about'][k] for k in columns} | {'runs': len(f['runs']), 'CPU hours': round(hours, 2)}
-        )
-    return pd.DataFrame(rows)
+        place = tuple(f['about'][k] for k in columns)
+        runs, hours = rows.get(place, (0, 0.0))
+        rows[place] = runs + len(f['runs']), hours + sum(r['cpu_seconds'] for r in f['runs']) / 3600
+    table = [[*place, runs, round(hours, 2)] for place, (runs, hours) in rows.items()]
+    return pd.DataFrame(table, columns=[*columns, 'runs', 'CPU hours'])
 
 # %% ../nbs/34_experiment.ipynb #2b27ced7
 def check_sentence(
