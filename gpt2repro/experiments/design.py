@@ -133,6 +133,7 @@ class Design:
         for base, levels in self.bases.items():
             if missing := self.switches.keys() - levels:
                 raise ValueError(f'base {base!r}: it has no level of {sorted(missing)[0]}, give one')
+            self.levels(', '.join([base, *(f'{s}={level}' for s, level in levels.items())]))
         runs = dict.fromkeys(self.placed(j) for j in self.runs)
         object.__setattr__(self, 'runs', tuple(runs))
         for j in runs:
