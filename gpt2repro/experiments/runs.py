@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from ..backend import describe, get_device, seed_all
+from ..backend import describe, get_device, is_cpu, seed_all
 from ..checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ..experiment import read_records, records_text
 from .design import Design, Job, load_design
@@ -140,17 +140,23 @@ save_every = 60.0  # seconds; a run that is shorter leaves nothing but its recor
 
 
 class _Timer:
-    "Adds time to a record: the processor's, and that of the steps"
+    """Adds time to a record: the processor's, and that of the steps.
 
-    def __init__(self, seen):
+    One thread on a CPU is timed by the processor, so that other programs do not count
+    """
+
+    def __init__(self, seen, device):
         self.seen = seen
         self.cpu = time.process_time()
+        self.clock = time.perf_counter
+        if is_cpu(device) and torch.get_num_threads() == 1:
+            self.clock = time.process_time
 
     def step(self, run):
         "The next step of a run"
-        start = time.perf_counter()
+        start = self.clock()
         out = next(run)
-        self.seen.seconds += time.perf_counter() - start
+        self.seen.seconds += self.clock() - start
         return out
 
     def stop(self):
@@ -181,7 +187,7 @@ def train_and_observe(
     else:
         seen.curve.append([0, short(held_out.bits_per_byte(model, 16))])
     look = points(cfg.max_steps)
-    timer = _Timer(seen)
+    timer = _Timer(seen, device)
     saved = time.monotonic()
     run = fit(model, opt, train_batches(cfg, train), cfg, device, step, monitor)
     while step < cfg.max_steps:
@@ -263,6 +269,21 @@ def record_of(
     )
 
 # %% ../../nbs/experiments/01_runs.ipynb #676c6084
+def _job(about, record):
+    return Job(record['cell'], about['size'], about['corpus'], record['seed'], record['steps'])
+
+
+def _other(was, now):
+    "The first value that is there in both and differs, as 'optim.lr=0.01', or ''"
+    for k in was.keys() & now.keys():
+        if isinstance(was[k], dict) and isinstance(now[k], dict):
+            if found := _other(was[k], now[k]):
+                return f'{k}.{found}'
+        elif was[k] != now[k]:
+            return f'{k}={was[k]}'
+    return ''
+
+
 class Folder:
     "Where the records of an experiment are. Raises `ValueError` for records of other data"
 
@@ -281,16 +302,23 @@ class Folder:
         there = {}
         for f in sorted(self.out.glob('*.json')):
             d = read_records(f)
-            for r in d['runs']:
-                job = Job(r['cell'], d['about']['size'], d['about']['corpus'], r['seed'], r['steps'])
-                there[job] = r.get('bpb')
+            there |= {_job(d['about'], r): r.get('bpb') for r in d['runs']}
         return there
 
     def check(self):
-        "Raise `ValueError` for a record of another version of the data"
+        "Raise `ValueError` for a record of other data, or of other settings than the design has now"
         facts = {c: data_facts(self.root, self.design, c) for c in self.design.corpora if self.has(c)}
+        runs = set(self.design.runs)
         for f in sorted(self.out.glob('*.json')):
-            about = read_records(f)['about']
+            d = read_records(f)
+            about = d['about']
+            for r in d['runs']:
+                job = _job(about, r)
+                if job in runs and (changed := self.changed(job, r)):
+                    raise ValueError(
+                        f'{f}: {job.cell!r} was run with {changed}, and the design has another: '
+                        f'take another folder for records (--out), or delete this record'
+                    )
             now = facts.get(about.get('corpus'), {})
             for k, was in about.get('data', {}).items():
                 if k in now and now[k]['sha256'] != was['sha256']:
@@ -298,6 +326,16 @@ class Folder:
                         f'{f}: its run saw another text than {self.root / about["corpus"] / k}: '
                         f'take another folder for records (--out), or restore the text'
                     )
+
+    def changed(
+        self,
+        job: Job,
+        record: dict,
+    ) -> str:
+        "The first level or setting of a record that the design has not, or ''"
+        levels = self.design.levels(job.cell)
+        settings = to_dict(self.design.config(job))
+        return _other(record.get('levels', {}), levels) or _other(record.get('settings', {}), settings)
 
     def has(self, corpus: str) -> bool:
         "Is the corpus on this machine?"
