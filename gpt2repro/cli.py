@@ -64,6 +64,7 @@ from .scores.manifest import same_data, weights_sha256, write_manifest
 from .hub import card_of, check_hub_name, check_login, upload
 from .experiments.design import load_design
 from .experiments.runs import Folder, run_experiment, selected
+from .experiments.page import is_experiment, write_experiment_page
 from .export import check_dtype, check_export_folder, export_model, run_steps
 from .aot import ask_compiler, compiler_problem
 from .reproduce import choose_recipe, fine_tuning_config, fit_context, fit_time
@@ -907,13 +908,17 @@ def evaluate(
 # %% ../nbs/38_cli.ipynb #38c10008
 @call_parse
 def report(
-    runs: Some,  # folders of runs; several are drawn on top of each other
+    # folders of runs; several are drawn on top of each other; or the folder of an experiment's records
+    runs: Some,
     out: str = '',  # the file to write; the first run's report.html if not given
     watch: bool = False,  # write it again as the logs grow, until the runs have ended or Ctrl-C
     every: float = 5.0,  # seconds between two looks at the logs, with --watch
     json: bool = False,  # print one JSON object
 ):
-    "One HTML file that opens offline, for one run or for several side by side"
+    "One HTML file that opens offline, for one run, for several side by side, or for an experiment's records"
+    if len(runs) == 1 and is_experiment(runs[0]) and not watch:
+        f = write_experiment_page(runs[0], out or None)
+        return _show(dict(report=str(f)), json, f'Report: {f}')
     if not watch:
         f = write_report(runs, out or None)
         return _show(dict(report=str(f)), json, f'Report: {f}')
@@ -967,7 +972,13 @@ def experiment(
         return _show(dict(runs=[dict(vars(j), done=j in done) for j in runs]), json, '\n'.join(lines))
     done, n = run_experiment(design, out, data, only, minutes or inf, max(1, workers))
     left = f', {n - done} are not: the same command goes on' if done < n else ''
-    _show(dict(out=out, done=done, runs=n), json, f'{done} of {n} runs are done{left}')
+    text = f'{done} of {n} runs are done{left}'
+    page = ''
+    if is_experiment(out):
+        asked = load_design(design)
+        page = str(write_experiment_page(out, questions=asked.questions or None, paths=asked.paths or None))
+        text += f'\nReport: {page}'
+    _show(dict(out=out, done=done, runs=n, report=page), json, text)
 
 # %% ../nbs/38_cli.ipynb #0ab49582
 def _file_list(files):

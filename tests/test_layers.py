@@ -24,7 +24,7 @@ def module(nb):
 order = {m: nb.relative_to(root / 'nbs').as_posix() for nb in nbs if (m := module(nb))}
 
 folders = dict(
-    tasks=30, webtext=10, scores=34, serve=36, experiments=36
+    tasks=30, webtext=10, scores=34, experiments=36, serve=36
 )  # folder -> number of the notebook before which its members stand
 
 

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from traceback import extract_tb
 
@@ -122,6 +123,8 @@ class Design:
     vocab_size: int = 2048  # of the tokenizer, one for all corpora
     # what the report answers: question -> change -> (cell, the cell that it is compared with)
     questions: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    # what its waterfalls show: title -> step -> the cell after it; the first is where the way begins
+    paths: dict[str, dict[str, str]] = field(default_factory=dict)
     recorded: tuple = ()  # settings that records keep; (): all
 
     def __post_init__(self):
@@ -138,10 +141,9 @@ class Design:
         object.__setattr__(self, 'runs', tuple(runs))
         for j in runs:
             self.check(j)
-        for pairs in self.questions.values():
-            for cells in pairs.values():
-                for cell in cells:
-                    self.levels(cell)
+        asked = [cells for pairs in self.questions.values() for cells in pairs.values()]
+        for cell in chain(*asked, *(steps.values() for steps in self.paths.values())):
+            self.levels(cell)
 
     def placed(self, job: Job) -> Job:
         "The run with its size, corpus and length"

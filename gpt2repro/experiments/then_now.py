@@ -186,4 +186,5 @@ design = Design(
     sizes=sizes,
     runs=in_order(order, groups),
     questions=questions,
+    paths={'From 2019 over GPT-2 to today': path},
 )
