@@ -103,8 +103,8 @@ function showTip(p, u) {
 function whole(p) {
   const x = p.plot.data[0];
   if (!x.length) return;
-  const [min, max] = [x[0], x.at(-1)];
-  p.plot.setScale("x", min === max ? {min: min * .9, max: max * 1.1 || 1} : {min, max});
+  const room = p.spec.zero || x.length === 1 ? 1.15 : 1;  // for a point at the edge
+  p.plot.setScale("x", {min: x[0] / room, max: x.at(-1) * room || 1});
 }
 
 function draw(p) {

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from ..experiment import Interval, curve_table, effects, join_cell, paired_differences, plus_minus
 from ..experiment import mean_score, rounded, run_frame, scores, select, signed, split_cell
-from ..experiment import student_interval, style, three_figures, waterfall_steps
+from ..experiment import student_interval, style, three_figures
 from ..plots import palette
 from .verdicts import numeric
 

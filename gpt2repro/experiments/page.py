@@ -20,7 +20,8 @@ from ..experiment import plus_minus, read_experiment, signed, waterfall_steps
 from .figures import cost_curves, cost_frame, cost_measure, cost_table, cost_words
 from .figures import gain_table, gain_texts, measures, nouns, path_from, steps_range
 from .figures import tokens_of
-from .verdicts import Rule, bases_of, questions_of, verdict_texts, verdicts
+from .verdicts import Rule, bases_of, change_digits, questions_of
+from .verdicts import verdict_texts, verdicts
 from ..plots import palette
 from ..utils import as_text, asset, offline_page, write_atomic
 
@@ -130,7 +131,7 @@ def places_of(
 def _at_cost(r):
     if math.isnan(r.at_cost):
         return ''
-    return f'{signed(r.at_cost)}{plus_minus(r.at_cost_half)}'
+    return change_digits(r.at_cost, r.at_cost_half)
 
 
 def _cost_said(r, measure):
@@ -182,7 +183,7 @@ def _verdicts_html(table, rule, label):
         if not math.isnan(r['change']):
             whisker = (r['change'] - r['half'], r['change'] + r['half'])
             bar = track.bar(0.0, r['change'], 'more' if r['change'] > 0 else 'less', whisker, line=0.0)
-        cells = [('', _name(switch)), ('said', r['words']), ('bar', bar), ('change', t['change'])]
+        cells = [('', _name(switch)), ('said', r['words']), ('place', bar), ('change', t['change'])]
         cells += [('n', t[k]) for k in ('seeds', 'p', 'p, Holm')]
         if measure:
             cells += [('n', r['ratio']), ('change', r['at_cost'])]
@@ -262,7 +263,7 @@ def _waterfall_html(title, steps, track):
         bar = track.bar(before, after, 'less' if after < before else 'more', (after - half, after + half))
         rows.append((name, bar, f'{signed(after - before)}{plus_minus(half)}'))
     rows.append(('the end', track.bar(track.low, last, 'total'), f'{last:.3f}'))
-    row = '<tr><th scope="row">{}</th><td class="bar">{}</td><td class="n">{}</td></tr>'
+    row = '<tr><th scope="row">{}</th><td class="place">{}</td><td class="n">{}</td></tr>'
     body = ''.join(row.format(_name(n), bar, text) for n, bar, text in rows)
     n = int(steps['n'].iloc[-1])
     return f'<table class="bars"><caption>{_name(title)} ({n} seeds)</caption><tbody>{body}</tbody></table>'

@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/experiments/verdicts.html.md"""
 
 # %% auto #0
 __all__ = ['unvaried', 'paired_p', 'holm', 'Rule', 'power_of', 'seeds_needed', 'smallest_difference', 'bases_of', 'questions_of',
-           'numeric', 'verdicts', 'p_text', 'needed_text', 'verdict_texts']
+           'numeric', 'verdicts', 'p_text', 'change_digits', 'needed_text', 'verdict_texts']
 
 # %% ../../nbs/experiments/02_verdicts.ipynb #7651f81b
 import math
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from ..experiment import join_cell, paired_differences, plus_minus, scores, signed, split_cell
+from ..experiment import join_cell, paired_differences, scores, signed, split_cell
 from ..experiment import student_critical, student_interval, student_within
 
 # %% ../../nbs/experiments/02_verdicts.ipynb #0c95a40a
@@ -260,6 +260,15 @@ def p_text(
     return f'{p:.2g}' if p >= 1e-12 else '< 1e-12'
 
 
+def change_digits(
+    change: float,  # nan: none
+    half: float,  # half the width of its interval; nan: none
+) -> str:
+    "'-0.0031 ± 0.0004': four digits, since what a verdict is about may be as small as a thousandth"
+    interval = '' if math.isnan(half) else f' ± {half:.4f}'
+    return '' if math.isnan(change) else signed(change, 4) + interval
+
+
 def needed_text(
     row,  # of `verdicts`
 ) -> str:
@@ -276,13 +285,13 @@ def verdict_texts(
     number = lambda x, text: '' if math.isnan(x) else text(x)
     rows = [
         {
-            'change': number(r.change, signed) + plus_minus(r.half),
+            'change': change_digits(r.change, r.half),
             'seeds': str(r.n),
             'p': p_text(r.p),
             'p, Holm': p_text(r.p_holm),
             'verdict': r.verdict,
             'seeds needed': needed_text(r),
-            'would settle': number(r.settles, lambda x: f'{x:.3f}'),
+            'would settle': number(r.settles, lambda x: f'{x:.4f}'),
         }
         for r in table.itertuples()
     ]
