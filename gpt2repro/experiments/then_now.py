@@ -163,6 +163,7 @@ groups = cells_of("""
 ends: 2019; gpt2; today
 few: gpt2; today; gpt2, optimizer=muon 0.002; gpt2, position=rotary; gpt2, mlp=swiglu
 few: today, optimizer=adafactor 0.1
+strong: 2019; @few; gpt2, mlp=relu2; today, position=learned; today, mlp=gelu; today, qk_norm=no
 """)
 groups |= dict(
     ladder=_ladder['gpt2'] + _ladder['today'],
@@ -171,10 +172,11 @@ groups |= dict(
     back=list(back.values()),
     without_Muon=list(_walk(list(way)[1:]).values()),
 )
-order = """ladder; ends; parts; back; way; ends+parts+back seeds=1,2; ends+parts+back seeds=3,4;
-few size=3M; few seeds=1,2 size=3M; way seeds=1,2; few size=10M; ends steps=4000; few seeds=1,2 size=10M;
-ladder seeds=1,2; ends+parts+back size=3M; ladder size=3M; ends seeds=1,2 steps=4000; without_Muon;
-ends+parts+back seeds=1,2 size=3M; ladder seeds=1,2 size=3M; ladder size=10M"""
+order = """ladder; ends; parts; back; way; ends+parts+back seeds=1,2; few size=3M; strong seeds=3,4;
+few seeds=1,2 size=3M; ends+parts+back seeds=3,4; way seeds=1,2; few size=10M; ends steps=4000;
+few seeds=1,2 size=10M; ladder seeds=1,2; ends+parts+back size=3M; ladder size=3M;
+ends seeds=1,2 steps=4000; without_Muon; ends+parts+back seeds=1,2 size=3M;
+ladder seeds=1,2 size=3M; ladder size=10M"""
 questions = {
     'What does each part change in GPT-2?': {k: (f'gpt2, {v}', 'gpt2') for k, v in parts.items()},
     'What does today lose without it?': {k: (v, 'today') for k, v in back.items()},
