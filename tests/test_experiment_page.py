@@ -123,3 +123,27 @@ def test_the_records_of_2019(page, made):
     falls = page.locator('.bars').first.inner_text()
     assert 'From 2019 to ours (5 seeds)' in falls and '-1.259 ± 0.010' in falls
     assert page.locator('#x option').nth(1).inner_text() == 'seconds of CPU time, with evaluation'
+
+
+odd = [
+    dict(bpb=None),
+    dict(bpb='x'),
+    dict(curve=[]),
+    dict(curve=[[0, 4.0]]),
+    dict(curve=[[0, None], [64, None]]),
+    dict(seconds='fast'),
+    dict(flops_per_token=[1]),
+    dict(levels=[1]),
+    dict(cell='old, high'),
+    dict(cell=''),
+]
+
+
+@pytest.mark.parametrize('changes', odd, ids=str)
+def test_one_odd_run_does_not_stop_the_page(tmp_path, changes):
+    cells = {'old': 0, 'old, lr=high': 0.5}
+    f = records(tmp_path / 'odd', '1M', 7, cells, flops_per_token='many') / '1M.json'
+    d = json.loads(f.read_text())
+    d['runs'][-1] |= changes
+    f.write_text(json.dumps(d))
+    assert 'lr=high' in write_experiment_page(f.parent).read_text()

@@ -43,7 +43,8 @@ def cost_frame(
             part[column] = pd.to_numeric(part[column], errors='coerce').astype(float)
         if 'curve' not in part:
             part['curve'] = None
-        known = part['flops_per_token'].fillna(f['about'].get('flops_per_token', math.nan))
+        shared = f['about'].get('flops_per_token')
+        known = part['flops_per_token'].fillna(shared if isinstance(shared, (int, float)) else math.nan)
         parts.append(part.assign(flops=known * part['curve'].map(tokens_of)))
     return numeric(pd.concat(parts, ignore_index=True), metric)
 
@@ -52,7 +53,8 @@ def tokens_of(
     curve: list | None,  # (tokens, score)
 ) -> float:  # nan without a curve
     "Tokens of a whole run"
-    return float(curve[-1][0]) if isinstance(curve, list) and curve else math.nan
+    known = isinstance(curve, list) and curve and curve[-1][0] > 0
+    return float(curve[-1][0]) if known else math.nan
 
 
 def cost_measure(

@@ -237,7 +237,7 @@ def _questions_html(found, rule):  # question -> place -> table
         return ''
     said = f'{rule} {_notes}At equal time, the slower of two runs is cut off where the faster one ended, '
     said += 'before its learning rate has come down, so it looks worse than a run that was planned for that.'
-    return f'{"".join(parts)}<p class="sub">{html.escape(said)}</p>'
+    return f'<p class="sub">{html.escape(said)}</p>{"".join(parts)}'
 
 # %% ../../nbs/experiments/04_page.ipynb #0a997f22
 def found_paths(
