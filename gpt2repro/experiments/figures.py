@@ -300,15 +300,17 @@ def gain_table(
     question: dict[str, tuple[str, str]],  # label -> (cell, the cell it is compared with)
     metric: str = 'bpb',  # column with the score
 ) -> pd.DataFrame:  # a row for each switch and size: switch, size, n_params, mean, half, n
-    "The change of each switch at each size where it was run"
+    """The change of each switch at each size where it was run.
+
+    A switch may change the number of parameters. A size has that of its smallest model
+    """
     rows = []
-    for n_params in sorted(runs['n_params'].unique()):
-        here = select(runs, n_params=n_params)
+    for size, n_params in runs.groupby('size')['n_params'].min().sort_values().items():
+        here = select(runs, size=size)
         finite = {
             k: v for k, v in question.items() if np.isfinite(paired_differences(here, *v, metric)).all()
         }
         for r in effects(here, finite, metric).itertuples():
-            size = here['size'].iloc[0]
             rows.append(
                 dict(switch=r.Index, size=size, n_params=int(n_params), mean=r.mean, half=r.half, n=r.n)
             )
