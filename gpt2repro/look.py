@@ -6,12 +6,13 @@ Docs: https://gpt2repro.github.io/gpt2repro/look.html.md"""
 
 # %% auto #0
 __all__ = ['most_tokens', 'Trace', 'attention_weights', 'trace', 'surprise', 'logit_lens', 'scores_of', 'repeated_tokens',
-           'head_scores', 'ablations', 'Inspection', 'inspect']
+           'head_scores', 'ablations', 'unfinished', 'split_characters', 'Inspection', 'inspect']
 
 # %% ../nbs/12_look.ipynb #39dfc289
 import html
 import math
 from base64 import b64encode
+from codecs import getincrementaldecoder
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,17 +199,53 @@ def ablations(
             x = block(x)
     return torch.stack(out).float().cpu()
 
+# %% ../nbs/12_look.ipynb #ed6b1291
+def unfinished(data: bytes) -> bytes:  # at most three
+    "The bytes at the end that begin a UTF-8 character and do not end it"
+    decoder = getincrementaldecoder('utf-8')('replace')
+    decoder.decode(data)
+    return decoder.getstate()[0]
+
+
+def _decoded(data):  # -> str, or none
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def split_characters(
+    tokens: list[bytes],  # of a text
+) -> dict[int, tuple[str, int, int]]:  # which token -> the whole text, which piece of it, of how many
+    "Tokens that begin or end within a character. Bytes that are no UTF-8 are in none of them"
+    found = {}
+    first = 0
+    for i in range(len(tokens)):
+        data = b''.join(tokens[first : i + 1])
+        if unfinished(data):
+            continue
+        text = _decoded(data)
+        if text and i > first:
+            n = i - first + 1
+            found |= {first + k: (text, k + 1, n) for k in range(n)}
+        first = i + 1
+    return found
+
 # %% ../nbs/12_look.ipynb #4276e119
 most_tokens = 256  # of a page; the attention of longer texts would be tens of megabytes
 
 
+def _token_bytes(tok, i):
+    return bytes(tok.token_bytes[i]) if i < tok.vocab_size else b''
+
+
 def _token_text(tok, i):
     "The token as text, and as bytes if it is not a whole character"
-    data = bytes(tok.token_bytes[i]) if i < tok.vocab_size else b''
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return ''.join(chr(b) if 32 <= b < 127 else f'\\x{b:02x}' for b in data)
+    data = _token_bytes(tok, i)
+    text = _decoded(data)
+    if text is None:
+        text = ''.join(chr(b) if 32 <= b < 127 else f'\\x{b:02x}' for b in data)
+    return text
 
 
 def _rounded(x, digits=4):
@@ -239,16 +276,28 @@ class Inspection:
         self.lens = torch.stack([o.indices for o in lens]), torch.stack([o.values for o in lens])  # (L+1,T)
         self.sizes = self.trace.parts.norm(dim=-1)  # (2+2L,T)
         self.tok = tok
+        self.bytes = [_token_bytes(tok, i) for i in ids]
+
+    def _guesses(self, ids, p):  # (R,T) both
+        "[token, probability], and the text of a character that the token would complete"
+        tails = [unfinished(b''.join(self.bytes[: t + 1])) for t in range(len(self.ids))]
+
+        def guess(i, p, tail):
+            whole = _decoded(tail + _token_bytes(self.tok, i)) if tail else None
+            return [i, p, whole] if whole else [i, p]
+
+        return [list(map(guess, *row, tails)) for row in zip(ids.tolist(), _rounded(p))]
 
     def data(self) -> dict:
         "What the page's script draws, see `look.js`"
-        pairs = lambda i, p: [list(zip(a, b)) for a, b in zip(i.tolist(), _rounded(p))]
-        best, lens = pairs(*self.best), pairs(*self.lens)
-        used = {*self.ids, *(i for row in (*best, *lens) for i, _ in row)}
+        best = [list(row) for row in zip(*self._guesses(*(x.T for x in self.best)))]
+        lens = self._guesses(*self.lens)
+        used = {*self.ids, *(o[0] for row in (*best, *lens) for o in row)}
         L, H = self.induction.shape
         return dict(
             tokens=self.ids,
             names={i: _token_text(self.tok, i) for i in sorted(used)},
+            pieces=split_characters(self.bytes),
             bits=_rounded(self.bits),
             best=best,
             lens=lens,

@@ -12,9 +12,10 @@ import pytest
 
 nbs = Path(__file__).parent.parent / 'nbs'
 names = """
-    05_corpus 06_tokenizer 07_shards 08_batches 10_model 11_loss 12_variants 14_adafactor 19_loop
+    05_corpus 06_tokenizer 07_shards 08_batches 10_model 11_loss 12_look 12_variants 14_adafactor 19_loop
     24_generation 26_sample 30_evaluate 40_one_page 41_sampling 42_finetuning 43_why_2019_fell_short
-    44_one_chip 45_rebuilding_webtext 46_slices 47_numbers_differ 49_then_and_now serve/00_batcher
+    44_one_chip 45_rebuilding_webtext 46_slices 47_numbers_differ 48_what_it_has_learnt 49_then_and_now
+    serve/00_batcher
 """
 lessons = [nbs / f'{name}.ipynb' for name in names.split()]
 head = re.compile(

@@ -2,12 +2,15 @@
 {
   const data = JSON.parse(document.getElementById('data').textContent);
   const $ = (id) => document.getElementById(id);
-  const {tokens, names, bits, best, lens, norms, previous, induction, change} = data;
+  const {tokens, names, pieces, bits, best, lens, norms, previous, induction, change} = data;
   const T = tokens.length, L = previous.length, H = previous[0].length;
   const attention = Uint8Array.from(atob(data.attention), (c) => c.charCodeAt(0));
   const triangle = T * (T + 1) / 2;
   const weight = (l, h, q, k) => attention[(l * H + h) * triangle + q * (q + 1) / 2 + k] / 255;
   const shown = (s) => s.replace(/ /g, '·').replace(/\n/g, '⏎').replace(/\t/g, '⇥');
+  // a token of the text; of a character in several tokens, the whole text and which piece this is
+  const label = (i) => (pieces[i] ? `${shown(pieces[i][0])} ${pieces[i][1]}/${pieces[i][2]}` : shown(names[tokens[i]]));
+  const guessed = ([id, , whole]) => shown(whole ?? names[id]);
   let at = 1, head = [0, 0];
 
   const make = (tag, text = '', cls = '') => {  // text only ever becomes a text node
@@ -36,11 +39,16 @@
 
   // the text
   const buttons = tokens.map((id, i) => {
-    const b = make('button', i ? names[id].replace(/\n/g, '⏎\n') : '', 'token');
+    const b = make('button', i ? (pieces[i]?.[0] ?? names[id]).replace(/\n/g, '⏎\n') : '', 'token');
     b.type = 'button';
+    if (pieces[i]) {  // its text stands at the first piece, a small number at the others
+      const [, k, n] = pieces[i];
+      if (k > 1) b.replaceChildren(make('sub', k));
+      b.setAttribute('aria-label', `${shown(pieces[i][0])}, piece ${k} of ${n}`);
+    }
     if (i) {
       tint(b, bits[i - 1] / 16, 'hot');
-      b.title = `${bits[i - 1].toFixed(1)} bits`;
+      b.title = `${bits[i - 1].toFixed(1)} bits${pieces[i] ? `, piece ${pieces[i][1]} of ${pieces[i][2]} of “${shown(pieces[i][0])}”` : ''}`;
       b.addEventListener('click', () => choose(i));
       b.addEventListener('mouseenter', () => choose(i));
       b.addEventListener('focus', () => choose(i));
@@ -59,10 +67,10 @@
 
   const drawInstead = () => {
     const b = best[at - 1], own = 2 ** -bits[at - 1];
-    const line = (id, p) => row([make('td', shown(names[id]), id === tokens[at] ? 'here' : ''), make('td', `${(100 * p).toFixed(1)} %`, 'n'), bar(p)]);
-    const rows = b.map(([id, p]) => line(id, p));
-    if (!b.some(([id]) => id === tokens[at])) rows.push(line(tokens[at], own));
-    $('chosen').textContent = `“${shown(names[tokens[at]])}”, ${bits[at - 1].toFixed(1)} bits`;
+    const line = (id, p, text) => row([make('td', text, id === tokens[at] ? 'here' : ''), make('td', `${(100 * p).toFixed(1)} %`, 'n'), bar(p)]);
+    const rows = b.map((g) => line(g[0], g[1], guessed(g)));
+    if (!b.some(([id]) => id === tokens[at])) rows.push(line(tokens[at], own, label(at)));
+    $('chosen').textContent = `“${label(at)}”, ${bits[at - 1].toFixed(1)} bits`;
     $('instead').replaceChildren(table(rows));
   };
   const drawParts = () => {
@@ -73,15 +81,15 @@
   // the lens
   const cells = [];
   {
-    const rows = lens.map((layer, l) => row([make('th', l ? `after ${l - 1}` : 'embedding'), ...layer.map(([id, p], i) => {
-      const td = make('td', shown(names[id]));
-      tint(td, p, 'cold');
-      td.title = `${(100 * p).toFixed(1)} % after “${shown(names[tokens[i]])}”`;
+    const rows = lens.map((layer, l) => row([make('th', l ? `after ${l - 1}` : 'embedding'), ...layer.map((g, i) => {
+      const td = make('td', guessed(g));
+      tint(td, g[1], 'cold');
+      td.title = `${(100 * g[1]).toFixed(1)} % after “${label(i)}”`;
       td.addEventListener('click', () => i + 1 < T && choose(i + 1));
       (cells[i] ??= []).push(td);
       return td;
     })])).reverse();
-    rows.push(row([make('th', 'read'), ...tokens.map((id) => make('th', shown(names[id])))]));
+    rows.push(row([make('th', 'read'), ...tokens.map((_, i) => make('th', label(i)))]));
     $('lens').append(table(rows, 'lens'));
   }
 
@@ -146,8 +154,8 @@
       const strong = q === at - 1;
       root.append(svg('line', {x1: 110, y1: y(q) - 4, x2: 250, y2: y(k) - 4, 'stroke-width': strong ? 2.5 : 1, 'stroke-opacity': (strong ? a : a * 0.45).toFixed(3)}));
     }
-    tokens.forEach((id, i) => {
-      const s = short(shown(names[id]));
+    tokens.forEach((_, i) => {
+      const s = short(label(i));
       root.append(svg('text', {x: 105, y: y(i), 'text-anchor': 'end', class: i === at - 1 ? 'here' : ''}, s), svg('text', {x: 255, y: y(i)}, s));
     });
     $('lines').replaceChildren(root);
