@@ -913,6 +913,9 @@ def report(
     out: str = '',  # the file to write; the first run's report.html if not given
     watch: bool = False,  # write it again as the logs grow, until the runs have ended or Ctrl-C
     every: float = 5.0,  # seconds between two looks at the logs, with --watch
+    # a text for the newest checkpoint of each run to read, shown with surprise, layers and heads, as the verb
+    # inspect does; held-out: the beginning of a held-out document
+    inspect: str = '',
     json: bool = False,  # print one JSON object
 ):
     "One HTML file that opens offline, for one run, for several side by side, or for an experiment's records"
@@ -920,10 +923,10 @@ def report(
         f = write_experiment_page(runs[0], out or None)
         return _show(dict(report=str(f)), json, f'Report: {f}')
     if not watch:
-        f = write_report(runs, out or None)
+        f = write_report(runs, out or None, inspect)
         return _show(dict(report=str(f)), json, f'Report: {f}')
     f = None
-    for page in watch_runs(runs, out or None, every):
+    for page in watch_runs(runs, out or None, every, inspect):
         if f is None and not json:
             print(f'Report: {page.resolve().as_uri()}', flush=True)
             print('It is written again as the logs grow, until the runs have ended or Ctrl-C.', flush=True)

@@ -6,7 +6,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/look.html.md"""
 
 # %% auto #0
 __all__ = ['most_tokens', 'Trace', 'attention_weights', 'trace', 'surprise', 'logit_lens', 'scores_of', 'repeated_tokens',
-           'head_scores', 'ablations', 'unfinished', 'split_characters', 'Inspection', 'inspect']
+           'head_scores', 'ablations', 'unfinished', 'split_characters', 'look_template', 'Inspection', 'inspect']
 
 # %% ../nbs/12_look.ipynb #39dfc289
 import html
@@ -258,6 +258,11 @@ def _packed(attention):  # (L,H,T,T) -> base64 of its triangles, a byte a weight
     return b64encode((attention[..., row, column] * 255).round().to(torch.uint8).numpy().tobytes()).decode()
 
 
+def look_template() -> str:
+    "What a page holds, once, so that `look.js` can draw inspections into its elements: HTML"
+    return f'<template id="look"><style>{asset("look.css")}</style>{asset("look.html")}</template>'
+
+
 class Inspection:
     "What `inspect` found, as tensors, as data of a page, and as the page"
 
@@ -312,9 +317,9 @@ class Inspection:
 
     def page(self) -> str:
         "The whole HTML page"
-        return offline_page(
-            'Inside the model', asset('look.html'), self.data(), asset('look.css'), [asset('look.js')]
-        )
+        body = asset('look_page.html') + look_template()
+        script = asset('look.js') + asset('look_page.js')
+        return offline_page('Inside the model', body, self.data(), asset('look_page.css'), [script])
 
     def save(self, out) -> Path:  # where it is
         "Write the page to a file"

@@ -124,6 +124,12 @@ def test_a_finished_run_gives_samples_scores_and_a_report(whole, tmp_path):
     assert s == 0 and abs(held['nats_per_token'] - last['loss']) < 0.5
     s, out, _ = command('report', whole, '--out', tmp_path / 'r.html')
     assert s == 0 and 50_000 < (tmp_path / 'r.html').stat().st_size < 1_500_000
+    inspected = tmp_path / 'i.html'
+    s, out, _ = command('report', whole, '--out', inspected, '--inspect', 'held-out')
+    assert s == 0 and 'whole: inside step-00000040' in inspected.read_text()
+    assert 'inside step-' not in (tmp_path / 'r.html').read_text()
+    s, _, err = command('report', whole, '--out', inspected, '--inspect', 'the cat ' * 99)
+    assert s == 2 and 'give at most 31 for this model' in err
     s, out, _ = command('report', whole, '--out', tmp_path / 'w.html', '--watch')
     assert s == 0 and 'Written a last time' in out  # a finished run ends it at once
     s, out, _ = command('report', whole, '--out', tmp_path / 'w.html', '--watch', '--json')

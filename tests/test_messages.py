@@ -32,6 +32,7 @@ heard_in = {
     'tasks/core.py': {'evaluate'},
     'train.py': {'train', 'evaluate'},
     'reproduce.py': {'train'},
+    'report.py': {'report'},
     'experiments/runs.py': {'experiment'},
     'webtext/run.py': {'webtext'},
     'serve/batcher.py': {'serve'},

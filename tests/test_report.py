@@ -9,7 +9,12 @@ import math
 import time
 from pathlib import Path
 import pytest
+import torch
+from gpt2repro.checkpoint import save_checkpoint
+from gpt2repro.model import GPT2
 from gpt2repro.report import report, watch
+from gpt2repro.settings import GPT2Config
+from gpt2repro.tokenizer import SentencePiece
 
 pytestmark = pytest.mark.xdist_group('report')
 evil = '<img src=x onerror=alert(1)>'
@@ -103,6 +108,46 @@ def test_every_figure_is_drawn_and_nothing_overflows(page, reports, width, schem
     page.goto(reports['whole'][0].as_uri())
     inked = 'c => c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some(v => v > 0)'
     assert all(page.locator('canvas').nth(i).evaluate(inked) for i in range(9))
+
+
+@pytest.mark.parametrize('width,scheme', [(1300, 'dark'), (360, 'light')])
+def test_inside_the_newest_checkpoint(page, tmp_path, width, scheme):
+    "Two runs looked into, one that has no checkpoint; the figures are there as before"
+    torch.manual_seed(0)
+    tok = SentencePiece.train(['the cat sat on the mat. the cat ran.'] * 50, vocab_size=300)
+    runs = [make(tmp_path / name, records(8)) for name in ('one', 'two', 'young')]
+    for r in runs:
+        for f in (r / 'checkpoints').iterdir():
+            f.rmdir()
+    for run, H in zip(runs, (4, 5)):
+        model = GPT2(GPT2Config(vocab_size=tok.vocab_size, n_ctx=128, n_embd=20, n_layer=2, n_head=H))
+        save_checkpoint(run / 'checkpoints', 8, model, tok)
+    plain = report(runs).stat().st_size
+    file = report(runs, inspect=f'{evil} the cat </script><script>alert(5)</script>')
+    assert plain < file.stat().st_size - 20_000 < plain + 100_000
+    page.set_viewport_size(dict(width=width, height=900))
+    page.emulate_media(color_scheme=scheme)
+    page.goto(file.as_uri())
+    assert int(page.locator('html').get_attribute('data-drawn')) >= 8
+    seen = page.locator('[data-inspection]')
+    assert (
+        seen.count() == 2 and 'Not inspected: young, no checkpoint yet.' in page.locator('body').inner_text()
+    )
+    for i, heads in enumerate((8, 10)):
+        one = seen.nth(i)
+        assert one.locator('.heads button').count() == heads and one.locator('#lens tr').count() == 4
+        assert one.get_attribute('data-scheme') == scheme
+        was = one.locator('#chosen').inner_text()
+        one.locator('.token').nth(3).click()
+        assert one.locator('#chosen').inner_text() != was
+        assert one.evaluate('e => e.scrollWidth <= e.clientWidth')
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    assert page.locator('img').count() == 0
+    page.locator('#theme').click()
+    for _ in range(2):  # once round: auto, light, dark
+        theme = page.locator('html').get_attribute('data-theme')
+        page.locator(f'[data-inspection="1"][data-scheme={theme}]').wait_for()
+        page.locator('#theme').click()
 
 
 def test_what_comes_from_a_run_is_text(page, reports):

@@ -8,11 +8,13 @@ import ast
 import asyncio
 import functools
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -20,9 +22,17 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 import pytest
+import torch
+from gpt2repro.checkpoint import load_model
+from gpt2repro.decode import fake_quantize
+from gpt2repro.generation import samples
+from gpt2repro.model import GPT2
+from gpt2repro.settings import GPT2Config
+from gpt2repro.tokenizer import SentencePiece
 
 root = Path(__file__).parent.parent
 sys.path.insert(0, str(root / 'tools'))
+import alive
 import docs
 import pages
 
@@ -240,7 +250,9 @@ class Html(HTMLParser):
 
 
 def all_pages():
-    return sorted(f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name != '404.html')
+    "The renderer's pages; what lies in assets/ belongs to one of them"
+    names = (f.relative_to(site).as_posix() for f in site.rglob('*.html') if f.name != '404.html')
+    return sorted(n for n in names if not n.startswith('assets/'))
 
 
 @functools.cache
@@ -514,7 +526,7 @@ def test_index(page, url):
     page.goto(f'{url}/index.html')
     assert page.locator('h1').first.inner_text().startswith('gpt2repro')
     way = page.locator('img[alt^="The way"]')
-    assert way.bounding_box()['y'] + way.bounding_box()['height'] < 1000  # the picture is on the first screen
+    assert way.bounding_box()['y'] + way.bounding_box()['height'] < 2000  # on the second screen at the latest
     assert page.locator('img[alt^="The report"]').evaluate('e => e.naturalWidth') > 300
     for route in ('Learn', 'Use the library', 'On TPUs'):
         assert page.locator('.md-nav--primary').get_by_text(route, exact=True).count()
@@ -549,6 +561,223 @@ def test_search(page, url):
         page.keyboard.type(term)
         page.locator('a:visible', has_text=re.compile(term, re.I)).first.wait_for(timeout=60_000)
         page.get_by_text(re.compile(r'^\d+ results?$')).wait_for()
+
+
+# What is alive on the index
+
+slow = 5  # times longer than on a machine that does nothing else: the tests run side by side on two cores
+written = """async ([text, temperature, seed, most]) => {
+  const spec = await (await fetch('assets/alive/model.json')).json();
+  const file = await (await fetch('assets/alive/model.safetensors')).arrayBuffer();
+  return [...writerModel(spec, file).write(text, temperature, seed, most)];
+}"""
+
+
+def test_the_model_in_a_browser_is_that_of_python(tmp_path):
+    "Tokens, bits and greedy texts of random weights, also beyond the context; with spread logits"
+    if not chromium:
+        pytest.skip('no chromium here: apt-get install chromium')
+    torch.manual_seed(0)
+    said = ['the cat sat on the mat. a dog ran: 12 + 34 = 46.'] * 50
+    tok = SentencePiece.train(said, vocab_size=300)
+    model = GPT2(GPT2Config(vocab_size=tok.vocab_size, n_ctx=16, n_embd=24, n_layer=3, n_head=4))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    alive.write_browser_files(model, tok, tmp_path)
+    model = fake_quantize(model, 'int8').eval()
+    texts = ['', 'the cat', 'a  dog\n\tran é 🙂 שלום \u2581 \U0010fffd b', 'zzz', ' the mat' * 9]
+    script = (root / 'tools/site/alive/model.js').read_text(encoding='utf-8')
+    (tmp_path / 'page.html').write_text(f'<script src="weights.js"></script><script>{script}</script>')
+    js = """texts => {
+      const file = Uint8Array.from(atob(aliveWeights.file), c => c.charCodeAt(0)).buffer;
+      const m = writerModel(aliveWeights.spec, file);
+      return texts.map(t => [m.encode(t), [...m.write(t, 0, 0, 40)]]);
+    }"""
+    found = asyncio_page(lambda page: evaluated(page, (tmp_path / 'page.html').as_uri(), js, texts))
+    for text, (ids, got), want in zip(texts, found, samples(model, tok, texts, 40, temperature=0)):
+        assert ids == tok.encode(text), text
+        *tokens, end = got
+        new = [o for o in tokens if not o.get('given')]
+        assert [o['id'] for o in new] == want.ids, text
+        assert ''.join(o['text'] for o in [*new, end]) == want.text
+        assert ''.join(o['text'] for o in tokens if o.get('given')) == text
+        bits = [-p / math.log(2) for p in want.logprobs]
+        assert [o['bits'] for o in new] == pytest.approx(bits, abs=1e-3)
+        assert end['ended'] == want.ended
+        for o in new:
+            chances = [p for _, p in o['best']]
+            assert len(chances) == 5 and chances == sorted(chances, reverse=True)
+
+
+async def evaluated(page, url, js, argument):
+    await page.goto(url)
+    return await page.evaluate(js, argument)
+
+
+def asyncio_page(visit):
+    "What `visit` gives for a new page; in a thread, as above"
+
+    async def run():
+        from playwright.async_api import async_playwright
+
+        async with async_playwright() as p:
+            browser = await p.chromium.launch(executable_path=chromium, args=flags)
+            found = await visit(await browser.new_page())
+            await browser.close()
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result()
+
+
+def test_what_the_browser_s_model_cannot_compute_is_refused():
+    said = ['the cat sat on the mat. a dog ran: 12 + 34 = 46.'] * 50
+    tok = SentencePiece.train(said, vocab_size=300)
+    cfg = GPT2Config(vocab_size=tok.vocab_size, n_ctx=16, n_embd=24, n_layer=1, n_head=2)
+    assert alive.browser_spec(cfg, tok)['tokens'][tok.eot] is None
+    for odd in (dict(n_embd=18), dict(activation_function='gelu')):
+        with pytest.raises(ValueError, match='takes n_embd in fours and gelu_new only'):
+            alive.browser_spec(cfg.replace(**odd), tok)
+    unigram = SentencePiece.train(said, vocab_size=300, model_type='unigram', adapt=True)
+    with pytest.raises(ValueError, match='give a BPE of SentencePiece'):
+        alive.browser_spec(cfg, unigram)
+
+
+def test_other_settings_are_another_model():
+    cfg = alive.run_config()
+    assert alive.key(cfg) == alive.key(alive.run_config()) != alive.key(cfg.replace(seed=cfg.seed + 1))
+
+
+@built
+def test_the_model_of_the_site_writes_what_python_writes(page, url):
+    folder = alive.kept / alive.key(alive.run_config())
+    if not folder.exists():
+        pytest.skip('the model that the site was built with is gone: make docs')
+    page.goto(f'{url}/index.html')
+    model, tok = load_model(folder / 'model', 'cpu')
+    long = 'If the file does not exist, an exception is raised. ' * 12
+    for text, most in (('Return the', 64), ('', 64), (long, 64)):
+        got = page.evaluate(written, [text, 0, 0, most])
+        new = [o['id'] for o in got if 'id' in o and not o.get('given')]
+        [want] = samples(model, tok, text, most, temperature=0)
+        assert new == want.ids, text
+    one, same, other = (page.evaluate(written, ['Return the', 0.8, seed, 30]) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def moved(page):
+    "Names and bytes of all that the page loads, from now on"
+    loaded = {}
+    page.on('response', lambda r: loaded.update({r.url: r}))
+    return lambda: {u: len(r.body()) for u, r in loaded.items() if r.status == 200}
+
+
+@built
+def test_the_index_begins_with_something_to_touch(page, url):
+    loaded = moved(page)
+    page.on('request', lambda r: asked.append(r.url))
+    asked = []
+    began = time.perf_counter()
+    page.goto(f'{url}/index.html')
+    tokens = page.locator('#alive-inside .token')
+    tokens.first.wait_for()
+    assert time.perf_counter() - began < 2 * slow
+    assert page.locator('#alive-inside').bounding_box()['y'] < 500  # px: on the first screen
+    assert not any('safetensors' in u for u in asked)  # the weights wait until they are wanted
+    facts = page.locator('#alive-inside #chosen')
+    before = facts.inner_text()
+    tokens.nth(5).click()
+    assert facts.inner_text() != before
+    page.keyboard.press('ArrowRight')
+    assert tokens.nth(6).get_attribute('aria-pressed') == 'true'
+    assert page.locator('#alive-inside .heads button').count() == 16
+    heat = 'e => +(getComputedStyle(e).backgroundColor.match(/[\\d.]+/g)[3] ?? 1)'
+    texts = tokens.all_inner_texts()
+    heats = [t.evaluate(heat) for t in tokens.all()]
+    from_banana = next(i for i in range(len(texts)) if ''.join(texts[i:]).strip() == 'banana.')
+    assert max(heats[from_banana:]) > sum(heats) / len(heats)  # the odd word is redder than most
+
+    began = time.perf_counter()
+    page.locator('#writer-go').click()
+    page.locator('#writer-written span:not(.given)').first.wait_for()
+    assert time.perf_counter() - began < 2 * slow
+    page.locator('#writer[data-state=done]').wait_for()
+    assert 'tokens in' in page.locator('#writer-status').inner_text()
+    sizes = loaded()
+    assert sum(sizes.values()) < 6_000_000, sizes
+    assert all(u.startswith((url, 'blob:')) for u in asked), asked
+    page.locator('#writer-written').press('ArrowRight')
+    page.locator('#writer-written').press('ArrowRight')
+    assert 'The likeliest here' in page.locator('#writer-facts').inner_text()
+    one = page.locator('#writer-written').inner_text()
+    page.locator('#writer-another').click()
+    page.wait_for_function(
+        't => document.getElementById("writer-stop").disabled && '
+        'document.getElementById("writer-written").innerText !== t',
+        arg=one,
+    )
+    assert page.locator('#writer-seed').input_value() == '1'
+
+
+@built
+def test_a_text_can_be_stopped(page, url):
+    page.goto(f'{url}/index.html')
+    page.locator('#writer-text').fill('Raised when ' * 100)
+    page.locator('#writer-text').press('Control+Enter')
+    page.locator('#writer-written span').first.wait_for()
+    page.locator('#writer-text').press('Escape')
+    assert 'Stopped' in page.locator('#writer-status').inner_text()
+    assert page.locator('#writer-stop').is_disabled()
+    count = page.locator('#writer-written span').count()
+    page.wait_for_timeout(300)
+    assert page.locator('#writer-written span').count() == count
+
+
+@built
+def test_the_index_from_a_file(page):
+    "No server: a script brings the weights"
+    asked = []
+    page.on('request', lambda r: asked.append(r.url))
+    page.goto((site / 'index.html').as_uri())
+    page.locator('#alive-inside .token').first.wait_for()
+    page.locator('#writer-go').click()
+    page.locator('#writer[data-state=done]').wait_for()
+    assert page.locator('#writer-written span').count() > 3
+    assert all(u.startswith(('file:', 'blob:', 'data:')) for u in asked), asked
+
+
+@built
+def test_a_browser_that_cannot_write_says_so(page, url):
+    page.route('**/model.safetensors', lambda r: r.abort())
+    page.goto(f'{url}/index.html')
+    page.locator('#writer-go').click()
+    page.get_by_text('The model cannot run in this browser').wait_for()
+    page.unroute('**/model.safetensors')
+    page.locator('#writer-go').click()  # it can be tried again
+    page.locator('#writer[data-state=done]').wait_for()
+    page.add_init_script('delete window.Worker')
+    page.goto(f'{url}/index.html')
+    assert 'it has no workers' in page.locator('#writer-status').inner_text()
+    assert page.locator('#alive-inside .token').count() > 20
+
+
+@built
+@pytest.mark.parametrize('width,scheme', [(360, 'dark'), (1300, 'light')])
+def test_what_is_alive_fits_and_follows_the_theme(browser, url, width, scheme):
+    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
+    page.goto(f'{url}/index.html')
+    page.locator('#alive-inside .token').first.wait_for()
+    assert page.locator('#alive-inside').get_attribute('data-scheme') == scheme
+    page.locator('#writer-go').click()
+    page.locator('#writer[data-state=done]').wait_for()
+    for e in ('#alive-inside', '#writer'):
+        assert page.locator(e).evaluate('e => e.scrollWidth <= e.clientWidth'), e
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    page.locator('.md-header [data-md-component="palette"] label:not([hidden])').first.click()
+    other = dict(light='dark', dark='light')[scheme]
+    page.locator(f'#alive-inside[data-scheme={other}]').wait_for()
+    page.close()
 
 
 def test_the_checks_find_what_they_are_for(tmp_path):

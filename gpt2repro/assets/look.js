@@ -1,7 +1,10 @@
+// Draws what `gpt2repro.look.inspect` found into an element, from the template `look` of the page. The parts stand in a
+// shadow root, so that the element fits into any page.
 'use strict';
-{
-  const data = JSON.parse(document.getElementById('data').textContent);
-  const $ = (id) => document.getElementById(id);
+function showInspection(host, data) {
+  const shadow = host.attachShadow({mode: 'open'});
+  shadow.append(document.getElementById('look').content.cloneNode(true));
+  const $ = (id) => shadow.getElementById(id);
   const {tokens, names, pieces, bits, best, lens, norms, previous, induction, change} = data;
   const T = tokens.length, L = previous.length, H = previous[0].length;
   const attention = Uint8Array.from(atob(data.attention), (c) => c.charCodeAt(0));
@@ -31,7 +34,7 @@
   };
   const bar = (share, bad = false) => {
     const td = make('td'), b = make('span', '', bad ? 'bar bad' : 'bar');
-    b.style.width = `${Math.max(0, Math.min(1, share)) * 7}rem`;
+    b.style.width = `calc(var(--rem) * ${(7 * Math.max(0, Math.min(1, share))).toFixed(3)})`;
     td.append(b);
     return td;
   };
@@ -123,11 +126,12 @@
     }));
   };
   $('by').addEventListener('change', colourHeads);
+  if (data.by) $('by').value = data.by;
 
   const drawMatrix = () => {
     const canvas = $('matrix'), [l, h] = head;
     canvas.width = canvas.height = T;
-    const style = getComputedStyle(document.documentElement);
+    const style = getComputedStyle(host);
     const rgb = style.getPropertyValue('--cold').split(',').map(Number);
     const hot = style.getPropertyValue('--hot').split(',').map(Number);
     const c = canvas.getContext('2d'), image = c.createImageData(T, T);
@@ -147,7 +151,7 @@
   const drawLines = () => {
     const [l, h] = head, y = (i) => 14 + 15 * i, short = (s) => (s.length > 14 ? `${s.slice(0, 13)}…` : s);
     const root = svg('svg', {viewBox: `0 0 360 ${15 * T + 8}`, role: 'img', 'aria-label': 'from each token to those it looks at'});
-    root.style.maxWidth = '32rem';
+    root.style.maxWidth = 'calc(32 * var(--rem))';
     for (let q = 0; q < T; q++) for (let k = 0; k <= q; k++) {
       const a = weight(l, h, q, k);
       if (a < 0.05) continue;
@@ -190,13 +194,21 @@
     drawMatrix();
     drawLines();
   };
-  $('theme').addEventListener('click', () => {
-    const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    root.dataset.theme = dark ? 'light' : 'dark';
+  // Light or dark, as the page around
+  const dark = matchMedia('(prefers-color-scheme: dark)');
+  const paint = () => {
+    const scheme = getComputedStyle(host).colorScheme;
+    const isDark = scheme.includes('dark') && (dark.matches || !scheme.includes('light'));
+    host.dataset.scheme = isDark ? 'dark' : 'light';
     drawMatrix();
-  });
+  };
+  dark.addEventListener('change', paint);
+  const themes = new MutationObserver(paint);
+  for (const e of [document.documentElement, document.body]) {
+    themes.observe(e, {attributeFilter: ['data-theme', 'data-md-color-scheme']});
+  }
   colourHeads();
   chooseHead(...data.head);
   choose(1);
+  paint();
 }

@@ -441,6 +441,11 @@ if (data.refresh) {
   setTimeout(again, 1000 * data.refresh);
 }
 
+// What a checkpoint makes of a text: there is an element for each inspection that was asked for.
+for (const e of document.querySelectorAll("[data-inspection]")) {
+  showInspection(e, data.inspections[e.dataset.inspection]);
+}
+
 applyTheme();
 redraw();
 showRuns();
