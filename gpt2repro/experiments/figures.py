@@ -24,9 +24,9 @@ from .verdicts import numeric
 
 # %% ../../nbs/experiments/03_figures.ipynb #9a26bfa0
 measures = dict(
-    seconds='seconds of training', flops='FLOPs', cpu_seconds='seconds of CPU time, with evaluation'
+    seconds='seconds of training', cpu_seconds='seconds of CPU time, with evaluation', flops='FLOPs'
 )
-nouns = dict(seconds='time', flops='FLOPs', cpu_seconds='CPU time')  # measure -> as in '27 % more time'
+nouns = dict(seconds='time', cpu_seconds='CPU time', flops='FLOPs')  # measure -> as in '27 % more time'
 
 
 def cost_frame(
