@@ -8,6 +8,7 @@ Docs: https://gpt2repro.github.io/gpt2repro/config2019.html.md"""
 __all__ = ['from_json2019', 'treated_as_2019']
 
 # %% ../nbs/03_config2019.ipynb #6fd80671
+from importlib.util import find_spec
 from pathlib import Path
 
 from .settings import DataConfig, GPT2Config, OptimConfig, RunConfig
@@ -132,7 +133,9 @@ def treated_as_2019(
     docs: list[str],
     tok,  # counts the tokens of a document
 ) -> list[str]:
-    "ftfy with NFKC, and no document under 25 tokens"
+    "ftfy with NFKC, and no document under 25 tokens. Raises `ValueError` if ftfy is not installed"
+    if not find_spec('ftfy'):
+        raise ValueError('the text of 2019 needs the package ftfy: pip install "gpt2repro[clean]"')
     import ftfy
 
     new = (ftfy.fix_text(d, normalization='NFKC') for d in docs)
