@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from ..backend import describe, get_device, is_cpu, seed_all
+from ..backend import describe, get_device, is_cpu, needs_static_shapes, seed_all
 from ..checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ..experiment import read_records, records_text
 from .design import Design, Job, load_design
@@ -187,11 +187,12 @@ def train_and_observe(
     else:
         seen.curve.append([0, short(held_out.bits_per_byte(model, 16))])
     look = points(cfg.max_steps)
+    always = needs_static_shapes(device)  # a step that tracks is another program, to be compiled
     timer = _Timer(seen, device)
     saved = time.monotonic()
     run = fit(model, opt, train_batches(cfg, train), cfg, device, step, monitor)
     while step < cfg.max_steps:
-        opt.track = step + 1 in look
+        opt.track = always or step + 1 in look
         step, loss, _ = timer.step(run)
         if step not in look:
             continue
