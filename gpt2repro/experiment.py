@@ -270,9 +270,10 @@ def signed(
 
 def plus_minus(
     half: float,  # half the width of an interval
+    digits: int = 3,  # after the point
 ) -> str:
     "' ± 0.004', or nothing where there is no interval"
-    return '' if math.isnan(half) else f' ± {half:.3f}'
+    return '' if math.isnan(half) else f' ± {half:.{digits}f}'
 
 
 def change_text(

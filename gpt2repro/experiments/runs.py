@@ -338,6 +338,10 @@ class Folder:
         settings = to_dict(self.design.config(job))
         return _other(record.get('levels', {}), levels) or _other(record.get('settings', {}), settings)
 
+    def file(self, job: Job) -> Path:
+        "Where the record of a run goes"
+        return self.out / f'{job.slug}.json'
+
     def has(self, corpus: str) -> bool:
         "Is the corpus on this machine?"
         return (self.root / corpus).is_dir()
@@ -357,7 +361,7 @@ class Folder:
         state = self.hidden('.unfinished') / job.slug
         record = record_of(self.design, job, self.root, state, seen_step)
         place = about(self.design, job, self.root, get_device('auto'))
-        write_atomic(self.out / f'{job.slug}.json', records_text(place, [record]))
+        write_atomic(self.file(job), records_text(place, [record]))
         shutil.rmtree(state, ignore_errors=True)
         return record
 
@@ -385,13 +389,14 @@ def work(
     "Do the runs that nobody has done or is doing, until no time is left for the next one"
     deadline = Deadline(minutes)
     locks = folder.hidden('.locks')
+    done = folder.done()
     for job in todo:
-        if not folder.has(job.corpus):
+        if job in done or not folder.has(job.corpus):
             continue
         flops = folder.design.flops(job)
         try:
             with FileLock(str(locks / job.slug), timeout=0):
-                if job in folder.done() or not deadline.allows(flops):  # a shorter one may fit
+                if folder.file(job).exists() or not deadline.allows(flops):  # a shorter one may fit
                     continue
                 start = time.monotonic()
                 told = _Told(bar, flops / job.steps)
@@ -459,14 +464,13 @@ class _one_thread:
 
 def _follow(workers, folder, todo, bar):
     "Show what the workers have done until they end. Raises `RuntimeError` if one fails"
-    seen = folder.done()
+    done = folder.done()
+    left = [j for j in todo if j not in done]
     while any(w.is_alive() for w in workers):
         time.sleep(1)
-        now = folder.done()
-        for job in todo:
-            if job in now and job not in seen:
-                bar.update(folder.design.flops(job))
-        seen = now
+        new = [j for j in left if folder.file(j).exists()]
+        left = [j for j in left if j not in new]
+        bar.update(sum(folder.design.flops(j) for j in new))
     if any(w.exitcode for w in workers):
         raise RuntimeError(
             'a worker failed, its reason stands above: the records are whole, and the same command goes on'

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from ..experiment import join_cell, paired_differences, scores, signed, split_cell
+from ..experiment import join_cell, paired_differences, plus_minus, scores, signed, split_cell
 from ..experiment import student_critical, student_interval, student_within
 
 # %% ../../nbs/experiments/02_verdicts.ipynb #0c95a40a
@@ -265,8 +265,7 @@ def change_digits(
     half: float,  # half the width of its interval; nan: none
 ) -> str:
     "'-0.0031 ± 0.0004': four digits, since what a verdict is about may be as small as a thousandth"
-    interval = '' if math.isnan(half) else f' ± {half:.4f}'
-    return '' if math.isnan(change) else signed(change, 4) + interval
+    return '' if math.isnan(change) else signed(change, 4) + plus_minus(half, 4)
 
 
 def needed_text(
