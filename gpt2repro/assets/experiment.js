@@ -2,10 +2,9 @@
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
-const {$, element, root, theming} = page;
+const {$, css, element, root, swatch, theming} = page;
 const panels = [];
 const applyTheme = theming(() => { for (const p of panels) p.plot?.redraw(); });
-const css = name => getComputedStyle(root).getPropertyValue(name).trim();
 
 // What the reader chose lasts over a reload, where the browser allows it.
 const key = "gpt2repro " + location.pathname;
@@ -68,12 +67,6 @@ function drawSpread(p, u) {
     }
   }
   c.restore();
-}
-
-function swatch(l) {
-  const s = element("i", {class: l.dash ? "swatch dash" : "swatch"});
-  s.style.borderTopColor = l.color;
-  return s;
 }
 
 // The point of each line that is nearest to the pointer, unless the line has ended

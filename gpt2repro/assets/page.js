@@ -11,6 +11,15 @@ function element(tag, attributes = {}, ...children) {
   return e;
 }
 
+const css = name => getComputedStyle(root).getPropertyValue(name).trim();
+
+// The sample of a line before its name
+function swatch(l) {
+  const s = element("i", {class: l.dash ? "swatch dash" : "swatch"});
+  s.style.borderTopColor = l.color;
+  return s;
+}
+
 // The button `theme` goes round. Gives a function that applies the choice; `changed` is called after each.
 const themes = ["auto", "light", "dark"];
 function theming(changed = () => {}) {
@@ -26,5 +35,5 @@ function theming(changed = () => {}) {
   $("theme").addEventListener("click", () => set(themes[(themes.indexOf(theme) + 1) % themes.length]));
   return () => set(theme);
 }
-return {$, element, root, theming};
+return {$, css, element, root, swatch, theming};
 })();

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
-const {$, element, root, theming} = page;
+const {$, css, element, root, swatch, theming} = page;
 const applyTheme = theming(() => { for (const p of panels) p.plot?.redraw(); });
 
 // What the reader chose lasts over a reload, where the browser allows it.
@@ -11,8 +11,6 @@ const state = {x: "tokens", smooth: 0, logx: false, logy: false, unit: "bpb", hi
                open: [], sort: null, scroll: 0};
 try { Object.assign(state, JSON.parse(sessionStorage.getItem(key) || "{}")); } catch {}
 const save = () => { try { sessionStorage.setItem(key, JSON.stringify(state)); } catch {} };
-
-const css = name => getComputedStyle(root).getPropertyValue(name).trim();
 
 // Numbers as people write them
 
@@ -157,12 +155,6 @@ function showTip(panel, u) {
   const right = left + 16 + tip.offsetWidth > panel.box.clientWidth;
   tip.style.left = `${Math.max(0, right ? left - 16 - tip.offsetWidth : left + 16)}px`;
   tip.style.top = `${offsetTop + 12}px`;
-}
-
-function swatch(l) {
-  const s = element("i", {class: l.dash ? "swatch dash" : "swatch"});
-  s.style.borderTopColor = l.color;
-  return s;
 }
 
 // Level lines over a plot, with their names
